@@ -1,0 +1,31 @@
+"""genlab: train, compare and teach generative models. Importing it loads nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from genlab.models.base import GenerativeModel
+
+__version__ = "0.1.0"
+
+
+def load(run: Any, *, device: str = "cpu", allow_targets: tuple[str, ...] = ()) -> GenerativeModel:
+    """Loads a trained model from a run folder or a checkpoint, ready to `sample(n)`.
+
+    Nothing in the checkpoint is executed, and its config may only name genlab's own parts, layers and optimizers.
+
+    Args:
+        run: A run folder (its last checkpoint is taken) or a `.ckpt` file.
+        device: Where to put it.
+        allow_targets: Patterns of further names that its config may build, such as "mypackage.*".
+
+    Returns:
+        The model, in eval mode, with its averaged weights where the run kept an average.
+
+    Raises:
+        UserError: If there is no readable checkpoint, or its config names something that is not allowed.
+    """
+    from genlab.cli.runs import load_model
+
+    return load_model(run, device=device, allow_targets=allow_targets)

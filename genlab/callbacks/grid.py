@@ -1,0 +1,59 @@
+"""What the model draws while it learns, always from the same latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from genlab.metrics.images import save_png
+from genlab.models.base import GenerativeModel
+from genlab.pictures import beside, sample_picture, some_real
+from genlab.seeding import preserved_random_states
+
+POINTS = 2500  # of two-dimensional data, where a picture of 64 says nothing
+
+
+class SampleGrid(Callback):
+    """Grids of samples (and reconstructions) as PNG in `grids/` and in TensorBoard; the newest is `samples.png` too."""
+
+    def __init__(self, every_n_steps: int = 500, num_samples: int = 64, seed: int = 0) -> None:
+        """Sets what is drawn.
+
+        Args:
+            every_n_steps: Iterations between pictures; there is one at the end as well.
+            num_samples: Images in a grid.
+            seed: Of the latents, which are the same in every picture.
+        """
+        self.every_n_steps, self.num_samples, self.seed = every_n_steps, num_samples, seed
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Draws when due, on the first process only; the random streams of training are left as they were."""
+        step = trainer.global_step
+        due = step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
+        if due and trainer.is_global_zero and isinstance(pl_module, GenerativeModel):
+            with preserved_random_states():
+                self.draw(trainer, pl_module)
+
+    def draw(self, trainer: pl.Trainer, model: GenerativeModel) -> None:
+        """Writes the pictures of this iteration."""
+        folder, step, spec = Path(trainer.default_root_dir), trainer.global_step, model.spec
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        pictures = {}
+        if model.can("sample"):
+            n = self.num_samples if spec.kind == "image" else POINTS
+            x = model.sample(n, rng=torch.Generator().manual_seed(self.seed))
+            pictures["samples"] = sample_picture(spec, x, some_real(data, 10_000) if spec.kind != "image" else None)
+        if model.can("reconstruct") and spec.kind == "image":
+            x = some_real(data, min(self.num_samples, 32)).to(model.device)
+            pictures["reconstructions"] = sample_picture(spec, beside(x, model.reconstruct(x)))
+        for name, picture in pictures.items():
+            save_png(folder / "grids" / f"{name}_{step:07d}.png", picture)
+            save_png(folder / f"{name}.png", picture)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(name, picture, step, dataformats="HWC")

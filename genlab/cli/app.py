@@ -1,0 +1,185 @@
+"""What every command shares: arguments before Hydra sees them, errors as sentences, composition. Free of torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from genlab.cli import schema
+from genlab.errors import TrainingStopped, UserError
+
+# Values of these keys are paths. Hydra's grammar breaks on `=`, `(` or `[` in a path, so they reach it quoted.
+PATH_KEYS = ("resume", "init_from", "first_stage", "data.root", "metrics.inception_weights", "hydra.run.dir")
+GROUPS = ("model", "loss", "likelihood", "network", "data", "metrics")
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
+    """Puts the values of path keys into quotes where Hydra's grammar needs it.
+
+    Raises:
+        UserError: If a group is set to null, which Hydra answers with a traceback.
+    """
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if value == "null" and (config_dir() / key).is_dir():
+            none = f"{key}=none" if "none" in options(key) else f"leave {key} out"
+            raise UserError(f"{argument} means nothing; choose one of {', '.join(options(key))}, or {none}.")
+        if equals and key.lstrip("+") in PATH_KEYS and re.search(r"[^\w./\-~]", value) and value[0] not in "'\"$":
+            value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        quoted.append(f"{key}{equals}{value}")
+    return quoted
+
+
+def take_path(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
+    """The value of the last `key=value` as it was typed, and the other arguments."""
+    values = [a.partition("=")[2] for a in arguments if a.partition("=")[0] == key]
+    return (values[-1] if values else None), [a for a in arguments if a.partition("=")[0] != key]
+
+
+def config_dir() -> Path:
+    """The folder of the shipped configs, in a checkout as in an installed wheel."""
+    import genlab.configs  # a folder of yaml files with an empty __init__.py
+
+    return Path(genlab.configs.__file__).parent
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """Prints a user's mistake in a sentence and leaves with code 2; what stops training leaves with code 3.
+
+    HYDRA_FULL_ERROR=1 shows the traceback instead, as it does for Hydra's own errors.
+    """
+    try:
+        yield
+    except (UserError, TrainingStopped) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(f"\n{error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, UserError) else 3) from None
+
+
+def hydra_app(task: Callable[[Any], Any], config_name: str, arguments: Sequence[str]) -> None:
+    """Runs `task` under Hydra (composition, run folders, sweeps, completion) on these arguments."""
+    import hydra
+
+    sys.argv = [sys.argv[0], *quote_paths(arguments)]
+    hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=config_name)(task)()
+
+
+def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[str, Any]:
+    """Composes and resolves a config without running anything: what tests, tools and notebooks use.
+
+    Args:
+        overrides: As on the command line, `["model=began", "trainer.max_steps=100"]`.
+        config_name: The primary config.
+
+    Returns:
+        Plain containers, see `resolve`.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+
+    schema.register()
+    with initialize_config_module("genlab.configs", version_base="1.3"):
+        config = hydra_compose(config_name, quote_paths(overrides), return_hydra_config=True)
+        return resolve(config, dict(config.hydra.runtime.choices))
+
+
+def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
+    """A composed config as plain containers without interpolations: what is trained, saved and resumed.
+
+    `network`, `loss` and `likelihood` are left out: they stand, resolved, where the model uses them. What was chosen
+    in each group is kept under `choices`.
+
+    Raises:
+        UserError: If a part that the model asks for is not offered by what was chosen.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+    left_out = {"network", "loss", "likelihood", "hydra"}
+    resolved: dict[str, Any] = {"choices": {k: v for k, v in choices.items() if "/" not in k and k != "hydra"}}
+    for key in config:
+        if key in left_out:
+            continue
+        node = config._get_node(key)
+        try:
+            is_container = OmegaConf.is_config(node)
+            resolved[str(key)] = OmegaConf.to_container(node, resolve=True) if is_container else config[key]
+        except InterpolationKeyError as error:
+            raise UserError(_missing_role(str(error), resolved["choices"]) or str(error)) from error
+        except OmegaConfBaseException as error:
+            raise UserError(str(error)) from error
+    for node in ("data", "model"):
+        if resolved.get(node) in (None, "???"):
+            raise UserError(f"{node} is empty. Choose one: {', '.join(options(node))}.")
+    resolved["choices"] = {k.partition("@")[0]: v for k, v in resolved["choices"].items() if v is not None}
+    return resolved
+
+
+def _missing_role(message: str, choices: dict[str, str]) -> str | None:
+    """A sentence for a model that asks a network family for a role it does not have."""
+    found = re.search(r"Interpolation key 'network\.(\w+)' not found", message)
+    if not found:
+        return None
+    role = found.group(1)
+    fits = [name for name in options("network") if role in read_option("network", name)]
+    network = next((v for k, v in choices.items() if k.startswith("network")), None)
+    return (
+        f"model={choices.get('model')} needs a network with a part '{role}', which network={network} does not have. "
+        f"It fits: {', '.join(f'network={name}' for name in fits)}."
+    )
+
+
+def options(group: str) -> list[str]:
+    """The shipped options of a config group."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def read_option(group: str, name: str) -> dict[str, Any]:
+    """One option's yaml as it stands, without composition."""
+    import yaml
+
+    return yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text()) or {}
+
+
+def list_options(group: str) -> None:
+    """Prints the options of a group with the first line of each yaml: for models, the method and its paper.
+
+    Raises:
+        UserError: If there is no such group.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    groups = sorted({path.parent.name for path in config_dir().glob("*/*.yaml")})
+    asked, group = group, group if group in groups else group.removesuffix("s")
+    if group not in groups:
+        raise UserError(f"There is no group {asked!r} to list; there are {', '.join(groups)}.")
+    table = Table(title=f"{group}=...", title_justify="left")
+    table.add_column("name", style="bold", no_wrap=True)
+    table.add_column("method and source" if group == "model" else "what it is")
+    for name in options(group):
+        first = (config_dir() / group / f"{name}.yaml").read_text().partition("\n")[0]
+        table.add_row(name, first.lstrip("# ") if first.startswith("#") else "")
+    Console().print(table)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes sure that a run folder can be made, before Hydra tries.
+
+    Raises:
+        UserError: If something in the way is not a folder, or may not be written to.
+    """
+    folder = folder.absolute()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing} is in the way of the run folder: it is a file. Try hydra.run.dir=OTHER_FOLDER.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{existing} may not be written to. Choose another place: hydra.run.dir=OTHER_FOLDER.")

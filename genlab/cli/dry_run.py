@@ -1,0 +1,84 @@
+"""`--dry-run`: what would run, how large, how long; nothing is trained and no data are read."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+if TYPE_CHECKING:
+    from genlab.cli.running import Parts, Result
+
+
+def describe(parts: Parts) -> Result:
+    """Prints the resolved composition, the players, steps, disk and an estimate of time and memory."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from genlab.cli.running import Result
+
+    config, model = parts.config, parts.model
+    shown = {k: v for k, v in config.items() if v not in (None, {}, []) and k != "choices"}
+    print(yaml.safe_dump(shown, sort_keys=False, width=110))
+    steps = config["trainer"]["max_steps"]
+    table = Table(title="dry run", title_justify="left", show_header=False)
+    for name, parameters in model.players.items():
+        table.add_row(f"{name}", f"{sum(p.numel() for p in parameters):,} parameters")
+    seconds, peak = _trial(parts)
+    table.add_row("iterations", f"{steps:,} of {config['data']['batch_size'] * model.batches_per_step} samples each")
+    table.add_row(
+        "time", f"about {seconds * steps / 60:.1f} min on this machine ({1000 * seconds:.0f} ms an iteration)"
+    )
+    table.add_row("memory", f"about {peak / 2**20:.0f} MiB for weights, optimizers, averages and activations")
+    table.add_row("disk", f"about {_disk(parts) / 2**20:.0f} MiB of checkpoints")
+    Console().print(table)
+    return Result(model, {}, None)
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _disk(parts: Parts) -> int:
+    """Weights, two moments of Adam, the averages; for the kept checkpoints and the best one."""
+    weights = _bytes(parts.model.state_dict().values())
+    return (4 * weights + 2**16) * (parts.config["checkpoint"]["keep"] + 1)
+
+
+def _trial(parts: Parts) -> tuple[float, int]:
+    """Seconds and bytes of an iteration, from three real ones on made-up data in a copy of the run."""
+    import tempfile
+    from pathlib import Path
+
+    from genlab.cli.running import make_trainer
+    from genlab.data.spec import Batch
+
+    model, size = parts.model, parts.config["data"]["batch_size"] * parts.model.batches_per_step
+    batch = Batch(x=torch.rand(size, *model.spec.shape) * 2 - 1)
+    saved: list[int] = []
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    class Made(list):
+        """Four times the same batch."""
+
+    parts.callbacks.clear()
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = {**parts.config, "logger": {}}
+        trainer = make_trainer(
+            type(parts)(quiet, parts.data, model, None), Path(folder), max_steps=1, accelerator="cpu", devices=1
+        )
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            trainer.fit(model, train_dataloaders=Made([batch]))
+        trainer = make_trainer(
+            type(parts)(quiet, parts.data, model, None), Path(folder), max_steps=4, accelerator="cpu", devices=1
+        )
+        started = time.perf_counter()
+        trainer.fit(model, train_dataloaders=Made([batch] * 4))
+        seconds = (time.perf_counter() - started) / 4
+    weights = _bytes(model.parameters())
+    return seconds, 5 * weights + sum(saved)

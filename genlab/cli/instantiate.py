@@ -1,0 +1,141 @@
+"""From config to objects: the one place that calls Hydra's `instantiate`, and the checks before it."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from genlab.errors import UserError
+
+# What a stranger's config may build. Never `torch.*`: torch.load and torch.hub execute what they are given.
+ALLOWED_TARGETS = (
+    "genlab.callbacks.*",
+    "genlab.data.*",
+    "genlab.losses.*",
+    "genlab.metrics.*",
+    "genlab.models.*",
+    "genlab.networks.*",
+    "genlab.sampling.*",
+    "torch.nn.*",
+    "torch.optim.*",
+    "torchvision.transforms.*",
+    "torchmetrics.*",
+    "pytorch_lightning.callbacks.*",
+    "pytorch_lightning.loggers.*",
+    "zuko.*",
+)
+
+
+def targets(config: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """All nodes with a `_target_` in a plain config, each with its dotted path, outermost first."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield path, config
+        for key, value in config.items():
+            yield from targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(config, list):
+        for i, value in enumerate(config):
+            yield from targets(value, f"{path}[{i}]")
+
+
+def check_allowed(config: Any, allow: Sequence[str] = ()) -> None:
+    """Refuses a foreign config that names anything outside the allow-list.
+
+    The name is tested before any import, the identity of what it leads to afterwards: else
+    `torch.nn.modules.module.torch.hub.load` would pass as `torch.nn.*`.
+
+    Args:
+        config: Plain containers.
+        allow: Patterns that widen the list, such as "mypackage.*".
+
+    Raises:
+        UserError: Names the first target that is refused.
+    """
+    patterns = (*ALLOWED_TARGETS, *allow)
+
+    def refuse_unless_allowed(name: str, target: str, path: str) -> None:
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            raise UserError(
+                f"The run's config names {target!r} at {path or 'the top'}, which a loaded run may not build. "
+                f"If you trust it: allow_targets=[{target.split('.')[0]}.*]"
+            )
+
+    for path, node in targets(config):
+        refuse_unless_allowed(str(node["_target_"]), str(node["_target_"]), path)
+    for path, node in targets(config):
+        found = locate(str(node["_target_"]), path)
+        identity = f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', '?')}"
+        refuse_unless_allowed(identity, str(node["_target_"]), path)
+
+
+def locate(target: str, path: str) -> Any:
+    """The class or function that a `_target_` names.
+
+    Raises:
+        UserError: If it cannot be imported.
+    """
+    from hydra.utils import get_object
+
+    try:
+        return get_object(target)
+    except Exception as error:  # whatever importing foreign code raises
+        cause = error.__cause__ or error
+        raise UserError(f"{path}._target_={target} cannot be imported: {cause}") from error
+
+
+def check_signatures(config: Any, path: str = "") -> None:
+    """Holds every `_target_`'s keys against what it takes, before any data are read.
+
+    Raises:
+        UserError: Names the first key that is unknown (with the nearest that is not) or missing.
+    """
+    for place, node in targets(config, path):
+        found = locate(str(node["_target_"]), place)
+        try:
+            parameters = inspect.signature(found).parameters
+        except (TypeError, ValueError):  # some built-ins have none
+            continue
+        given = {k for k in node if not k.startswith("_")}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            for key in sorted(given - parameters.keys()):
+                near = difflib.get_close_matches(key, parameters, n=1)
+                hint = f", did you mean {near[0]!r}?" if near else f"; it takes {', '.join(parameters)}."
+                raise UserError(f"{place}: {node['_target_']} takes no {key!r}{hint}")
+        if not node.get("_partial_") and "_args_" not in node:
+            required = {k for k, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+            for key in sorted(required - given):
+                raise UserError(f"{place}: {node['_target_']} needs {key!r}. Set {place}.{key}=...")
+
+
+def constructor_hints(found: Any) -> dict[str, Any]:
+    """The types that a class's constructor is annotated with; empty where they cannot be resolved."""
+    try:
+        return typing.get_type_hints(found.__init__)
+    except (AttributeError, NameError, TypeError):
+        return {}
+
+
+def instantiate(config: Any, **extra: Any) -> Any:
+    """Builds what a plain, resolved config describes.
+
+    Args:
+        config: Plain containers with `_target_` nodes, checked beforehand.
+        **extra: Further arguments of the outermost target.
+
+    Returns:
+        The object; containers come as lists and dicts.
+    """
+    import hydra.utils
+    from hydra.errors import InstantiationException
+
+    try:
+        return hydra.utils.instantiate(config, _convert_="all", **extra)
+    except InstantiationException as error:
+        # Our own constructors explain what is wrong with their arguments; Hydra's wrapping adds only noise.
+        if isinstance(error.__cause__, (ValueError, OSError)):
+            raise UserError(str(error.__cause__)) from error
+        raise

@@ -1,0 +1,103 @@
+"""Checks on a resolved config that Hydra cannot make: which parts fit which, before any data or weights are read."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from genlab.cli.app import options, read_option
+from genlab.cli.instantiate import check_signatures, constructor_hints, locate, targets
+from genlab.errors import UserError
+
+PROVIDED = {"logger": {"run_dir", "resume_step"}}  # arguments that the code adds, not the config
+
+
+def check(config: dict[str, Any]) -> None:
+    """Refuses unknown arguments, an objective of the wrong kind, and networks for other data.
+
+    Raises:
+        UserError: One sentence that names both sides and what fits.
+    """
+    for part in ("data", "model", "metrics", "callbacks", "logger"):
+        if config.get(part):
+            given = _with_provided(config[part], PROVIDED.get(part, set()))
+            check_signatures(given, part)
+    _check_types(config)
+    _check_kinds(config)
+    _check_positive(config)
+
+
+def _with_provided(node: Any, names: set[str]) -> Any:
+    if not names or not isinstance(node, dict):
+        return node
+    if "_target_" in node:
+        return {**node, **dict.fromkeys(names)}
+    return {key: _with_provided(value, names) for key, value in node.items()}
+
+
+def _check_types(config: dict[str, Any]) -> None:
+    """A part of the model must be what the constructor's annotation says: an EnergyLoss for BEGAN, say."""
+    model = config["model"]
+    hints = constructor_hints(locate(model["_target_"], "model"))
+    for key, hint in hints.items():
+        node = model.get(key)
+        if not (inspect.isclass(hint) and isinstance(node, dict) and "_target_" in node and not node.get("_partial_")):
+            continue
+        found = locate(node["_target_"], f"model.{key}")
+        if inspect.isclass(found) and not issubclass(found, hint):
+            choices = config["choices"]
+            group, name = (key, choices[key]) if key in choices else (key, node["_target_"])
+            fits = [o for o in options(group) if _is_kind(group, o, hint)] if key in choices else []
+            raise UserError(
+                f"model={choices.get('model')} cannot be trained with {group}={name}: it needs a {hint.__name__}. "
+                f"It fits: {', '.join(f'{group}={o}' for o in fits) or 'none of the shipped ones'}."
+            )
+
+
+def _is_kind(group: str, option: str, wanted: type) -> bool:
+    target = read_option(group, option).get("_target_")
+    return target is not None and issubclass(locate(target, group), wanted)
+
+
+def _check_kinds(config: dict[str, Any]) -> None:
+    """Networks and likelihoods say which kinds of data they are for."""
+    kind, choices = config["data"].get("kind"), config["choices"]
+    if kind is None:
+        return
+    for path, node in targets(config["model"], "model"):
+        kinds = getattr(locate(node["_target_"], path), "kinds", None)
+        if kinds is None or kind in kinds:
+            continue
+        group = next((g for g in ("network", "likelihood", "loss") if node["_target_"] in _all_targets(g)), None)
+        fits = [f"{group}={o}" for o in options(group) if kind in _kinds(group, o)] if group else []
+        part = f"{group}={choices.get(group)}" if group else node["_target_"]
+        raise UserError(
+            f"{part} is for data of kind {' or '.join(kinds)}, and data={choices.get('data')} is of kind {kind}. "
+            f"It fits: {', '.join(fits) or 'nothing that is shipped'}."
+        )
+
+
+def _all_targets(group: str) -> set[str]:
+    return {node["_target_"] for o in options(group) for _, node in targets(read_option(group, o))}
+
+
+def _kinds(group: str, option: str) -> set[str]:
+    """The kinds of data that every part of an option serves."""
+    sets = [
+        set(getattr(locate(node["_target_"], group), "kinds", ()))
+        for _, node in targets(read_option(group, option))
+        if getattr(locate(node["_target_"], group), "kinds", None)
+    ]
+    return set.intersection(*sets) if sets else set()
+
+
+def _check_positive(config: dict[str, Any]) -> None:
+    for path in ("trainer.max_steps", "trainer.log_every_n_steps", "checkpoint.every_n_steps", "checkpoint.keep"):
+        node: Any = config
+        for key in path.split("."):
+            node = node[key]
+        if not isinstance(node, int) or node < 1:
+            raise UserError(f"{path} must be a whole number of at least 1, got {node!r}.")
+    decay = config["ema"]["decay"]
+    if not 0 <= decay < 1:
+        raise UserError(f"ema.decay must lie in [0, 1), got {decay}. 0 keeps no average.")

@@ -1,0 +1,208 @@
+"""Run folders: what they hold, how they are found, and how a model comes back from one."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import genlab
+from genlab.cli.instantiate import check_allowed, check_signatures, instantiate
+from genlab.errors import UserError
+from genlab.files import write_atomic, write_json
+
+if TYPE_CHECKING:
+    from genlab.models.base import GenerativeModel
+
+CHECKPOINTS = "checkpoints"
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to go on from in a run folder: the last one, else the newest; None without any."""
+    last = folder / CHECKPOINTS / "last.ckpt"
+    if last.is_file():
+        return last
+    found = sorted((folder / CHECKPOINTS).glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def find_run(path: str | Path) -> tuple[Path, Path]:
+    """The run folder and the checkpoint that a user means by a folder or a `.ckpt` file.
+
+    Raises:
+        UserError: If there is no such path, or no checkpoint in the folder.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise UserError(f"There is no run at {place}. Give a run folder (outputs/...) or a .ckpt file.")
+    if place.is_file():
+        return place.resolve().parent.parent, place
+    checkpoint = find_checkpoint(place)
+    if checkpoint is None:
+        staged = [p for p in place.glob("*/checkpoints") if find_checkpoint(p.parent)]
+        if staged:  # a run in stages stands for its newest one
+            newest = max(staged, key=lambda p: p.stat().st_mtime).parent
+            return newest.resolve(), find_checkpoint(newest) or Path()
+        raise UserError(f"{place} holds no checkpoint yet ({CHECKPOINTS}/last.ckpt). Was the run stopped before one?")
+    return place.resolve(), checkpoint
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved config of a run.
+
+    Raises:
+        UserError: If the folder holds none.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder: it holds no config.yaml.")
+    return yaml.safe_load(path.read_text())
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Saves a resolved config for people and for resuming."""
+    text = yaml.safe_dump(config, sort_keys=False, width=110)
+    write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))
+
+
+def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint without executing anything in it.
+
+    Raises:
+        UserError: If it is damaged, or was not written by genlab.
+    """
+    import torch
+
+    from genlab.models.base import checkpoint_section
+
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises whatever the damage leads to: zip, pickle, key and runtime errors
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(f"{path} cannot be read, it is damaged or no checkpoint of genlab ({reason}).") from error
+    checkpoint_section(checkpoint)
+    return checkpoint
+
+
+def load_model(run: Any, device: str = "cpu", allow_targets: tuple[str, ...] = ()) -> GenerativeModel:
+    """See `genlab.load`."""
+    from genlab.data.spec import DataSpec
+
+    _, path = find_run(run)
+    checkpoint = read_checkpoint(path, device)
+    section = checkpoint["genlab"]
+    config = section["config"].get("model")
+    check_allowed(config, allow_targets)
+    check_signatures(config, "model")
+    model: GenerativeModel = instantiate(config)
+    load_weights(model, checkpoint, path)
+    model.load_ema(section["ema"])
+    model.run_config = section["config"]
+    if section.get("spec"):
+        model.spec = DataSpec.from_dict(section["spec"])
+    return model.to(device).eval()
+
+
+def load_weights(model: GenerativeModel, checkpoint: dict[str, Any], path: Path) -> None:
+    """Puts a checkpoint's weights into a model.
+
+    Raises:
+        UserError: If they belong to another method or architecture; names the first tensor that does not fit.
+    """
+    found, wanted = checkpoint["state_dict"], model.state_dict()
+    odd = sorted(found.keys() ^ wanted.keys()) or sorted(k for k in wanted if found[k].shape != wanted[k].shape)
+    if odd:
+        choices = checkpoint["genlab"]["config"].get("choices", {})
+        of = ", ".join(f"{k}={choices[k]}" for k in ("model", "network", "data") if k in choices)
+        raise UserError(
+            f"{path} is a checkpoint of another method or architecture ({of or 'unknown'}): {odd[0]} does not fit. "
+            f"Use the composition that it was made with."
+        )
+    model.load_state_dict(found)
+
+
+class RunRecord:
+    """`run.json`: what made a run folder. Each start of the run (the first, and every resume) adds a session."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.path = folder / "run.json"
+        self.content: dict[str, Any] = {"choices": config["choices"], "seed": config["seed"], "sessions": []}
+        if self.path.is_file():
+            self.content = json.loads(self.path.read_text())
+        self.started = datetime.now(timezone.utc)
+        self.session: dict[str, Any] = {
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "started": self.started.isoformat(timespec="seconds"),
+            "status": "running",
+            "commit": _commit(),
+            "versions": _versions(),
+            "hardware": _hardware(),
+        }
+        self.content["sessions"].append(self.session)
+
+    def write(self, **values: Any) -> None:
+        """Adds values to the record, and the wall time and any `status` to this session, and writes the file."""
+        self.session["wall_seconds"] = round((datetime.now(timezone.utc) - self.started).total_seconds(), 1)
+        if "status" in values:
+            self.session["status"] = values.pop("status")
+        self.content.update(values)
+        write_json(self.path, self.content)
+
+
+def point_latest(folder: Path) -> None:
+    """Makes `outputs/latest` (beside the run folder) point to this run; systems without links go without."""
+    link = folder.parent / "latest"
+    temporary = folder.parent / f".latest.{os.getpid()}"
+    try:
+        temporary.symlink_to(folder.name, target_is_directory=True)
+        os.replace(temporary, link)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that genlab runs from, "+" where it has changes; None for an installed wheel."""
+    root = Path(genlab.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(root)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"genlab": genlab.__version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cpu = platform.processor() or platform.machine()
+    try:
+        names = [
+            x.partition(":")[2].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x
+        ]
+        cpu = names[0] if names else cpu
+    except OSError:
+        pass
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}

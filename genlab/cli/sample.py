@@ -1,0 +1,150 @@
+"""`genlab-sample`, `python scripts/sample.py run=...`: draws from a run folder alone, without its data or config."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from genlab.cli import app
+from genlab.errors import UserError
+
+HELP = """genlab-sample: draw from a trained model.
+
+  genlab-sample run=outputs/latest                    64 samples as a grid, samples_n64_seed0.png in the run folder
+  genlab-sample run=outputs/latest n=10000 format=npz arrays `x` (uint8 images [N, H, W, C], or points) and `y`
+  genlab-sample run=RUN n=500 format=images out=DIR   one PNG each
+  genlab-sample run=RUN/checkpoints/best.ckpt y=3     another checkpoint; a class, where the model knows classes
+
+Keys: run, n (64), seed (0), y, format (grid | images | npz), out, batch_size (256), device (cpu),
+allow_targets ([mypackage.*]: further parts that a stranger's config may build)."""
+DEFAULTS: dict[str, Any] = {
+    "run": None,
+    "n": 64,
+    "seed": 0,
+    "y": None,
+    "format": "grid",
+    "out": None,
+    "batch_size": 256,
+    "device": "cpu",
+    "allow_targets": [],
+}
+
+
+def main() -> None:
+    """The command line."""
+    with app.errors_as_sentences():
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(HELP)
+            return
+        options = parse(sys.argv[1:], DEFAULTS)
+        path = sample(options)
+        print(f"{options['n']} samples in {path}")
+
+
+def parse(arguments: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`key=value` arguments over defaults; values are read as yaml where the default is no text.
+
+    Raises:
+        UserError: If a key is unknown or a value has the wrong type.
+    """
+    import difflib
+
+    import yaml
+
+    options = dict(defaults)
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or key not in defaults:
+            near = difflib.get_close_matches(key, defaults, n=1)
+            hint = f"Did you mean {near[0]}=?" if near else f"The keys are {', '.join(defaults)}."
+            raise UserError(f"{argument!r} is not understood. {hint}")
+        is_text = key in ("run", "out", "real", "fake")
+        value = text if is_text else yaml.safe_load(text)
+        default = defaults[key]
+        if isinstance(default, int) and not isinstance(default, bool) and not isinstance(value, int):
+            raise UserError(f"{key} must be a whole number, got {text!r}.")
+        options[key] = value
+    return options
+
+
+def sample(options: dict[str, Any]) -> Path:
+    """Draws samples and writes them.
+
+    Args:
+        options: See `HELP`.
+
+    Returns:
+        The file or folder that was written.
+
+    Raises:
+        UserError: If the run cannot be sampled from as asked.
+    """
+    import torch
+    from rich.progress import track
+
+    import genlab
+    from genlab.cli.runs import find_run
+
+    n, kind = options["n"], options["format"]
+    if options["run"] is None:
+        raise UserError("Say what to draw from: run=outputs/latest, another run folder, or a .ckpt file.")
+    if n < 1 or options["batch_size"] < 1:
+        raise UserError(f"n and batch_size must be at least 1, got {n} and {options['batch_size']}.")
+    if kind not in ("grid", "images", "npz"):
+        raise UserError(f"format must be grid, images or npz, got {kind!r}.")
+    model = genlab.load(options["run"], device=options["device"], allow_targets=tuple(options["allow_targets"]))
+    if not model.can("sample"):
+        raise UserError(f"{type(model).__name__} cannot draw samples: it has no `sample`.")
+    y = options["y"]
+    classes = model.spec.num_classes
+    if y is not None and not getattr(model, "conditional", False):
+        raise UserError(f"{type(model).__name__} knows no classes, so y={y} means nothing to it. Leave it out.")
+    if y is not None and not (isinstance(y, int) and classes and 0 <= y < classes):
+        raise UserError(f"y must be a class from 0 to {(classes or 0) - 1}, got {y!r}.")
+    rng = torch.Generator().manual_seed(options["seed"])
+    parts = []
+    sizes = [min(options["batch_size"], n - i) for i in range(0, n, options["batch_size"])]
+    for size in track(sizes, description="drawing", disable=len(sizes) < 4):
+        labels = None if y is None else torch.full((size,), y, device=model.device)
+        parts.append(model.sample(size, y=labels, rng=rng).cpu())
+    folder, _ = find_run(options["run"])
+    name = f"samples_n{n}_seed{options['seed']}" + ("" if y is None else f"_y{y}")
+    return write(model.spec, torch.cat(parts), y, kind, options["out"], folder / name)
+
+
+def write(spec: Any, x: Any, y: int | None, kind: str, out: str | None, default: Path) -> Path:
+    """Writes samples as a grid, as single images or as an npz.
+
+    Args:
+        spec: What the samples are.
+        x: Samples [N, ...].
+        y: Their class, None without.
+        kind: "grid", "images" or "npz".
+        out: Where, None for the default.
+        default: The default place, without a suffix.
+    """
+    import numpy as np
+
+    from genlab.files import write_atomic
+    from genlab.metrics.images import save_png
+    from genlab.pictures import sample_picture
+
+    if kind == "grid":
+        path = Path(out or default.with_suffix(".png"))
+        save_png(path, sample_picture(spec, x))
+        return path
+    images = spec.kind == "image"
+    array = spec.render(x).permute(0, 2, 3, 1).numpy() if images else x.numpy()
+    if kind == "npz":
+        path = Path(out or default.with_suffix(".npz"))
+        labels = np.full(len(array), -1 if y is None else y)
+        write_atomic(path, lambda file: np.savez_compressed(file, x=array, y=labels))
+        return path
+    if not images:
+        raise UserError(f"Samples of kind {spec.kind!r} are no images. Try format=npz.")
+    folder = Path(out or default)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(array):
+        save_png(folder / f"{i:06d}.png", image)
+    return folder

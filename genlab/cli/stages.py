@@ -1,0 +1,95 @@
+"""Runs in several stages: `stages` in a config lists them, one command trains them in turn, each in its own folder."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genlab.cli import runs
+from genlab.errors import UserError
+
+if TYPE_CHECKING:
+    from genlab.cli.running import Result
+
+
+def stage_configs(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """One whole config per stage: the run's own, with what the stage says in place of it.
+
+    A stage is a mapping with a `name` and any top-level keys of a resolved config; a mapping that names a `_target_`
+    replaces, others are merged.
+
+    Raises:
+        UserError: If a stage has no name, or two have one.
+    """
+    configs: list[tuple[str, dict[str, Any]]] = []
+    for i, stage in enumerate(config["stages"]):
+        name = stage.get("name")
+        if not name or name in [n for n, _ in configs]:
+            raise UserError(f"Stage {i + 1} of `stages` needs a name of its own, got {name!r}.")
+        merged = copy.deepcopy({**config, "stages": None})
+        for key, value in stage.items():
+            if key != "name":
+                merged[key] = _merge(merged.get(key), value)
+        configs.append((name, merged))
+    return configs
+
+
+def _merge(old: Any, new: Any) -> Any:
+    if isinstance(old, dict) and isinstance(new, dict) and "_target_" not in new:
+        return {**old, **{key: _merge(old.get(key), value) for key, value in new.items()}}
+    return new
+
+
+def attach_first_stage(config: dict[str, Any]) -> dict[str, Any]:
+    """Puts the model config of the run named by `first_stage` into the model, so that checkpoints stand alone.
+
+    `first_stage=RUN` becomes `model.first_stage`, the config of that run's model; the model's constructor takes the
+    built model under that name. Its weights come from that run when training starts, and from then on from the
+    run's own checkpoints: the first run may be moved or deleted.
+
+    Raises:
+        UserError: If the run cannot be found or read.
+    """
+    if not config.get("first_stage"):
+        return config
+    _, path = runs.find_run(config["first_stage"])
+    first = runs.read_checkpoint(path)["genlab"]["config"]
+    return {**config, "model": {**config["model"], "first_stage": first["model"]}}
+
+
+def load_first_stage(model: Any, run: str) -> None:
+    """Gives the model's frozen first stage the weights of its run (averaged where it kept an average)."""
+    _, path = runs.find_run(run)
+    first = runs.load_model(path)
+    with first.ema():
+        model.first_stage.load_state_dict(first.state_dict())
+    model.first_stage.requires_grad_(False)
+
+
+def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
+    """Trains the stages in turn in `run_dir/<name>`, each on the one before as its `first_stage`.
+
+    A stage that is done is passed over, one that was interrupted goes on: this is also how such a run is resumed.
+    """
+    from genlab.cli.running import train
+
+    runs.write_config(run_dir, config)
+    result: Result | None = None
+    before: Path | None = None
+    for name, stage in stage_configs(config):
+        folder = run_dir / name
+        if before is not None:
+            stage["first_stage"] = str(before)
+        checkpoint = runs.find_checkpoint(folder)
+        if checkpoint is not None:
+            done = int(runs.read_checkpoint(checkpoint)["global_step"]) >= stage["trainer"]["max_steps"]
+            if not done:
+                result = train(runs.read_config(folder), folder, resume=checkpoint)
+        else:
+            result = train(stage, folder)
+        before = folder
+    if result is None:
+        raise UserError(f"All stages in {run_dir} are done. Lengthen one: run it alone with resume={before}.")
+    runs.point_latest(run_dir)
+    return result

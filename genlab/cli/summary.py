@@ -1,0 +1,67 @@
+"""What is left when a run ends: the last pictures, and a table that says what ran, how well, and what to do next."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genlab.pictures import curves
+
+if TYPE_CHECKING:
+    from genlab.cli.running import Parts
+
+
+def write_pictures(parts: Parts, run_dir: Path) -> None:
+    """Draws `curves.png` from the run's metrics, where they were kept."""
+    from genlab.callbacks.loggers import read_metrics
+
+    if (run_dir / "metrics.csv").is_file():
+        curves(read_metrics(run_dir / "metrics.csv"), run_dir / "curves.png")
+
+
+def print_summary(
+    parts: Parts, run_dir: Path, record: dict[str, Any], scores: dict[str, float], seconds: float
+) -> None:
+    """Prints the closing table.
+
+    Args:
+        parts: What ran.
+        run_dir: Where it is.
+        record: The content of `run.json`.
+        scores: Test scores by name.
+        seconds: Seconds of training.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    choices, session = record["choices"], record["sessions"][-1]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    composed = "  ".join(
+        f"{k}={choices[k]}" for k in ("model", "loss", "likelihood", "network", "data") if k in choices
+    )
+    table.add_row("ran", f"{composed}  seed={record['seed']}")
+    wall = timedelta(seconds=round(session["wall_seconds"]))
+    table.add_row(
+        "length", f"{record['iterations']} iterations, {record['images_per_second']:,.0f} img/s, {wall} in all"
+    )
+    for line in getattr(parts.judge, "lines", lambda _: [])(scores):
+        table.add_row(*line)
+    best = record["best"]
+    if best["score"] is not None:
+        table.add_row(
+            "best",
+            f"checkpoints/best.ckpt: {best['monitor']} {best['score']:.4g} on validation data, "
+            f"iteration {best['iteration']}",
+        )
+    shown = [name for name in ("samples.png", "reconstructions.png", "curves.png") if (run_dir / name).is_file()]
+    table.add_row("folder", f"{run_dir}/  {', '.join(shown)}, metrics.csv, config.yaml")
+    table.add_row("draw more", f"python scripts/sample.py run={run_dir} n=64")
+    table.add_row("go on", f"python train.py resume={run_dir} trainer.max_steps={2 * record['iterations']}")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a log file has room for whole paths
+    console.print()
+    console.print(table)

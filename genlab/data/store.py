@@ -1,0 +1,503 @@
+"""One array store for all data sets: decoded once to uint8 at the training size, then only indexed.
+
+Decoding runs in a thread pool (PIL works outside the interpreter lock); its result is kept on disk under a key made of
+the files' names, sizes and times, so that the second run of any configuration starts at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps
+from torch import Tensor
+
+from genlab.errors import UserError
+
+log = logging.getLogger("genlab")
+
+MEMORY_LIMIT = 4 * 2**30  # bytes; a larger set is read through a memory map
+_COPY_LIMIT = 256 * 2**20  # bytes; a smaller subset is copied out, a larger one indexes its parent
+_PROGRESS_FROM = 2000  # images; fewer are decoded before a bar could be read
+_CHUNK = 32  # images per task of the thread pool
+_FORMAT = "genlab-array-1"  # part of every key: change it whenever decoding changes
+
+
+class ArrayStore:
+    """Samples and labels that are only ever indexed.
+
+    Args:
+        x: Samples, uint8 [R, C, H, W] (images) or float32 [R, D] (points); may be a memory map.
+        y: Labels [N] int64, -1 = missing; None without labels.
+        index: Which rows of `x` are this store's samples, [N] int64; None for all, in order.
+        digest: Hash of the bytes of `x` where it is known already, so that `fingerprint` need not read them.
+    """
+
+    def __init__(
+        self, x: Tensor, y: Tensor | None = None, index: Tensor | None = None, digest: str | None = None
+    ) -> None:
+        if x.dtype not in (torch.uint8, torch.float32):
+            raise ValueError(f"A store holds uint8 images or float32 points, got {x.dtype}.")
+        size = len(x) if index is None else len(index)
+        if y is not None and (y.dtype != torch.int64 or y.shape != (size,)):
+            raise ValueError(f"Labels must be int64 of shape [{size}], got {y.dtype} {list(y.shape)}.")
+        self.x, self.y, self.index = x, y, index
+        self._digest = digest
+        self._fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.x) if self.index is None else len(self.index)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the samples of this store take (not those of the array that it may index)."""
+        return len(self) * self.x[:1].numel() * self.x.element_size()
+
+    def gather(self, idx: Tensor) -> Tensor:
+        """Samples at the positions `idx` [N], in the store's own type; always a copy."""
+        return self.x.index_select(0, idx if self.index is None else self.index.index_select(0, idx))
+
+    def labels(self, idx: Tensor) -> Tensor | None:
+        """Labels at the positions `idx` [N], None without labels."""
+        return None if self.y is None else self.y.index_select(0, idx)
+
+    def subset(self, idx: Tensor) -> ArrayStore:
+        """The store of the samples at `idx`: a copy when small, else a view of the same array."""
+        y = self.labels(idx)
+        rows = idx if self.index is None else self.index.index_select(0, idx)
+        if len(idx) * self.x[:1].numel() * self.x.element_size() <= _COPY_LIMIT:
+            return ArrayStore(self.x.index_select(0, rows), y)
+        return ArrayStore(self.x, y, rows, self._array_digest())
+
+    def with_labels(self, y: Tensor | None) -> ArrayStore:
+        """The same samples with the labels `y` [N], or with none."""
+        return ArrayStore(self.x, y, self.index, self._digest)
+
+    def to(self, device: torch.device | str) -> ArrayStore:
+        """A resident copy on `device`, holding the samples of this store only."""
+        x = self.x if self.index is None else self.x.index_select(0, self.index)
+        return ArrayStore(x.to(device), None if self.y is None else self.y.to(device))
+
+    def fingerprint(self) -> str:
+        """Hash of the content (samples, their order and labels), the same on every machine; computed once."""
+        if self._fingerprint is None:
+            parts = [self._array_digest().encode()]
+            parts += [t.numpy().tobytes() for t in (self.index, self.y) if t is not None]
+            self._fingerprint = digest(*parts)
+        return self._fingerprint
+
+    def _array_digest(self) -> str:
+        if self._digest is None:
+            self._digest = array_digest(self.x.numpy())
+        return self._digest
+
+
+def digest(*parts: bytes) -> str:
+    """Short hash (16 hex digits) of some bytes; the lengths count, so that parts cannot flow into each other."""
+    h = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        h.update(len(part).to_bytes(8, "little"))
+        h.update(part)
+    return h.hexdigest()
+
+
+def array_digest(array: np.ndarray) -> str:
+    """Hash of an array's type, shape and bytes, read in slices (it may be a memory map)."""
+    h = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
+    rows = max(1, 2**24 // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        h.update(np.ascontiguousarray(array[start : start + rows]).data)
+    return h.hexdigest()
+
+
+def default_workers() -> int:
+    """Threads for decoding: the cores that this process may use, at most 32."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(32, cores or 1))
+
+
+def default_cache_dir() -> Path:
+    """Where prepared arrays are kept: $GENLAB_CACHE/data or ~/.cache/genlab/data."""
+    return Path(os.environ.get("GENLAB_CACHE") or Path.home() / ".cache" / "genlab") / "data"
+
+
+# --- The cache ------------------------------------------------------------------------------------------------------
+
+
+def cached_array(
+    key: str,
+    shape: Sequence[int],
+    fill: Callable[[np.ndarray], dict[str, Any]],
+    cache_dir: Path | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """A uint8 array that is computed once and kept on disk.
+
+    Args:
+        key: Name of the array in the cache; must determine its content.
+        shape: Its shape.
+        fill: Writes the content into an array of zeros and returns a note (JSON) to be kept with it. What it raises
+            passes through, and then nothing is kept.
+        cache_dir: Folder of the cache, `default_cache_dir()` unless given.
+        memory_limit: A larger array (bytes) is never held in memory: it is written and read through a memory map.
+
+    Returns:
+        The array and its note, which also holds `digest`, the hash of the array's content.
+
+    Raises:
+        UserError: If the array fits neither into memory nor into the cache folder.
+    """
+    folder = cache_dir or default_cache_dir()
+    path, note_path = folder / f"{key}.npy", folder / f"{key}.json"
+    shape = tuple(shape)
+    nbytes = int(np.prod(shape, dtype=np.int64))
+    in_memory = nbytes <= memory_limit
+
+    if path.is_file() and note_path.is_file():
+        try:
+            note = json.loads(note_path.read_text())
+            # Mode "c": pages are shared and read on demand, and a write could never reach the file.
+            array = np.load(path, mmap_mode=None if in_memory else "c", allow_pickle=False)
+            if array.shape == shape and array.dtype == np.uint8:
+                return array, note
+        except (OSError, ValueError, EOFError):
+            pass
+        log.warning("The prepared data %s cannot be used (cut off?) and is made anew.", path)
+
+    temporary: Path | None = None
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(folder).free < nbytes + 2**20:
+                raise OSError(f"{nbytes / 1e9:.1f} GB do not fit there")
+            handle, name = tempfile.mkstemp(prefix=f".{key}.", suffix=".tmp", dir=folder)
+            os.close(handle)
+            temporary = Path(name)
+            if not in_memory:
+                _claim(temporary, shape)
+        except OSError as error:
+            if not in_memory:
+                raise UserError(
+                    f"The prepared images need {nbytes / 1e9:.1f} GB in the cache folder {folder} ({error}); "
+                    "set the environment variable GENLAB_CACHE to a folder with room."
+                ) from error
+            log.warning("The cache folder %s cannot be used (%s): the data is prepared at each start.", folder, error)
+
+        if in_memory:
+            array = np.zeros(shape, np.uint8)
+        else:
+            assert temporary is not None
+            array = np.lib.format.open_memmap(temporary, mode="r+")
+        note = fill(array)
+        note = {**note, "digest": array_digest(array)}
+
+        if temporary is not None:
+            try:
+                if isinstance(array, np.memmap):
+                    array.flush()
+                    del array
+                else:
+                    with temporary.open("wb") as file:
+                        np.save(file, array, allow_pickle=False)
+                _replace_text(note_path, json.dumps(note))
+                os.replace(temporary, path)  # last: the array's presence says that both are whole
+            except OSError as error:
+                if not in_memory:
+                    raise
+                log.warning("The prepared data could not be kept in %s: %s", folder, error)
+        if not in_memory:
+            array = np.load(path, mmap_mode="c", allow_pickle=False)
+        return array, note
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _claim(path: Path, shape: tuple[int, ...]) -> None:
+    """An .npy file of zeros whose blocks are all there.
+
+    A sparse one would kill the process without a message when the disk fills up under the memory map.
+    """
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    nbytes = int(np.prod(shape, dtype=np.int64))
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        offset = file.tell()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), offset, nbytes)
+        else:
+            file.truncate(offset + nbytes)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+# --- Images ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One encoded image of a folder or an archive.
+
+    Attributes:
+        name: Name relative to its source, with "/" between the parts.
+        stamp: What changes with the content: (size, time) of a file, (size, CRC) of an archive's member.
+        read: Returns the encoded bytes.
+        label: Class, -1 = none.
+    """
+
+    name: str
+    stamp: tuple[int, int]
+    read: Callable[[], bytes]
+    label: int = -1
+
+
+def prepare_images(
+    entries: Sequence[ImageEntry],
+    size: tuple[int, int],
+    channels: int,
+    cache_dir: Path | None = None,
+    key: str = "",
+    workers: int | None = None,
+    skip_broken: bool = False,
+    memory_limit: int = MEMORY_LIMIT,
+) -> ArrayStore:
+    """Decode images once, at the training size.
+
+    Each is cropped around its centre to the aspect ratio of `size` and resized (Lanczos).
+
+    Args:
+        entries: The images, in the order of the store.
+        size: Height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        cache_dir: Folder of the cache, `default_cache_dir()` unless given.
+        key: Anything else that the result depends on.
+        workers: Threads, `default_workers()` unless given.
+        skip_broken: Leave unreadable images out instead of refusing the set.
+        memory_limit: A larger result (bytes) is a memory map.
+
+    Returns:
+        The store of the readable images (its `index` names their positions in `entries` where some were left out),
+        with the entries' labels, or without labels if no entry has one.
+
+    Raises:
+        UserError: If there is no image, or if some cannot be read (all of them are found before that is said).
+    """
+    if not entries:
+        raise UserError("There are no images to prepare; set data.root to a folder or zip that holds some.")
+    parts = [f"{_FORMAT}/{key}/{size[0]}x{size[1]}x{channels}".encode()]
+    parts += [f"{e.name}\0{e.stamp[0]}\0{e.stamp[1]}".encode(errors="surrogateescape") for e in entries]
+
+    def fill(array: np.ndarray) -> dict[str, Any]:
+        broken = _decode_all(entries, array, workers or default_workers())
+        if broken and not skip_broken:
+            raise _broken_error(broken, len(entries))
+        return {"broken": broken}
+
+    array, note = cached_array(digest(*parts), (len(entries), channels, *size), fill, cache_dir, memory_limit)
+    broken = note["broken"]
+    index = None
+    labels = torch.tensor([e.label for e in entries])
+    if broken:
+        if not skip_broken:  # prepared earlier with skip_broken
+            raise _broken_error(broken, len(entries))
+        log.warning("%d of %d images cannot be read and are skipped, e.g. %s", len(broken), len(entries), broken[0][1])
+        keep = torch.ones(len(entries), dtype=torch.bool)
+        keep[[position for position, _, _ in broken]] = False
+        if not keep.any():
+            raise UserError(f"None of the {len(entries)} images can be read, e.g. {broken[0][1]}: {broken[0][2]}")
+        index = keep.nonzero().squeeze(1)
+        labels = labels[index]
+    return ArrayStore(torch.from_numpy(array), labels if (labels >= 0).any() else None, index, note["digest"])
+
+
+def resize_images(
+    images: np.ndarray, size: tuple[int, int], channels: int, workers: int | None = None, cache_dir: Path | None = None
+) -> ArrayStore:
+    """Images that are decoded already, brought to the training size as `prepare_images` does it.
+
+    Args:
+        images: uint8 [N, C, H, W] with C = 1 or 3.
+        size: Height and width in pixels.
+        channels: 1 or 3.
+        workers: Threads, `default_workers()` unless given.
+        cache_dir: Folder of the cache, `default_cache_dir()` unless given.
+
+    Returns:
+        A store without labels; of the images themselves where they have the size already.
+    """
+    if images.shape[1:] == (channels, *size):
+        return ArrayStore(torch.from_numpy(np.ascontiguousarray(images)))
+
+    def fill(array: np.ndarray) -> dict[str, Any]:
+        def one(position: int) -> None:
+            pixels = images[position].transpose(1, 2, 0)
+            image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+            array[position] = fit_image(image, size, channels)
+
+        _for_each(one, len(images), workers or default_workers())
+        return {}
+
+    key = digest(f"{_FORMAT}/{size[0]}x{size[1]}x{channels}".encode(), array_digest(images).encode())
+    array, note = cached_array(key, (len(images), channels, *size), fill, cache_dir)
+    return ArrayStore(torch.from_numpy(array), digest=note["digest"])
+
+
+def fit_image(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
+    """One image at the training size.
+
+    Args:
+        image: Of any mode; transparency is dropped, 16 bits keep their upper eight.
+        size: Height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+        uint8 [C, H, W]: the centre of the image in the aspect ratio of `size`, resized with the Lanczos filter.
+    """
+    if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip 16-bit greys to 255 instead
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    if image.size != (size[1], size[0]):
+        image = _centre_crop(image, size).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The largest centred part with the aspect of `size`, in whole pixels.
+
+    Cut before the resize: ImageOps.fit would let the filter reach over the edge of the crop (the published CelebA
+    protocol crops first).
+    """
+    width = min(image.width, max(1, round(image.height * size[1] / size[0])))
+    height = min(image.height, max(1, round(image.width * size[0] / size[1])))
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _decode(data: bytes, size: tuple[int, int], channels: int) -> np.ndarray:
+    """One encoded image at the training size, [C, H, W]; raises whatever PIL raises if it is not whole."""
+    with Image.open(io.BytesIO(data)) as image:
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:  # PIL itself only warns up to twice the limit
+            raise ValueError(f"{image.width} x {image.height} pixels, more than {limit}: a decompression bomb?")
+        # JPEG decodes large photographs at 1/2, 1/4 or 1/8; twice the target is left for the Lanczos filter.
+        image.draft("RGB", (2 * max(size), 2 * max(size)))
+        image.load()
+        upright = ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
+        return fit_image(upright, size, channels)
+
+
+def _decode_all(entries: Sequence[ImageEntry], array: np.ndarray, workers: int) -> list[tuple[int, str, str]]:
+    """Decode into the rows of `array`; returns (position, name, reason) of each image that cannot be read."""
+    size = (int(array.shape[2]), int(array.shape[3]))
+    broken: list[tuple[int, str, str]] = []
+
+    def one(position: int) -> None:
+        entry = entries[position]
+        try:
+            array[position] = _decode(entry.read(), size, int(array.shape[1]))
+        except MemoryError:
+            raise
+        except Exception as error:  # PIL raises nearly any type at a bad file (struct.error, SyntaxError, ...)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, Image.UnidentifiedImageError):
+                reason = "not an image"  # PIL names a BytesIO object
+            broken.append((position, _printable(entry.name), reason[:120]))
+
+    with _strict_pil():
+        _for_each(one, len(entries), workers)
+    return sorted(broken)
+
+
+def _broken_error(broken: Sequence[Sequence[Any]], total: int) -> UserError:
+    names = "; ".join(f"{name} ({reason})" for _, name, reason in broken[:10])
+    more = f"; and {len(broken) - 10} more" if len(broken) > 10 else ""
+    return UserError(
+        f"{len(broken)} of {total} images cannot be read: {names}{more}. "
+        "Mend or remove them, or leave them out with data.skip_broken=true."
+    )
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
+
+
+@contextmanager
+def _strict_pil() -> Iterator[None]:
+    """PIL refuses cut-off files and oversized images, whatever another library has set; process-wide for the block."""
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # e.g. odd EXIF; what matters raises
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def _for_each(work: Callable[[int], None], total: int, workers: int) -> None:
+    """Call `work(0..total-1)` in threads, with a progress bar where it takes a while; the first error ends it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    def chunk(start: int) -> int:
+        stop = min(start + _CHUNK, total)
+        for position in range(start, stop):
+            work(position)
+        return stop - start
+
+    columns = (TextColumn("Preparing images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    quiet = total <= _PROGRESS_FROM
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
+        bar = progress.add_task("", total=total)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="genlab-images")
+        try:
+            for done in _bounded(pool, chunk, range(0, total, _CHUNK), 4 * workers):
+                progress.advance(bar, done)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _bounded(pool: ThreadPoolExecutor, work: Callable[[int], int], tasks: Iterable[int], ahead: int) -> Iterator[int]:
+    """Results as they come, with at most `ahead` tasks under way: Ctrl-C and errors end soon, memory stays flat."""
+    running: set[Future[int]] = set()
+    for task in tasks:
+        running.add(pool.submit(work, task))
+        if len(running) >= ahead:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    for future in running:
+        yield future.result()

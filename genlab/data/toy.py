@@ -1,0 +1,107 @@
+"""Toy distributions in the plane, drawn from a fixed seed: nothing is read, nothing is downloaded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genlab.data.module import ArrayData
+from genlab.data.store import ArrayStore
+from genlab.data.stream import stable_seed
+
+SIZES = {"train": 100_000, "val": 10_000, "test": 10_000}
+
+
+class Toy(ArrayData):
+    """Base of the toy distributions: 100,000 training points, 10,000 each for validation and test.
+
+    The points are the same in every run: `data.seed` moves their order, not themselves.
+    """
+
+    kind: ClassVar[str] = "points"
+    own_shape: ClassVar[tuple[int, ...] | None] = (2,)
+    std: ClassVar[float]  # of the noise around each centre or around the curve
+
+    @property
+    def centres(self) -> Tensor | None:
+        """Centres [K, 2] of the modes; None where there are none."""
+        return None
+
+    @property
+    def modes(self) -> tuple[Tensor, float] | None:
+        """Centres [K, 2] and standard deviation of the modes; None where there are none."""
+        centres = self.centres
+        return None if centres is None else (centres, self.std)
+
+    def describe(self) -> dict[str, Any]:
+        """As `ArrayData.describe`, with the number of modes and the noise."""
+        centres = self.centres
+        return {**super().describe(), "modes": None if centres is None else len(centres), "std": self.std}
+
+    def _draw(self, n: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray | None]:
+        """Points [n, 2] in float64 and their labels [n] or None."""
+        assert self.centres is not None
+        labels = rng.randint(len(self.centres), size=n)
+        return self.centres.numpy()[labels] + self.std * rng.standard_normal((n, 2)), labels
+
+    def _load(self, download: bool) -> dict[str, ArrayStore]:
+        stores = {}
+        for split, n in SIZES.items():
+            points, labels = self._draw(n, np.random.RandomState(stable_seed(self.name, split) % 2**32))
+            y = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+            stores[split] = ArrayStore(torch.from_numpy(points.astype(np.float32)), y)
+        return stores
+
+
+class Ring(Toy):
+    """Eight Gaussians of standard deviation 0.02 on a circle of radius 2; the label is the number of the Gaussian.
+
+    The setting of Metz et al. (2017), "Unrolled GANs", appendix.
+    """
+
+    name = "ring"
+    std = 0.02
+    class_names = tuple(str(k) for k in range(8))
+
+    @property
+    def centres(self) -> Tensor:
+        """Centres [8, 2], counter-clockwise from (2, 0)."""
+        angle = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
+        return torch.stack((2 * angle.cos(), 2 * angle.sin()), dim=1).float()
+
+
+class Grid(Toy):
+    """Twenty-five Gaussians of standard deviation 0.05 at {-4, -2, 0, 2, 4}^2; the label is the Gaussian's number.
+
+    The setting of Srivastava et al. (2017), "VEEGAN", section 5.1.
+    """
+
+    name = "grid"
+    std = 0.05
+    class_names = tuple(str(k) for k in range(25))
+
+    @property
+    def centres(self) -> Tensor:
+        """Centres [25, 2], row by row."""
+        line = torch.arange(-4.0, 4.1, 2.0)
+        return torch.cartesian_prod(line, line)
+
+
+class SwissRoll(Toy):
+    """A spiral in the plane without modes or labels, within about [-2, 2]^2.
+
+    (t cos t, t sin t) / 7.5 for t uniform in [1.5 pi, 4.5 pi], with noise of 0.25 before the division: scikit-learn's
+    roll seen from its side, as the toy code of Gulrajani et al. (2017), "Improved Training of Wasserstein GANs".
+    """
+
+    name = "swiss_roll"
+    std = 0.25 / 7.5
+
+    def _draw(self, n: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray | None]:
+        t = 1.5 * math.pi * (1 + 2 * rng.random_sample(n))
+        curve = np.stack((t * np.cos(t), t * np.sin(t)), axis=1) / 7.5
+        return curve + self.std * rng.standard_normal((n, 2)), None

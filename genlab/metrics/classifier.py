@@ -1,0 +1,409 @@
+"""A judge without a download: a small VGG-style classifier that genlab trains on the data set itself.
+
+Rosca et al. (2018), "Distribution Matching in Variational Inference", arXiv:1802.06847, report the Inception score of
+such a network trained on CIFAR-10. Its scores say how well samples match *this* data set in the eyes of *this* network,
+so the network's name, checksum and test accuracy belong to each of them (`fid/classifier-digits`).
+"""
+
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import pickle
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.errors import UserError
+from genlab.metrics.features import full_float32
+from genlab.metrics.files import atomic_write, cache_root, tensors_checksum
+
+log = logging.getLogger("genlab")
+
+FORMAT = 1  # of the file; a file of another format is trained anew
+MAX_SIDE = 64  # larger images are averaged down first: a judge of classes needs no more, and the cost stays bounded
+
+
+@dataclass
+class ClassifierData:
+    """What a classifier learns from and is tested on.
+
+    Attributes:
+        x_train: uint8 images [N, C, H, W].
+        y_train: Labels [N] in 0..num_classes-1; -1 (no label) is left out.
+        x_test: uint8 images [M, C, H, W], for the accuracy only: nothing is chosen by it.
+        y_test: Labels [M].
+        num_classes: K.
+    """
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained; part of the name of its cache file.
+
+    Attributes:
+        epochs: Passes over the training images; None for a schedule by their number (`epochs_for`).
+        batch_size: Images per step.
+        lr: Peak of the one-cycle learning rate (AdamW).
+        weight_decay: Of AdamW.
+        dropout: On the features, in training only.
+        flip: Mirror images at random; right for photographs, wrong for digits and letters.
+    """
+
+    epochs: int | None = None
+    batch_size: int = 128
+    lr: float = 3e-3
+    weight_decay: float = 1e-2
+    dropout: float = 0.2
+    flip: bool = False
+
+
+def epochs_for(num_images: int) -> int:
+    """About 40 000 images seen for small sets (seconds), 12 epochs from 3 333 images on; never more than 60."""
+    return max(12, min(60, 40_000 // max(num_images, 1)))
+
+
+class _VGG(nn.Module):
+    """Blocks of two 3x3 convolutions and a max pool, a hidden layer (the features), a linear head.
+
+    The blocks halve the image until its shorter side is 2 or 3; the width doubles from 32 up to 256.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape[0], min(shape[1], MAX_SIDE), min(shape[2], MAX_SIDE)
+        blocks = max(1, int(math.log2(min(height, width))) - 1)
+        layers: list[nn.Module] = []
+        for out in (min(32 * 2**block, 256) for block in range(blocks)):
+            for source in (channels, out):
+                layers += [nn.Conv2d(source, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+            layers.append(nn.MaxPool2d(2))
+            channels = out
+        self.trunk = nn.Sequential(*layers)
+        # Few features for few pixels: a covariance of 64 numbers can be estimated from a few hundred images.
+        self.num_features = 64 if blocks <= 2 else 128
+        self.hidden = nn.Linear(channels * (height >> blocks) * (width >> blocks), self.num_features)
+        self.head = nn.Linear(self.num_features, num_classes)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """He et al. (2015) from a stream of our own; also fills the buffers of a net made on the meta device."""
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+            elif isinstance(module, nn.Conv2d | nn.Linear):
+                fan_in = module.weight[0].numel()
+                gain = 1.0 if module is self.head else 2.0
+                draw = torch.randn(module.weight.shape, generator=generator) * math.sqrt(gain / fan_in)
+                with torch.no_grad():
+                    module.weight.copy_(draw)
+                    if module.bias is not None:
+                        module.bias.zero_()
+
+    def features(self, x: Tensor) -> Tensor:
+        """Float images 0..255 [N, C, H, W] to features [N, F], >= 0."""
+        if max(x.shape[2:]) > MAX_SIDE:
+            x = F.adaptive_avg_pool2d(x, (min(x.shape[2], MAX_SIDE), min(x.shape[3], MAX_SIDE)))
+        return F.relu(self.hidden(self.trunk(x / 127.5 - 1).flatten(1)))
+
+
+class ClassifierExtractor(nn.Module):
+    """uint8 images to the last hidden layer (FID, KID, precision and recall) and the logits (IS) of a classifier.
+
+    Args:
+        name: Of the data set: "digits" gives "classifier-digits".
+        shape: (C, H, W) of the images it judges; others are refused.
+        num_classes: K.
+        accuracy: On the test images, 0..1; NaN before it is known.
+
+    Raises:
+        UserError: If the images are smaller than 4 pixels or there are fewer than two classes.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, int, int], num_classes: int, accuracy: float = math.nan) -> None:
+        super().__init__()
+        if min(shape[1:]) < 4 or num_classes < 2:
+            raise UserError(
+                f"A classifier needs images from 4x4 on and two classes or more, got {shape[1]}x{shape[2]} and "
+                f"{num_classes}. Try metrics.extractor=inception."
+            )
+        self.name = f"classifier-{name}"
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        self.num_classes = num_classes
+        self.accuracy = accuracy
+        with torch.inference_mode(False):  # a validation loop may build us, and its tensors could not be trained
+            with torch.device("meta"):  # without initial values: the global random stream stays where it is
+                self.net = _VGG(self.shape, num_classes)
+            self.net.to_empty(device="cpu")
+            self.net.initialise(torch.Generator().manual_seed(0))
+        self.num_features = self.net.num_features
+        self._checksum: str | None = None
+        self.freeze()
+
+    def freeze(self) -> "ClassifierExtractor":
+        """To evaluation mode, without gradients; the checksum is taken anew when next asked for."""
+        self._checksum = None
+        self.requires_grad_(False)
+        self.net.eval()
+        self.training = False
+        return self
+
+    def train(self, mode: bool = True) -> "ClassifierExtractor":
+        """Stay in evaluation mode whatever is asked (`train_classifier` trains `net`)."""
+        return self
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the weights."""
+        if self._checksum is None:
+            self._checksum = tensors_checksum(self.net.state_dict())
+        return self._checksum
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, F] and logits [N, K], float32, of uint8 images [N, C, H, W] (moved to our device)."""
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.shape:
+            raise ValueError(
+                f"{self.name} judges uint8 images of shape {self.shape}, got {images.dtype} {tuple(images.shape[1:])}."
+            )
+        device = self.net.head.weight.device
+        features, logits = [], []
+        with full_float32(device):
+            for part in images.split(512):
+                features.append(self.net.features(part.to(device).float()))
+                logits.append(self.net.head(features[-1]))
+        if not features:
+            return torch.zeros(0, self.num_features), torch.zeros(0, self.num_classes)
+        return torch.cat(features), torch.cat(logits)
+
+    def card(self) -> dict[str, Any]:
+        """What a score must say about its extractor: scores with different cards are not comparable."""
+        resize = "none" if max(self.shape[1:]) <= MAX_SIDE else f"averaged down to {MAX_SIDE} pixels"
+        return {
+            "extractor": self.name,
+            "checksum": self.checksum,
+            "test_accuracy": self.accuracy,
+            "resize": resize,
+            "precision": "float32",
+        }
+
+
+def random_shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Move each image [N, C, H, W] by up to `most` pixels along both axes; edge pixels are repeated."""
+    count, _, height, width = x.shape
+    offset = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator).to(x.device)
+    rows = (torch.arange(height, device=x.device) + offset[0] - most).clamp(0, height - 1)
+    columns = (torch.arange(width, device=x.device) + offset[1] - most).clamp(0, width - 1)
+    # Indices around a slice: [N, H, W, C] comes out, as if the images were channels-last.
+    image = torch.arange(count, device=x.device)[:, None, None]
+    return x[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _check(data: ClassifierData) -> ClassifierData:
+    """Labelled images only, as uint8 and long."""
+
+    def labelled(x: Tensor, y: Tensor, part: str) -> tuple[Tensor, Tensor]:
+        if x.dtype != torch.uint8 or x.ndim != 4 or y.shape != x.shape[:1]:
+            raise ValueError(f"{part}: uint8 [N, C, H, W] and labels [N] wanted, got {x.dtype} {x.shape}, {y.shape}.")
+        y = y.long().cpu()
+        x, y = x.cpu()[y >= 0], y[y >= 0]
+        if len(y) == 0:
+            raise UserError(
+                f"The {part} images have no labels, so no classifier can be trained to judge samples. "
+                "Try metrics.extractor=inception."
+            )
+        if int(y.max()) >= data.num_classes:
+            raise UserError(f"Label {int(y.max())} is out of range for data.num_classes={data.num_classes}.")
+        return x, y
+
+    x_train, y_train = labelled(data.x_train, data.y_train, "training")
+    x_test, y_test = labelled(data.x_test, data.y_test, "test")
+    return ClassifierData(x_train, y_train, x_test, y_test, data.num_classes)
+
+
+def train_classifier(
+    data: ClassifierData,
+    name: str,
+    *,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    device: torch.device | str = "cpu",
+) -> ClassifierExtractor:
+    """Train the judge: cross-entropy, AdamW, one cycle, random shifts.
+
+    Args:
+        data: Images and labels.
+        name: Of the data set, for the extractor's name.
+        seed: Fixes the result (bit for bit on one machine's CPU). The global random streams are neither read nor moved.
+        recipe: How long and how; the default fits the number of images.
+        device: Where to train; the extractor is returned there.
+
+    Raises:
+        UserError: If there are no labels, or the images are too small.
+    """
+    data, recipe, device = _check(data), recipe or Recipe(), torch.device(device)
+    shape = data.x_train.shape
+    extractor = ClassifierExtractor(name, (shape[1], shape[2], shape[3]), data.num_classes)
+    started = time.perf_counter()
+    deterministic: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if device.type == "cuda":
+        deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    # Validation loops run in inference mode, mixed precision in autocast: neither may reach this training.
+    with torch.inference_mode(False), torch.enable_grad(), full_float32(device), deterministic, _threads_for(shape):
+        _fit(extractor, data, recipe, seed, device)
+    extractor.freeze()
+    guesses = torch.cat([extractor(part)[1].argmax(dim=1).cpu() for part in data.x_test.split(2048)])
+    extractor.accuracy = (guesses == data.y_test).double().mean().item()
+    log.info(
+        "%s: %.2f %% of %d test images right after %.1f s of training on %d.",
+        *(extractor.name, 100 * extractor.accuracy, len(data.x_test)),
+        *(time.perf_counter() - started, len(data.x_train)),
+    )
+    return extractor
+
+
+@contextlib.contextmanager
+def _threads_for(shape: torch.Size) -> Iterator[None]:
+    """One thread for tiny images: two gain a quarter, and beside a busy process were seen to lose 20-fold."""
+    before = torch.get_num_threads()
+    if shape[2] * shape[3] <= 256:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit(
+    extractor: ClassifierExtractor,
+    data: ClassifierData,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: one stream of draws whatever the device
+    net = extractor.net
+    net.initialise(generator)
+    net.to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    count, side = len(data.x_train), min(data.x_train.shape[2:])
+    x_train, y_train = data.x_train.to(device), data.y_train.to(device)
+    epochs, batch_size = recipe.epochs or epochs_for(count), min(recipe.batch_size, count)
+    steps = max(1, count // batch_size)  # the few images left over after a shuffle wait for the next epoch
+    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=epochs * steps, pct_start=0.25)
+    for epoch in range(epochs):
+        epoch_started = time.perf_counter()
+        order = torch.randperm(count, generator=generator)
+        for step in range(steps):
+            rows = order[step * batch_size : (step + 1) * batch_size].to(device)
+            x = random_shift(x_train[rows], max(1, round(side / 8)), generator).float()
+            if recipe.flip:
+                mirrored = torch.rand(len(x), 1, 1, 1, generator=generator).to(device) < 0.5
+                x = torch.where(mirrored, x.flip(3), x)
+            hidden = net.features(x)
+            kept = torch.rand(hidden.shape, generator=generator).to(device) >= recipe.dropout
+            loss = F.cross_entropy(net.head(hidden * kept / (1 - recipe.dropout)), y_train[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        # The second epoch, for the first one warms up.
+        if epoch == 1 and (left := (time.perf_counter() - epoch_started) * (epochs - 2)) > 20:
+            log.info("%s: training it takes about %.0f s more, once; it is then cached.", extractor.name, left)
+    net.to(memory_format=torch.contiguous_format)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The cache
+# --------------------------------------------------------------------------------------------------------------------
+def save_classifier(extractor: ClassifierExtractor, path: str | os.PathLike[str]) -> Path:
+    """Write the classifier, whole or not at all, as tensors and plain values (`weights_only` reads it)."""
+    record = {
+        "format": FORMAT,
+        "name": extractor.name.removeprefix("classifier-"),
+        "shape": list(extractor.shape),
+        "num_classes": extractor.num_classes,
+        "accuracy": extractor.accuracy,
+        "checksum": extractor.checksum,
+        "state": {key: value.cpu() for key, value in extractor.net.state_dict().items()},
+    }
+    return atomic_write(path, lambda file: torch.save(record, file))
+
+
+def load_classifier(path: str | os.PathLike[str]) -> ClassifierExtractor:
+    """Read what `save_classifier` wrote, running no code from it.
+
+    Raises:
+        ValueError: If the file is damaged, of another format, or its weights do not have the recorded checksum.
+    """
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']}, not {FORMAT}")
+        channels, height, width = record["shape"]
+        extractor = ClassifierExtractor(
+            record["name"], (channels, height, width), record["num_classes"], record["accuracy"]
+        )
+        extractor.net.load_state_dict(record["state"])
+    except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is not a readable classifier file: {error}") from error
+    if extractor.freeze().checksum != record["checksum"]:
+        raise ValueError(f"{path} is damaged: the weights' checksum is not the recorded one.")
+    return extractor
+
+
+def load_or_train(
+    name: str,
+    key: str,
+    data: ClassifierData | Callable[[], ClassifierData],
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    device: torch.device | str = "cpu",
+) -> ClassifierExtractor:
+    """The judge of a data set: from the cache, else trained and cached.
+
+    With several processes let rank 0 call first and the others after a barrier; without that each trains its own, to
+    the same result on equal hardware, and the file stays whole.
+
+    Args:
+        name: Of the data set: "digits".
+        key: Identifies the images and labels (content, size, split): other data must have another key.
+        data: The data, or a function that loads them, called only to train.
+        cache_dir: Default `$GENLAB_CACHE/classifiers`, else `~/.cache/genlab/classifiers`.
+        seed: Of the training.
+        recipe: Of the training.
+        device: Where to train, and where the extractor is returned.
+    """
+    recipe = recipe or Recipe()
+    settings = repr((FORMAT, key, seed, sorted(asdict(recipe).items())))
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{name}-{key}")[:80]
+    file_name = f"{stem}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}.pt"
+    path = Path(cache_dir or cache_root() / "classifiers") / file_name
+    if path.exists():
+        try:
+            extractor = load_classifier(path)
+            log.info("%s: from the cache, %.2f %% right on test.", extractor.name, 100 * extractor.accuracy)
+            return extractor.to(device)
+        except ValueError as error:
+            log.warning("%s; it is trained anew.", error)
+    extractor = train_classifier(data() if callable(data) else data, name, seed=seed, recipe=recipe, device=device)
+    try:
+        save_classifier(extractor, path)
+    except OSError as error:  # a full disk or a read-only home must not cost the run its scores
+        log.warning("%s could not be cached: %s. GENLAB_CACHE names another folder.", extractor.name, error)
+    return extractor

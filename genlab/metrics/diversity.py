@@ -1,0 +1,130 @@
+"""Scores of the pixels themselves: how different samples are from each other, how near to the training images."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from genlab.errors import UserError
+from genlab.metrics.scores import Scores, distances
+
+BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. (2003): weights of the scales, finest first
+
+
+def ms_ssim_settings(height: int, width: int) -> dict[str, float | int]:
+    """Scales, window and sigma that fit the images; five scales of an 11 pixel window want a side of 176.
+
+    Fewer scales until the coarsest image has 8 pixels (two scales at least, one below 8 pixels), then the largest odd
+    window up to 11 that fits it, with sigma in proportion (1.5 at 11).
+    """
+    side = min(height, width)
+    scales = 1 if side < 8 else max(2, min(len(BETAS), int(math.log2(side / 8)) + 1))
+    # The second bound is torchmetrics' own.
+    window = min(11, side >> (scales - 1), side // max(1, scales - 1) ** 2)
+    window -= 1 - window % 2
+    return {"ms_ssim_scales": scales, "ms_ssim_window": window, "ms_ssim_sigma": 1.5 * window / 11}
+
+
+def ms_ssim_diversity(
+    x: Tensor, pairs: int = 1000, seed: int = 2020, labels: Tensor | None = None, batch_size: int = 256
+) -> Scores:
+    """1 - mean MS-SSIM of random pairs: 0 for identical images, about 1 for unrelated ones.
+
+    Rosca et al. (2018), arXiv:1802.06847; MS-SSIM of Wang et al. (2003), negative contrast terms cut off at 0, the
+    weights of the scales in use scaled to sum to 1. Read it beside the test set's own value: less means collapse, more
+    means noise.
+
+    Args:
+        x: uint8 images [N, C, H, W], N >= 2.
+        pairs: Pairs of two different images, drawn with replacement.
+        seed: Of the pairs; the global random stream is not used.
+        labels: Labels [N]: pairs are drawn within classes, as Odena et al. (2017) do for conditional models.
+        batch_size: Pairs at a time.
+
+    Returns:
+        {"ms_ssim_diversity"}; the card holds scales, window, sigma, pairs and seed.
+
+    Raises:
+        UserError: With no two images to compare, or images below 3 pixels.
+    """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+
+    if x.dtype != torch.uint8 or x.ndim != 4:
+        raise ValueError(f"uint8 images [N, C, H, W] wanted, got {x.dtype} {tuple(x.shape)}.")
+    if min(x.shape[2:]) < 3:
+        raise UserError(f"MS-SSIM needs images from 3x3 on, got {x.shape[2]}x{x.shape[3]}.")
+    generator = torch.Generator().manual_seed(seed)
+    first, second = _pairs(len(x), pairs, generator, labels)
+    settings = ms_ssim_settings(x.shape[2], x.shape[3])
+    scales = int(settings["ms_ssim_scales"])
+    betas = tuple(beta / sum(BETAS[:scales]) for beta in BETAS[:scales])
+    total = 0.0
+    for i, j in zip(first.split(batch_size), second.split(batch_size), strict=True):
+        similarity = ms_ssim(
+            x[i.to(x.device)].float() / 255,
+            x[j.to(x.device)].float() / 255,
+            sigma=float(settings["ms_ssim_sigma"]),
+            kernel_size=int(settings["ms_ssim_window"]),
+            reduction="none",
+            data_range=1.0,
+            betas=betas,
+            normalize="relu",
+        )
+        total += similarity.double().sum().item()
+    card = {**settings, "ms_ssim_pairs": pairs, "ms_ssim_seed": seed, "ms_ssim_within_class": labels is not None}
+    return Scores({"ms_ssim_diversity": 1 - total / pairs}, card | {"n_fake": len(x)})
+
+
+def _pairs(count: int, pairs: int, generator: torch.Generator, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Indices [pairs] of two different images each; within one class if labels are given."""
+    labels = torch.zeros(count, dtype=torch.long) if labels is None else labels.cpu()
+    order = labels.argsort(stable=True)  # a class is a run of `order`
+    _, inverse, sizes = labels.unique(return_inverse=True, return_counts=True)
+    starts = sizes.cumsum(0) - sizes
+    places = torch.arange(count)
+    places = places[sizes[inverse[order]] > 1]  # images that have a partner
+    if len(places) == 0:
+        raise UserError(f"MS-SSIM needs two images (of one class) to compare, got {count}. Raise metrics.num_samples.")
+    first = places[torch.randint(len(places), (pairs,), generator=generator)]
+    group = inverse[order[first]]
+    # A step of 1..size-1 around the class never ends where it began, and reaches each partner equally often.
+    step = 1 + (torch.rand(pairs, generator=generator, dtype=torch.float64) * (sizes[group] - 1)).long()
+    second = starts[group] + (first - starts[group] + step) % sizes[group]
+    return order[first], order[second]
+
+
+def nearest_neighbour_ratio(samples: Tensor, train: Tensor, test: Tensor) -> Scores:
+    """Whether samples lie nearer to the training images than fresh data do: far below 1 means memorised.
+
+    Args:
+        samples: Images or points [N, ...], any type.
+        train: Training images [M, ...].
+        test: Unseen images [L, ...], the yardstick.
+
+    Returns:
+        {"nn_ratio", "nn_samples", "nn_test"}: median distance of a sample to its nearest training image over the median
+        for test images, and the two medians (in pixel values as given); memory stays at 1024 rows of distances.
+    """
+    flat = [x.flatten(1) for x in (samples, train, test)]
+
+    def median(x: Tensor) -> float:
+        return distances(x, flat[1].to(x.device), lambda d: d.min(dim=1).values).median().item()
+
+    of_samples, of_test = median(flat[0]), median(flat[2])
+    ratio = of_samples / of_test if of_test > 0 else math.nan  # test images that are training images measure nothing
+    values = {"nn_ratio": ratio, "nn_samples": of_samples, "nn_test": of_test}
+    return Scores(values, {"n_fake": len(samples), "n_train": len(train), "n_test": len(test)})
+
+
+def diversity_ratio(fake: Tensor, real: Tensor) -> Scores:
+    """Mean pairwise distance within a batch of samples over the same of data; below 0.3 a generator has collapsed.
+
+    Args:
+        fake: [N, ...], N >= 2.
+        real: [M, ...], M >= 2.
+    """
+
+    def spread(x: Tensor) -> float:
+        return distances(x.flatten(1), x.flatten(1), lambda d: d.sum(dim=1)).sum().item() / (len(x) * (len(x) - 1))
+
+    return Scores({"diversity_ratio": spread(fake) / spread(real)}, {"n_fake": len(fake), "n_real": len(real)})

@@ -1,0 +1,238 @@
+"""One pass over the images, all that the scores need: running moments, kept features and logits.
+
+Features are extracted once per batch and shared by every score (FID, KID, IS, precision and recall). Moments are
+float64, updated batch by batch and merged over processes without ever holding an [N, N] matrix.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+KEEP = 50_000  # rows kept for KID, IS, precision and recall: 410 MB of Inception features, 200 MB of logits
+
+
+class Extractor(Protocol):
+    """A frozen network that judges images: an nn.Module in eval mode, without gradients, deaf to autocast.
+
+    Attributes:
+        name: What a score carries in its name: "inception", "classifier-digits".
+        num_features: F.
+        num_classes: K.
+    """
+
+    name: str
+    num_features: int
+    num_classes: int
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Float32 features [N, F] and logits [N, K] of uint8 images [N, C, H, W]."""
+        ...
+
+    def card(self) -> dict[str, Any]:
+        """Plain values that identify the extractor: name, checksum of the weights, resize, accuracy."""
+        ...
+
+
+@contextlib.contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Real float32 inside: no autocast, no TF32, no bfloat16 behind float32 operators.
+
+    cuDNN's convolutions use TF32 unless told otherwise, and `torch.set_float32_matmul_precision` reaches products of
+    matrices, on a CPU too; either moves features by about 1e-3.
+    """
+    backends = torch.backends
+    cudnn, mkldnn = cast(Any, backends.cudnn), cast(Any, backends.mkldnn)  # their stubs lack the operators
+    operators = (cast(Any, backends.cuda.matmul), cudnn.conv, mkldnn.conv, mkldnn.matmul)
+    lowered = [(each, each.fp32_precision) for each in operators if each.fp32_precision not in ("ieee", "none")]
+    try:
+        for each, _ in lowered:
+            each.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for each, precision in lowered:
+            each.fp32_precision = precision
+
+
+@dataclass
+class FeatureStats:
+    """What one set of images leaves behind. Tensors are on the CPU.
+
+    Attributes:
+        n: Number of images.
+        mean: Mean feature, float64 [F].
+        scatter: Sum of (f - mean)(f - mean)^T, float64 [F, F].
+        features: Kept features, float32 [M, F]: all of them (M = n) up to `keep`, else a uniform sample.
+        logits: Logits of the kept rows, float32 [M, K].
+        keys: Random key of each kept row, float64 [M]; the `keep` smallest stay, so that samples of parts merge into a
+            sample of the whole.
+        keep: Bound on M.
+        card: The extractor's card.
+    """
+
+    n: int
+    mean: Tensor
+    scatter: Tensor
+    features: Tensor
+    logits: Tensor
+    keys: Tensor
+    keep: int = KEEP
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def empty(
+        cls, num_features: int, num_classes: int = 0, keep: int = KEEP, card: dict[str, Any] | None = None
+    ) -> "FeatureStats":
+        """Statistics of no image, to merge others into."""
+        moments = torch.zeros(num_features, dtype=torch.float64), torch.zeros(num_features, num_features).double()
+        rows = torch.zeros(0, num_features), torch.zeros(0, num_classes), torch.zeros(0, dtype=torch.float64)
+        return cls(0, *moments, *rows, keep, dict(card or {}))
+
+    @classmethod
+    def of(
+        cls,
+        features: Tensor,
+        logits: Tensor | None = None,
+        *,
+        keep: int = KEEP,
+        card: dict[str, Any] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> "FeatureStats":
+        """Statistics of features [N, F] (and logits [N, K]) that are at hand.
+
+        Raises:
+            ValueError: If a feature is not finite, or the numbers of rows differ.
+        """
+        generator = generator or torch.Generator().manual_seed(0)
+        logits = features.new_zeros(len(features), 0) if logits is None else logits
+        if features.ndim != 2 or len(features) != len(logits):
+            raise ValueError(f"Features [N, F] and logits [N, K] wanted, got {features.shape} and {logits.shape}.")
+        features = features.detach()
+        exact = (features.cpu() if features.device.type == "mps" else features).double()  # MPS knows no float64
+        mean = exact.mean(dim=0) if len(exact) else exact.new_zeros(features.shape[1])
+        if not mean.isfinite().all():
+            raise ValueError("The extractor returned features that are not finite.")
+        centred = exact - mean
+        stats = cls(
+            n=len(exact),
+            mean=mean.cpu(),
+            scatter=(centred.T @ centred).cpu(),
+            features=features.cpu().float(),
+            logits=logits.detach().cpu().float(),
+            keys=torch.rand(len(exact), generator=generator, dtype=torch.float64),
+            keep=keep,
+            card=dict(card or {}),
+        )
+        return stats._trimmed()
+
+    @property
+    def num_features(self) -> int:
+        """F."""
+        return len(self.mean)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the features of all images were kept."""
+        return len(self.features) == self.n
+
+    @property
+    def cov(self) -> Tensor:
+        """Covariance with n - 1 in the denominator, float64 [F, F]."""
+        return self.scatter / (self.n - 1)
+
+    def merge(self, *others: "FeatureStats") -> "FeatureStats":
+        """Statistics of the union, in this order (Chan et al., 1979); the parts stay as they are."""
+        parts = [part for part in (self, *others) if part.n] or [self]
+        n = sum(part.n for part in parts)
+        mean = sum((part.mean * (part.n / max(n, 1)) for part in parts), torch.zeros_like(self.mean))
+        scatter = torch.zeros_like(self.scatter)
+        for part in parts:
+            offset = part.mean - mean
+            scatter += part.scatter
+            scatter.addr_(offset, offset, alpha=part.n)
+        merged = FeatureStats(
+            n=n,
+            mean=mean,
+            scatter=scatter,
+            features=torch.cat([part.features for part in parts]),
+            logits=torch.cat([part.logits for part in parts]),
+            keys=torch.cat([part.keys for part in parts]),
+            keep=self.keep,
+            card=self.card,
+        )
+        return merged._trimmed()
+
+    def _trimmed(self) -> "FeatureStats":
+        if len(self.keys) > self.keep:
+            rows = self.keys.topk(self.keep, largest=False).indices.sort().values
+            self.features, self.logits, self.keys = self.features[rows], self.logits[rows], self.keys[rows]
+        return self
+
+
+def features_of(extractor: Extractor, batches: Iterable[Tensor], *, keep: int = KEEP, seed: int = 0) -> FeatureStats:
+    """Run the extractor once over uint8 batches [N, C, H, W] and return what the scores need.
+
+    Args:
+        extractor: The judge.
+        batches: Images; moved to the extractor's device one batch at a time.
+        keep: Features kept at most; beyond, a uniform sample drawn from `seed` (moments still use every image).
+        seed: Of that sample only.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = module_device(extractor)
+    stats = FeatureStats.empty(extractor.num_features, extractor.num_classes, keep, extractor.card())
+    pending: list[tuple[Tensor, Tensor]] = []
+
+    def flush() -> FeatureStats:
+        features, logits = (torch.cat(column) for column in zip(*pending, strict=True))
+        pending.clear()
+        return stats.merge(FeatureStats.of(features, logits, keep=keep, card=stats.card, generator=generator))
+
+    for images in batches:
+        pending.append(extractor(images.to(device)))
+        if sum(len(features) for features, _ in pending) >= 1024:  # an [F, F] update per small batch is dear
+            stats = flush()
+    return flush() if pending else stats
+
+
+def module_device(module: Any) -> torch.device:
+    """Device of a module's first parameter or buffer; the CPU if it has none."""
+    if isinstance(module, nn.Module):
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+def gather_stats(
+    stats: FeatureStats, gather: Callable[[Tensor], Iterable[Tensor]], device: torch.device | str = "cpu"
+) -> FeatureStats:
+    """Merge the statistics of all processes; every process gets the same result, in rank order.
+
+    Args:
+        stats: This process's part; parts may differ in size, or be empty.
+        gather: Takes one tensor and returns every process's, as a list or stacked; all have one shape
+            (`torch.distributed.all_gather` or Lightning's `all_gather` over two or more processes).
+        device: Where `gather` wants its tensors (the GPU for NCCL).
+    """
+    kept = len(stats.keys)
+    sizes = [[int(value) for value in each] for each in gather(torch.tensor([stats.n, kept], device=device))]
+    longest = max(size for _, size in sizes)
+
+    def collect(tensor: Tensor) -> list[Tensor]:
+        return [each.cpu() for each in gather(tensor.contiguous().to(device))]
+
+    def collect_rows(tensor: Tensor) -> list[Tensor]:  # padded to one length, cut afterwards
+        padded = torch.cat([tensor, tensor.new_zeros(longest - kept, *tensor.shape[1:])])
+        return [each[:size] for each, (_, size) in zip(collect(padded), sizes, strict=True)]
+
+    columns = [collect(stats.mean), collect(stats.scatter)]
+    columns += [collect_rows(stats.features), collect_rows(stats.logits), collect_rows(stats.keys)]
+    parts = [
+        FeatureStats(n, mean, scatter, features, logits, keys, stats.keep, stats.card)
+        for (n, _), mean, scatter, features, logits, keys in zip(sizes, *columns, strict=True)
+    ]
+    return parts[0].merge(*parts[1:])

@@ -1,0 +1,91 @@
+"""From model outputs to pictures: the one conversion to uint8, grids, png files."""
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genlab.metrics.files import atomic_write
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+TINY = 16  # pixels
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images in [-1, 1], any floating type and shape, to uint8 in 0..255.
+
+    The only conversion in genlab, so that grids, files and scores see the same pixels: x * 127.5 + 128, cut off below,
+    which sends -1 to 0 and 1 to 255 and inverts `v / 127.5 - 1` for every byte v. A NaN becomes 0 on every device.
+    """
+    # In float32: bfloat16 has 8 bits of mantissa and would merge neighbouring grey values.
+    return x.float().nan_to_num(nan=-2.0).mul(127.5).add(128).clamp(0, 255).to(torch.uint8)
+
+
+def to_rgb(x: Tensor) -> Tensor:
+    """Images [N, 1 or 3, H, W] as [N, 3, H, W]; grey is repeated.
+
+    Raises:
+        ValueError: If there are neither one nor three channels.
+    """
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"Images must be [N, 1 or 3, H, W], got {tuple(x.shape)}.")
+    return x if x.shape[1] == 3 else x.expand(-1, 3, -1, -1)
+
+
+def image_grid(
+    x: Tensor, nrow: int | None = None, *, min_width: int = 512, gap: int = 2, fill: int = 255
+) -> "np.ndarray":
+    """Tile images, row by row, into one picture that a screen can show.
+
+    Args:
+        x: uint8 images [N, 1 or 3, H, W], N >= 1.
+        nrow: Images per row; default the ceiling of sqrt(N).
+        min_width: Small images grow by a whole factor until the grid is this many pixels wide: by nearest neighbours,
+            and bicubically below 16 pixels (files of single images and all scores keep the pixels as they are).
+        gap: Pixels between images, after scaling.
+        fill: Grey value of gaps and of places without an image.
+
+    Returns:
+        uint8 array [height, width, 3].
+
+    Raises:
+        ValueError: If `x` is not uint8, is empty or has another shape.
+    """
+    if x.dtype != torch.uint8 or x.ndim != 4 or len(x) == 0:
+        raise ValueError(f"image_grid takes uint8 [N, C, H, W] with N >= 1, got {x.dtype} {tuple(x.shape)}.")
+    x = to_rgb(x.detach().cpu())
+    count, _, height, width = x.shape
+    columns = min(nrow or math.ceil(math.sqrt(count)), count)
+    rows = math.ceil(count / columns)
+    scale = max(1, math.ceil((min_width - gap * (columns - 1)) / (columns * width)))
+    if scale > 1 and min(height, width) < TINY:
+        # Squares of 8 pixels hide what the eye would read at once; interpolated, a digit is a digit again.
+        x = F.interpolate(x.float(), scale_factor=scale, mode="bicubic").round().clamp(0, 255).to(torch.uint8)
+    else:
+        x = x.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    height, width = height * scale, width * scale
+    cells = torch.full((rows * columns, 3, height + gap, width + gap), fill, dtype=torch.uint8)
+    cells[:count, :, :height, :width] = x
+    grid = cells.view(rows, columns, 3, height + gap, width + gap).permute(0, 3, 1, 4, 2)
+    grid = grid.reshape(rows * (height + gap), columns * (width + gap), 3)
+    return grid[: grid.shape[0] - gap, : grid.shape[1] - gap].contiguous().numpy()
+
+
+def save_png(path: str | os.PathLike[str], array: "np.ndarray") -> Path:
+    """Write a uint8 picture [H, W, 3], [H, W, 1] or [H, W] as png, whole or not at all; folders are made."""
+    import numpy as np
+    from PIL import Image
+
+    array = np.asarray(array)
+    if array.dtype != np.uint8:
+        raise ValueError(f"save_png takes uint8, got {array.dtype}; to_uint8 converts from [-1, 1].")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return atomic_write(path, lambda file: Image.fromarray(array).save(file, format="png"))

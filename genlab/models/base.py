@@ -1,0 +1,574 @@
+"""The one base class: players and their turns, iterations, noise, EMA, starts and checkpoints.
+
+A method is a subclass whose ``training_step`` reads like the paper's algorithm box. Everything here is what such
+a step leans on and must not repeat.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.loops.optimization.manual import _ManualOptimization
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from genlab.errors import TrainingStopped, UserError
+
+if TYPE_CHECKING:
+    from genlab.data.spec import Batch, DataSpec
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+CHECKPOINT_FORMAT = 1
+CAPABILITIES = ("sample", "encode", "decode", "reconstruct", "log_joint", "score_logits", "translate")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def inference(method: F) -> F:
+    """Marks a capability (``sample``, ``encode``, ...): it runs in eval mode, without gradients, on the EMA weights.
+
+    A method that takes ``rng`` and is called without one gets a generator seeded from torch's global stream, so that
+    `torch.manual_seed` governs it, and the stream of noise that training draws from is never touched.
+    """
+
+    @functools.wraps(method)
+    def wrapper(self: GenerativeModel, *args: Any, **kwargs: Any) -> Any:
+        if "rng" in method.__code__.co_varnames and kwargs.get("rng") is None:
+            kwargs["rng"] = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        with self.inference():
+            return method(self, *args, **kwargs)
+
+    return cast(F, wrapper)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for a run whatever the method; the command line fills it from `optim`, `ema`, `health` and `seed`.
+
+    Attributes:
+        seed: Seeds the noise of training (the same on every process) and the global streams (one per process).
+        clip: Largest gradient norm of each player's update; None for no clipping. A player's own clip wins.
+        ema_decay: Decay of the moving average per iteration, 0 for none (then the live weights are judged).
+        log_every_n_steps: Every how many iterations recorded values are written, and checked for NaN.
+    """
+
+    seed: int = 0
+    clip: float | None = None
+    ema_decay: float = 0.0
+    log_every_n_steps: int = 50
+
+
+class Turn:
+    """One player's move: inside the ``with`` block all other players are frozen.
+
+    ``minimise(loss)`` is a whole update. For simultaneous games ``collect(loss)`` only computes the gradients, and
+    ``model.step("discriminator", "generator")`` moves all players afterwards, each on what it collected.
+    """
+
+    def __init__(self, model: GenerativeModel, name: str, parameters: list[nn.Parameter], clip: float | None) -> None:
+        self.name = name
+        self.parameters = parameters
+        self.clip = clip
+        self.optimizer: LightningOptimizer | None = None  # known once training starts
+        self._model = model
+        self._others: list[nn.Parameter] = []
+
+    def __enter__(self) -> Turn:
+        # Freezing the idle players saves their weight gradients, and keeps them bit-identical by construction.
+        for parameter in self._others:
+            parameter.requires_grad_(False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for parameter in self._others:
+            parameter.requires_grad_(True)
+
+    def collect(self, loss: Tensor) -> None:
+        """Replaces this player's gradients by those of `loss` (a scalar)."""
+        assert self.optimizer is not None, "a turn's update needs a running Trainer"
+        self._model.watch(f"{self.name}'s loss", loss)
+        self.optimizer.zero_grad()
+        self._model.manual_backward(loss)
+
+    def minimise(self, loss: Tensor) -> None:
+        """One update of this player that lowers `loss` (a scalar)."""
+        self.collect(loss)
+        self.optimizer.step()  # type: ignore[union-attr]
+
+
+class WindowedPlateau(ReduceLROnPlateau):
+    """Lowers the learning rate when a recorded value has stopped falling, judged on its mean over a window.
+
+    One value per iteration is too noisy to judge, and reading it would wait for the device every time; the sum stays
+    on the device and is read once per window. Both are part of the state, so that a resumed run decides alike.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, monitor: str, window: int, factor: float, patience: int, min_lr: float
+    ) -> None:
+        """Sets the rule.
+
+        Args:
+            optimizer: The player's optimizer.
+            monitor: Name of a value that the method records, `m_global` for BEGAN.
+            window: Iterations averaged per judgement.
+            factor: What the learning rate is multiplied by.
+            patience: Windows without improvement (of at least 1e-4, relative) that are waited for.
+            min_lr: Floor of the learning rate.
+        """
+        super().__init__(optimizer, mode="min", factor=factor, patience=patience, min_lr=min_lr)
+        self.monitor, self.window = monitor, window
+        self.total, self.count = torch.zeros(()), 0
+
+    def observe(self, value: Tensor, average: Callable[[Tensor], Tensor]) -> None:
+        """Takes in one iteration's value; `average` is the mean over processes."""
+        self.total = self.total.to(value.device) + value.detach()
+        self.count += 1
+        if self.count == self.window:
+            self.step(float(average(self.total / self.count)))
+            self.total, self.count = torch.zeros_like(self.total), 0
+
+
+class _IterationLoop(_ManualOptimization):
+    """Lightning's manual loop, but one `training_step` is one `global_step`, however many optimizers stepped in it.
+
+    Lightning counts every optimizer step (its issue 17958), so that `max_steps`, checkpoints and curves would mean
+    something else for each method. `test_models_base.py` guards this use of a private class.
+    """
+
+    def on_run_start(self) -> None:
+        """Leaves the optimizers' counting hooks silent."""
+        cast(GenerativeModel, self.trainer.lightning_module).begin_iteration()
+
+    def on_run_end(self) -> Any:
+        """Counts the iteration, before any callback sees its end."""
+        self.optim_step_progress.increment_ready()
+        self.optim_step_progress.increment_completed()
+        cast(GenerativeModel, self.trainer.lightning_module).end_iteration()
+        output, self._output = self._output, {}
+        return output
+
+
+class GenerativeModel(pl.LightningModule):
+    """Base of every method.
+
+    A subclass calls `add_player` for each set of parameters with an optimizer, writes `training_step` in terms of
+    `turn`, `noise` and `record`, and offers what it can of the capabilities `sample(n, y=None, rng=None)`,
+    `encode(x)`, `decode(z)`, `reconstruct(x)`, `log_joint(x, z)`, `score_logits(x)`, `translate(x)`, each marked with
+    `@inference`. Scripts, samplers and callbacks ask `can(...)`, never for names of methods.
+
+    Attributes:
+        ema_modules: Names of the submodules whose moving average is kept, sampled from and judged.
+        batches_per_step: How many fresh batches one iteration consumes (`n_critic` for WGANs); `batch.x` then holds
+            that many batches, one after the other.
+        spec: What the data look like; set before training and by `genlab.load`.
+        settings: What holds for the run whatever the method.
+    """
+
+    ema_modules: tuple[str, ...] = ()
+    batches_per_step: int = 1
+    latent_dim: int
+    spec: DataSpec
+
+    if TYPE_CHECKING:  # offered or not, see `can`
+        sample: Callable[..., Tensor]
+        encode: Callable[..., Tensor]
+        decode: Callable[..., Tensor]
+        reconstruct: Callable[..., Tensor]
+        log_joint: Callable[..., Tensor]
+        score_logits: Callable[..., Tensor]
+        translate: Callable[..., Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.settings = Settings()
+        self.run_config: dict[str, Any] = {}
+        self.rng = torch.Generator()
+        self.rng.manual_seed(0)
+        self.register_buffer("initialised", torch.tensor(False))
+        self._turns: dict[str, Turn] = {}
+        self._factories: dict[str, tuple[OptimizerFactory, SchedulerFactory | None]] = {}
+        self._schedulers: list[LRScheduler] = []
+        self._ema: dict[str, Tensor] = {}  # "generator.weight" -> average; empty while there is none
+        self._live: list[Tensor] = []
+        self._averages: list[Tensor] = []
+        self._copied: list[tuple[Tensor, Tensor]] = []
+        self._rng_states: list[dict[str, Any]] | None = None
+        self._logging = False
+        self._recorded: dict[str, Tensor | float] = {}
+        self._watched: list[tuple[int, str, Tensor]] = []
+        self._rank, self._world = 0, 1
+
+    # ---------------------------------------------------------------------------------------------- players and turns
+
+    def add_player(
+        self,
+        name: str,
+        modules: nn.Module | Iterable[nn.Module],
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        clip: float | None = None,
+    ) -> None:
+        """Declares who moves: the parameters of `modules`, updated together by one optimizer.
+
+        Args:
+            name: "generator", "discriminator", "encoder", ...
+            modules: What it moves. No parameter may belong to two players.
+            optimizer: Called with the parameters when training starts.
+            scheduler: Called with the optimizer; stepped once per iteration.
+            clip: Largest gradient norm of its updates, in place of the run's `optim.clip`.
+
+        Raises:
+            ValueError: If the name is taken or a parameter already has a player.
+        """
+        modules = [modules] if isinstance(modules, nn.Module) else list(modules)
+        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+        taken = {id(p): turn.name for turn in self._turns.values() for p in turn.parameters}
+        owners = {taken[id(p)] for p in parameters if id(p) in taken}
+        if name in self._turns or owners:
+            raise ValueError(f"Player {name!r} clashes with {sorted(owners) or [name]}: players share no parameter.")
+        for turn in self._turns.values():
+            turn._others += parameters
+        self._turns[name] = Turn(self, name, parameters, clip)
+        self._turns[name]._others = [p for t in self._turns.values() if t.name != name for p in t.parameters]
+        self._factories[name] = (optimizer, scheduler)
+
+    @property
+    def players(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters of each player, in the order of declaration."""
+        return {name: turn.parameters for name, turn in self._turns.items()}
+
+    def turn(self, name: str) -> Turn:
+        """The named player's move; use it in a `with` block."""
+        return self._turns[name]
+
+    def step(self, *names: str) -> None:
+        """Moves the named players on the gradients that they collected (simultaneous games)."""
+        for name in names:
+            self._turns[name].optimizer.step()  # type: ignore[union-attr]
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer per player, in their order; none for models that are fitted in `initialise`."""
+        optimizers, self._schedulers = [], []
+        for name, (make_optimizer, make_scheduler) in self._factories.items():
+            optimizers.append(make_optimizer(self._turns[name].parameters))
+            if make_scheduler is not None:
+                self._schedulers.append(make_scheduler(optimizers[-1]))
+        return (optimizers, self._schedulers) if optimizers else None
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clips, here and not before `step`, since here gradients are unscaled under every precision."""
+        index = 0 if len(self._turns) == 1 else self.trainer.optimizers.index(optimizer)
+        turn = list(self._turns.values())[index]
+        clip = turn.clip if turn.clip is not None else self.settings.clip
+        if clip is None and not self._logging:
+            return
+        if clip is not None:
+            norm = nn.utils.clip_grad_norm_(turn.parameters, clip)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in turn.parameters if p.grad is not None])
+        self._recorded[f"grad_norm_{turn.name}"] = norm
+
+    # -------------------------------------------------------------------------------------------------- the iteration
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done: the clock of every schedule."""
+        return self.trainer.global_step if self._trainer is not None else 0
+
+    def begin_iteration(self) -> None:
+        """Called by the loop before each `training_step`."""
+        if self._rng_states is not None:  # the first iteration after a checkpoint was read
+            _restore_random_states(self._rng_states[min(self._rank, len(self._rng_states) - 1)], self.rng)
+            self._rng_states = None
+        done = self.trainer.global_step + 1
+        self._logging = done % self.settings.log_every_n_steps == 0 or done == self.trainer.max_steps or done == 1
+        self._recorded.clear()
+
+    def end_iteration(self) -> None:
+        """Called by the loop after each `training_step`: schedules, the average, the records, the watch for NaN."""
+        for scheduler in self._schedulers:
+            if isinstance(scheduler, WindowedPlateau):
+                scheduler.observe(torch.as_tensor(self._recorded[scheduler.monitor]), self.averaged)
+            else:
+                scheduler.step()
+        if self._ema:
+            self._update_ema()
+        if self._logging:
+            self.check_finite()
+            self._write_records()
+
+    def record(self, **values: Tensor | float) -> None:
+        """Notes values of this iteration. They stay on the device and are written every n iterations.
+
+        Args:
+            **values: Scalars, by the names of the curves: `d_loss` becomes `train/d_loss`.
+        """
+        for name, value in values.items():
+            self._recorded[name] = value.detach() if isinstance(value, Tensor) else value
+
+    def record_logits(self, logits_real: Tensor, logits_fake: Tensor) -> None:
+        """Notes a discriminator's health: its mean logits [N] and how often it is right at the threshold 0."""
+        if self._logging:
+            self.record(logits_real=logits_real.mean(), logits_fake=logits_fake.mean())
+            self.record(acc_real=(logits_real > 0).float().mean(), acc_fake=(logits_fake < 0).float().mean())
+
+    def watch(self, name: str, value: Tensor) -> None:
+        """Keeps a value until the next check for NaN and Inf, so that the first bad one can be named."""
+        self._watched.append((self.iteration + 1, name, value.detach()))
+
+    def check_finite(self) -> None:
+        """Reads the values watched since the last check; called every n iterations and before each checkpoint.
+
+        Raises:
+            TrainingStopped: If one was not finite, or a parameter is not; names the term and the iteration.
+        """
+        if self._watched:
+            finite = torch.stack([value.float() for _, _, value in self._watched]).isfinite().tolist()
+            for (step, name, value), good in zip(self._watched, finite, strict=True):
+                if not good:
+                    raise TrainingStopped(f"{name} became {float(value)} in iteration {step}.")
+            self._watched.clear()
+
+    def check_parameters(self) -> None:
+        """Before a checkpoint replaces the last good one: gradients may have been infinite where no loss was.
+
+        Raises:
+            TrainingStopped: If a parameter is not finite; names the player.
+        """
+        for name, parameters in self.players.items():
+            norms = torch.stack(torch._foreach_norm([p.detach() for p in parameters], torch.inf))
+            if not bool(norms.isfinite().all()):
+                raise TrainingStopped(
+                    f"Parameters of the {name} are no longer finite after iteration {self.iteration}."
+                )
+
+    def _write_records(self) -> None:
+        names = sorted(self._recorded)
+        values = torch.stack([torch.as_tensor(self._recorded[n], dtype=torch.float64).cpu() for n in names])
+        metrics = {f"train/{n}": v for n, v in zip(names, self.averaged(values).tolist(), strict=True)}
+        for turn in self._turns.values():
+            metrics[f"lr/{turn.name}"] = turn.optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
+        self.report(metrics)
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Writes named values at the current iteration to every logger, and shows them to the progress bar."""
+        self.trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.trainer.global_step)
+
+    # -------------------------------------------------------------------------------------------- noise and processes
+
+    def randn(self, n: int, *shape: int, rng: torch.Generator | None = None) -> Tensor:
+        """Standard normal draws, [n, *shape].
+
+        In training they come from one stream that all processes share: it is drawn for the global batch and each
+        process takes its slice, so that two processes see what one would.
+        """
+        return self._draw(torch.randn, n, shape, rng)
+
+    def rand(self, n: int, *shape: int, rng: torch.Generator | None = None) -> Tensor:
+        """Uniform draws in [0, 1), [n, *shape]; see `randn`."""
+        return self._draw(torch.rand, n, shape, rng)
+
+    def _draw(self, draw: Callable[..., Tensor], n: int, shape: tuple[int, ...], rng: torch.Generator | None) -> Tensor:
+        if rng is not None:
+            return draw(n, *shape, generator=rng, device=rng.device, dtype=self.dtype).to(self.device)
+        if self.rng.device != self.device:
+            self.rng = torch.Generator(self.device).manual_seed(self.rng.initial_seed())
+        values = draw(n * self._world, *shape, generator=self.rng, device=self.device, dtype=self.dtype)
+        return values if self._world == 1 else values[self._rank * n : (self._rank + 1) * n]
+
+    def noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """Latents from the prior, [n, latent_dim]; standard normal unless a method overrides it."""
+        return self.randn(n, self.latent_dim, rng=rng)
+
+    def averaged(self, value: Tensor) -> Tensor:
+        """The mean of a value over processes, without gradient. Each must hold equally many samples."""
+        if self._world == 1:
+            return value.detach()
+        return self.trainer.strategy.reduce(value.detach().clone().to(self.device), reduce_op="mean")
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """The whole batch [world * N, ...] of a tensor [N, ...], with its gradient, for terms that couple samples."""
+        if self._world == 1:
+            return x
+        return cast(Tensor, self.all_gather(x, sync_grads=True)).flatten(0, 1)
+
+    # ------------------------------------------------------------------------------------------------------------ EMA
+
+    def _ema_sources(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": value
+            for name in self.ema_modules
+            for key, value in self.get_submodule(name).state_dict(keep_vars=True).items()
+        }
+
+    def _start_ema(self) -> None:
+        """Pairs each live tensor with its average: floats are averaged, all else (counters) is copied."""
+        sources = self._ema_sources()
+        if self.settings.ema_decay <= 0 or not sources:
+            self._ema = {}
+            return
+        if not self._ema:
+            self._ema = {key: value.detach().clone() for key, value in sources.items()}
+        self._ema = {key: value.to(self.device) for key, value in self._ema.items()}
+        floats = [key for key, value in sources.items() if value.is_floating_point()]
+        self._live = [sources[key] for key in floats]
+        self._averages = [self._ema[key] for key in floats]
+        self._copied = [(self._ema[key], sources[key]) for key in sources if key not in floats]
+
+    def _update_ema(self) -> None:
+        # Early averages would remember the random start: the decay grows with the iteration to its final value.
+        decay = min(self.settings.ema_decay, (1 + self.iteration) / (10 + self.iteration))
+        torch._foreach_lerp_(self._averages, [p.data for p in self._live], 1 - decay)
+        for average, live in self._copied:
+            average.copy_(live)
+
+    @contextmanager
+    def ema(self) -> Iterator[None]:
+        """Inside, the modules hold their averaged weights (nothing changes where no average is kept)."""
+        pairs = [(source, self._ema[key]) for key, source in self._ema_sources().items()] if self._ema else []
+        for live, average in pairs:
+            live.data, average.data = average.data, live.data
+        try:
+            yield
+        finally:
+            for live, average in pairs:
+                live.data, average.data = average.data, live.data
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """EMA weights, eval mode, no gradients; every module's own mode comes back afterwards."""
+        modes = [(module, module.training) for module in self.modules()]
+        for module, _ in modes:
+            module.training = False
+        try:
+            with torch.no_grad(), self.ema():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    # ------------------------------------------------------------------------------------------------- start and state
+
+    def initialise(self, batches: Iterator[Batch]) -> None:
+        """What must see data before the first iteration: visible biases, reference batches, codebooks, PCA itself.
+
+        Args:
+            batches: The first training batches, whole (all processes see the same).
+        """
+
+    def setup(self, stage: str) -> None:
+        """Takes over the counting of iterations."""
+        if stage == "fit":
+            self._rank, self._world = self.trainer.global_rank, self.trainer.world_size
+            self.trainer.fit_loop.epoch_loop.manual_optimization = _IterationLoop(self.trainer)
+
+    def on_train_start(self) -> None:
+        """Initialises from data, pairs the averages, and seeds every stream, unless a checkpoint brought them."""
+        optimizers = self.optimizers()
+        for turn, optimizer in zip(
+            self._turns.values(), optimizers if isinstance(optimizers, list) else [optimizers], strict=False
+        ):
+            turn.optimizer = cast(LightningOptimizer, optimizer)
+        self.rng = torch.Generator(self.device).manual_seed(self.settings.seed)
+        if self._rng_states is None:
+            pl.seed_everything(self.settings.seed + self._rank, verbose=False)
+        if not self.initialised:
+            datamodule = getattr(self.trainer, "datamodule", None)
+            if datamodule is not None:
+                with torch.no_grad():
+                    self.initialise(b.to(self.device) for b in datamodule.first_batches())
+            self.initialised.fill_(True)
+            if self._world > 1:
+                for tensor in self.state_dict().values():
+                    torch.distributed.broadcast(tensor, src=0)
+        self._start_ema()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds genlab's own section: plain containers and tensors only, so that loading executes nothing."""
+        states = [_random_states(self.rng)]
+        if self._world > 1:
+            states = [None] * self._world  # type: ignore[list-item]
+            torch.distributed.all_gather_object(states, _random_states(self.rng))
+        checkpoint["genlab"] = {
+            "format": CHECKPOINT_FORMAT,
+            "config": self.run_config,
+            "spec": self.spec.to_dict() if hasattr(self, "spec") else None,
+            "ema": self._ema,
+            "random": states,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the section back; random states come into force with the first iteration."""
+        section = checkpoint_section(checkpoint)
+        self.load_ema(section["ema"])
+        self._rng_states = section["random"]
+
+    def load_ema(self, averages: dict[str, Tensor]) -> None:
+        """Puts averages from a checkpoint in place.
+
+        Raises:
+            UserError: If they do not belong to this method's `ema_modules`.
+        """
+        missing = sorted(self._ema_sources().keys() ^ averages.keys()) if averages else []
+        if missing:
+            raise UserError(f"The checkpoint's moving averages do not fit the model: {missing[0]} is on one side only.")
+        self._ema = {key: value.detach().clone() for key, value in averages.items()}
+
+    def can(self, capability: str) -> bool:
+        """Whether the method offers a capability, one of `CAPABILITIES`."""
+        assert capability in CAPABILITIES
+        return callable(getattr(self, capability, None))
+
+
+def checkpoint_section(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Genlab's own section of a checkpoint.
+
+    Raises:
+        UserError: If there is none, or its format is newer than this version reads.
+    """
+    section = checkpoint.get("genlab")
+    if not isinstance(section, dict) or not {"format", "config", "ema", "random"} <= section.keys():
+        raise UserError("This checkpoint was not written by genlab: it has no complete section 'genlab'.")
+    if section["format"] > CHECKPOINT_FORMAT:
+        raise UserError(f"This checkpoint has format {section['format']}; this genlab reads up to {CHECKPOINT_FORMAT}.")
+    return section
+
+
+def _random_states(noise: torch.Generator) -> dict[str, Any]:
+    """All random states of this process as plain containers and tensors."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "noise": noise.get_state(),
+        "noise_device": noise.device.type,
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+    }
+
+
+def _restore_random_states(states: dict[str, Any], noise: torch.Generator) -> None:
+    if states["noise_device"] == noise.device.type:
+        noise.set_state(states["noise"].cpu())
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))

@@ -1,0 +1,96 @@
+"""The boundary equilibrium GAN: a generator against an autoencoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.losses.energy import BoundaryEquilibrium
+from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+
+
+class BEGAN(GenerativeModel):
+    """Boundary equilibrium GAN. Berthelot, Schumm & Metz (2017), arXiv:1703.10717, section 3.
+
+    Both players move at once, on gradients of the same networks; the learning rate falls when the measure of
+    convergence `m_global` stalls.
+    """
+
+    ema_modules = ("generator",)
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        loss: BoundaryEquilibrium,
+        latent_dim: int,
+        code_dim: int,
+        g_optimizer: OptimizerFactory,
+        d_optimizer: OptimizerFactory,
+        g_scheduler: SchedulerFactory | None = None,
+        d_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the players.
+
+        Args:
+            generator: Maps latents [N, latent_dim] to samples [N, ...].
+            discriminator: An autoencoder: `encode`, `decode`, and both in turn as its call.
+            loss: The equilibrium, with its state k_t.
+            latent_dim: Size of the latent, uniform on [-1, 1] as in the paper.
+            code_dim: Size of the autoencoder's code, which its network is built with.
+            g_optimizer: Makes the generator's optimizer from its parameters.
+            d_optimizer: Makes the autoencoder's.
+            g_scheduler: Makes the generator's learning-rate schedule; may watch the recorded `m_global`.
+            d_scheduler: Makes the autoencoder's.
+        """
+        super().__init__()
+        self.generator, self.discriminator, self.loss = generator, discriminator, loss
+        self.latent_dim, self.code_dim = latent_dim, code_dim
+        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
+        self.add_player("generator", generator, g_optimizer, g_scheduler)
+
+    def noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """Latents uniform on [-1, 1], [n, latent_dim]."""
+        return 2 * self.rand(n, self.latent_dim, rng=rng) - 1
+
+    def energy(self, x: Tensor) -> Tensor:
+        """L(x), the autoencoder's error on each sample, [N]."""
+        return self.loss.energy(x, self.discriminator(x))
+
+    @inference
+    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws G(z), [n, ...]."""
+        return self.generator(self.noise(n, rng))
+
+    @inference
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """AE(x): what the discriminator's autoencoder makes of samples [N, ...]."""
+        return self.discriminator(x)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Section 3.4: both gradients at the same parameters, then both updates, then k."""
+        x_real = batch.x
+
+        # Discriminator: minimise L(x) - k_t L(G(z_D)).
+        with self.turn("discriminator") as discriminator:
+            with torch.no_grad():
+                x_fake = self.generator(self.noise(len(x_real)))
+            energy_real, energy_fake = self.energy(x_real), self.energy(x_fake)
+            d_loss = self.loss.discriminator(energy_real, energy_fake)
+            discriminator.collect(d_loss)
+
+        # Generator: minimise L(G(z_G)).
+        with self.turn("generator") as generator:
+            energy_g = self.energy(self.generator(self.noise(len(x_real))))
+            g_loss = self.loss.generator(energy_g)
+            generator.collect(g_loss)
+
+        self.step("discriminator", "generator")
+
+        # k_{t+1} = k_t + lambda_k (gamma L(x) - L(G(z_G))), on the means over the global batch.
+        l_real, l_fake = self.averaged(energy_real.mean()), self.averaged(energy_g.mean())
+        m_global = self.loss.update(l_real, l_fake)
+        self.record(
+            d_loss=d_loss, g_loss=g_loss, l_real=l_real, l_fake=l_fake, k=self.loss.k.clone(), m_global=m_global
+        )

@@ -1,0 +1,79 @@
+"""The two-player GAN: every objective that one discriminator and one generator play in alternation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.losses.adversarial import AdversarialLoss
+from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+
+
+class GAN(GenerativeModel):
+    """Generative adversarial network. Goodfellow et al. (2014), arXiv:1406.2661, Algorithm 1 with k = 1.
+
+    The objective is `loss`: with `non_saturating` and the networks of Radford et al. (2015), arXiv:1511.06434, this is
+    the DCGAN; with `least_squares` the LSGAN.
+    """
+
+    ema_modules = ("generator",)
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        loss: AdversarialLoss,
+        latent_dim: int,
+        g_optimizer: OptimizerFactory,
+        d_optimizer: OptimizerFactory,
+        g_scheduler: SchedulerFactory | None = None,
+        d_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the players.
+
+        Args:
+            generator: Maps latents [N, latent_dim] to samples [N, ...].
+            discriminator: Maps samples [N, ...] to logits [N].
+            loss: What both minimise.
+            latent_dim: Size of the standard normal latent.
+            g_optimizer: Makes the generator's optimizer from its parameters.
+            d_optimizer: Makes the discriminator's.
+            g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
+            d_scheduler: Makes the discriminator's.
+        """
+        super().__init__()
+        self.generator, self.discriminator, self.loss = generator, discriminator, loss
+        self.latent_dim = latent_dim
+        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
+        self.add_player("generator", generator, g_optimizer, g_scheduler)
+
+    @inference
+    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws G(z), [n, ...]."""
+        return self.generator(self.noise(n, rng))
+
+    @inference
+    def score_logits(self, x: Tensor) -> Tensor:
+        """The discriminator's logits [N] of samples [N, ...]: log p_data / p_model at its optimum."""
+        return self.discriminator(x)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Algorithm 1: one discriminator update, then one generator update."""
+        x_real = batch.x
+
+        # Discriminator: minimise loss.discriminator(D(x), D(G(z))).
+        with self.turn("discriminator") as discriminator:
+            with torch.no_grad():
+                x_fake = self.generator(self.noise(len(x_real)))
+            logits_real, logits_fake = self.discriminator(x_real), self.discriminator(x_fake)
+            d_loss = self.loss.discriminator(logits_real, logits_fake)
+            discriminator.minimise(d_loss)
+
+        # Generator: minimise loss.generator(D(G(z))).
+        with self.turn("generator") as generator:
+            g_loss = self.loss.generator(self.discriminator(self.generator(self.noise(len(x_real)))))
+            generator.minimise(g_loss)
+
+        self.record(d_loss=d_loss, g_loss=g_loss)
+        self.record_logits(logits_real, logits_fake)

@@ -1,0 +1,91 @@
+"""The Wasserstein GAN with gradient penalty."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.losses.adversarial import AdversarialLoss
+from genlab.losses.penalties import gradient_penalty
+from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+
+
+class WGANGP(GenerativeModel):
+    """Wasserstein GAN with gradient penalty. Gulrajani et al. (2017), arXiv:1704.00028, Algorithm 1."""
+
+    ema_modules = ("generator",)
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        critic: nn.Module,
+        loss: AdversarialLoss,
+        latent_dim: int,
+        n_critic: int,
+        gp_weight: float,
+        g_optimizer: OptimizerFactory,
+        c_optimizer: OptimizerFactory,
+        g_scheduler: SchedulerFactory | None = None,
+        c_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the players.
+
+        Args:
+            generator: Maps latents [N, latent_dim] to samples [N, ...].
+            critic: Maps samples [N, ...] to values [N], each from its own sample alone (no batch normalisation).
+            loss: What both minimise besides the penalty; the paper's is `wasserstein`.
+            latent_dim: Size of the standard normal latent.
+            n_critic: Critic updates per generator update, each on fresh data.
+            gp_weight: lambda of Eq. 3.
+            g_optimizer: Makes the generator's optimizer from its parameters.
+            c_optimizer: Makes the critic's.
+            g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
+            c_scheduler: Makes the critic's, likewise once per iteration.
+
+        Raises:
+            ValueError: If n_critic is below 1, or the critic normalises over the batch.
+        """
+        super().__init__()
+        if n_critic < 1:
+            raise ValueError(f"model.n_critic must be at least 1, got {n_critic}.")
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules()):
+            raise ValueError(
+                "The gradient penalty is one of each sample, and batch normalisation in the critic couples samples. "
+                "Try network.norm=none."
+            )
+        self.generator, self.critic, self.loss = generator, critic, loss
+        self.latent_dim, self.n_critic, self.gp_weight = latent_dim, n_critic, gp_weight
+        self.batches_per_step = n_critic
+        self.add_player("critic", critic, c_optimizer, c_scheduler)
+        self.add_player("generator", generator, g_optimizer, g_scheduler)
+
+    @inference
+    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws G(z), [n, ...]."""
+        return self.generator(self.noise(n, rng))
+
+    @inference
+    def score_logits(self, x: Tensor) -> Tensor:
+        """The critic's values [N] of samples [N, ...]; a log-ratio only up to an unknown scale."""
+        return self.critic(x)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Algorithm 1: `n_critic` critic updates on fresh data, then one generator update."""
+        # Critic (lines 2-9): minimise D(G(z)) - D(x) + lambda (|grad D(x_hat)| - 1)^2.
+        for x_real in batch.x.chunk(self.n_critic):
+            with self.turn("critic") as critic:
+                with torch.no_grad():
+                    x_fake = self.generator(self.noise(len(x_real)))
+                logits_real, logits_fake = self.critic(x_real), self.critic(x_fake)
+                d_loss = self.loss.discriminator(logits_real, logits_fake)
+                gp = gradient_penalty(self.critic, x_real, x_fake, alpha=self.rand(len(x_real)))
+                critic.minimise(d_loss + self.gp_weight * gp)
+
+        # Generator (lines 11-12): minimise -D(G(z)).
+        with self.turn("generator") as generator:
+            g_loss = self.loss.generator(self.critic(self.generator(self.noise(len(x_real)))))
+            generator.minimise(g_loss)
+
+        self.record(d_loss=d_loss, gp=gp, g_loss=g_loss)
+        self.record_logits(logits_real, logits_fake)

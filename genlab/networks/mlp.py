@@ -1,0 +1,218 @@
+"""Fully connected networks, for points and for small images."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from genlab.errors import UserError
+from genlab.networks.init import check_positive
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.2),
+    "elu": nn.ELU,
+    "tanh": nn.Tanh,
+}
+HIDDEN = (128, 128)  # the two layers of the toy experiments
+
+
+def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns (D,) of points or (C, H, W) of images as a tuple.
+
+    Raises:
+        UserError: If the shape is neither.
+    """
+    if len(shape) not in (1, 3):
+        raise UserError(f"network=mlp needs points [D] or images [C, H, W], got data of shape {list(shape)}.")
+    return tuple(int(size) for size in shape)
+
+
+def _hidden_layers(in_features: int, hidden: Sequence[int], activation: str, norm: str = "none") -> nn.Sequential:
+    """Linear, batch norm if wanted, activation by turns: [N, in_features] -> [N, hidden[-1]] (the input if none).
+
+    Raises:
+        UserError: If the activation is unknown, or the widths are no list of positive whole numbers.
+    """
+    if activation not in ACTIVATIONS:
+        raise UserError(
+            f"network.activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}. "
+            "Try network.activation=relu."
+        )
+    if isinstance(hidden, int):
+        raise UserError(f"network.hidden must be a list of widths, got {hidden}. Try 'network.hidden=[{hidden}]'.")
+    if norm not in ("none", "batch"):
+        raise UserError(f"network.generator_norm of fully connected networks must be none or batch, got {norm!r}.")
+    layers: list[nn.Module] = []
+    for width in hidden:
+        check_positive("network.hidden", width, cure="[128,128]")
+        # The mean that batch norm takes away would leave a bias without a gradient.
+        layers.append(nn.Linear(in_features, width, bias=norm == "none"))
+        layers += [nn.BatchNorm1d(width)] if norm == "batch" else []
+        layers.append(ACTIVATIONS[activation]())
+        in_features = width
+    return nn.Sequential(*layers)
+
+
+def _mlp(
+    in_features: int, hidden: Sequence[int], out_features: int, activation: str, norm: str = "none"
+) -> nn.Sequential:
+    """[N, in_features] -> [N, out_features], linear at the end."""
+    body = _hidden_layers(in_features, hidden, activation, norm)
+    return body.append(nn.Linear(hidden[-1] if len(hidden) else in_features, out_features))
+
+
+class Decoder(nn.Module):
+    """Latent to data, without an activation at the end: [N, latent_dim] -> [N, *shape].
+
+    Args:
+        latent_dim: Z.
+        shape: (C, H, W) or (D,).
+        hidden: Widths of the hidden layers, from the latent on.
+        activation: One of `ACTIVATIONS`.
+        norm: "none" or "batch", before each activation.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("image", "points")
+
+    def __init__(
+        self,
+        latent_dim: int,
+        shape: Sequence[int],
+        hidden: Sequence[int] = HIDDEN,
+        activation: str = "relu",
+        norm: str = "none",
+    ) -> None:
+        super().__init__()
+        check_positive("model.latent_dim", latent_dim)
+        self.shape = _check_shape(shape)
+        self.body = _mlp(latent_dim, hidden, math.prod(self.shape), activation, norm)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[N, Z] -> [N, *shape], unbounded."""
+        return self.body(z).unflatten(1, self.shape)
+
+
+class Generator(nn.Module):
+    """Noise to data: images end in tanh and lie in [-1, 1], points are unbounded.
+
+    Args:
+        latent_dim: Z.
+        shape: (C, H, W) or (D,).
+        hidden: Widths of the hidden layers, from the noise on.
+        activation: One of `ACTIVATIONS`.
+        norm: "none" or "batch", before each activation.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("image", "points")
+
+    def __init__(
+        self,
+        latent_dim: int,
+        shape: Sequence[int],
+        hidden: Sequence[int] = HIDDEN,
+        activation: str = "relu",
+        norm: str = "none",
+    ) -> None:
+        super().__init__()
+        self.decoder = Decoder(latent_dim, shape, hidden, activation, norm)
+        self.output = nn.Tanh() if len(shape) == 3 else nn.Identity()
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[N, Z] -> [N, *shape]."""
+        return self.output(self.decoder(z))
+
+
+class Discriminator(nn.Module):
+    """Data to one logit each. No layer couples the samples of a batch, so it serves as a critic as it is.
+
+    Args:
+        shape: (C, H, W) or (D,).
+        hidden: Widths of the hidden layers, from the data on.
+        activation: One of `ACTIVATIONS`.
+        spectral_norm: Whether every layer is divided by its largest singular value (Miyato et al., 2018).
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("image", "points")
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        hidden: Sequence[int] = HIDDEN,
+        activation: str = "leaky_relu",
+        spectral_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        in_features = math.prod(_check_shape(shape))
+        self.trunk = _hidden_layers(in_features, hidden, activation)
+        self.head = nn.Linear(hidden[-1] if len(hidden) else in_features, 1)
+        if spectral_norm:
+            for layer in (*self.trunk, self.head):
+                if isinstance(layer, nn.Linear):
+                    nn.utils.parametrizations.spectral_norm(layer)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[N, *shape] -> [N, hidden[-1]], what the head reads."""
+        return self.trunk(x.flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, *shape] -> logits [N]."""
+        return self.head(self.features(x)).squeeze(1)
+
+
+class Encoder(nn.Module):
+    """Data to `out_features` numbers, linear at the end: [N, *shape] -> [N, out_features].
+
+    Args:
+        shape: (C, H, W) or (D,).
+        out_features: 2 Z for a Gaussian posterior (mean and log-variance), Z for a code.
+        hidden: Widths of the hidden layers, from the data on.
+        activation: One of `ACTIVATIONS`.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("image", "points")
+
+    def __init__(
+        self, shape: Sequence[int], out_features: int, hidden: Sequence[int] = HIDDEN, activation: str = "relu"
+    ) -> None:
+        super().__init__()
+        check_positive("model.encoder_features", out_features)
+        self.body = _mlp(math.prod(_check_shape(shape)), hidden, out_features, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, *shape] -> [N, out_features]."""
+        return self.body(x.flatten(1))
+
+
+class Autoencoder(nn.Module):
+    """An encoder and its mirror image, both linear at the end.
+
+    Args:
+        shape: (C, H, W) or (D,).
+        code_dim: Length of the code.
+        hidden: Widths of the hidden layers from the data to the code; the decoder has them in reverse.
+        activation: One of `ACTIVATIONS`.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("image", "points")
+
+    def __init__(
+        self, shape: Sequence[int], code_dim: int, hidden: Sequence[int] = HIDDEN, activation: str = "relu"
+    ) -> None:
+        super().__init__()
+        check_positive("model.code_dim", code_dim)
+        self.encoder = Encoder(shape, code_dim, hidden, activation)
+        self.decoder = Decoder(code_dim, shape, list(hidden)[::-1], activation)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[N, *shape] -> [N, code_dim]."""
+        return self.encoder(x)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """[N, code_dim] -> [N, *shape], unbounded."""
+        return self.decoder(code)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, *shape] -> its reconstruction."""
+        return self.decode(self.encode(x))

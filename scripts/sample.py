@@ -1,0 +1,6 @@
+"""Draws from a trained model: `python scripts/sample.py run=outputs/latest n=64`."""
+
+from genlab.cli.sample import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Running commands as a user would, and comparing what they leave."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def command(arguments, cwd, timeout=120, **kwargs):
+    """Runs `python train.py ...` in a folder; text output, no exception on failure."""
+    script = kwargs.pop("script", "train.py")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **kwargs.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, str(REPO / script), *arguments],
+        cwd=cwd,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+        **kwargs,
+    )
+
+
+def weights(run):
+    """All weights, averages and optimizer states of a run's last checkpoint."""
+    checkpoint = torch.load(Path(run) / "checkpoints" / "last.ckpt", weights_only=True)
+    return checkpoint["state_dict"], checkpoint["genlab"]["ema"], checkpoint["optimizer_states"]
+
+
+def assert_identical(a, b, path=""):
+    """Bit for bit, through nested containers."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_identical(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_identical(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path

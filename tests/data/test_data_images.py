@@ -1,0 +1,380 @@
+"""Image data sets: digits, files in folders and zips, torchvision's sets, MNIST-10k."""
+
+import gzip
+import logging
+import os
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genlab.data import store as store_module
+from genlab.data.images import CIFAR10, MNIST, CelebA, Digits, FashionMNIST, ImageFolder, ImageZip, MNIST10k, read_idx
+from genlab.errors import UserError
+
+SMALL = {"image_size": 8, "channels": 3, "batch_size": 4}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("GENLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def save(path: Path, seed: int, size: tuple[int, int] = (8, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.RandomState(seed).randint(0, 256, (*size, 3)).astype(np.uint8)).save(path)
+
+
+def make(root: Path, layout: dict[str, int]) -> Path:
+    """A folder with so many images in each sub-folder."""
+    seed = 0
+    for folder, count in layout.items():
+        for k in range(count):
+            save(root / folder / f"{k}.png", seed)
+            seed += 1
+    return root
+
+
+def packed(root: Path, wrapper: str = "") -> Path:
+    path = root.parent / f"{root.name}.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(root.rglob("*")):
+            if file.is_file():
+                archive.write(file, Path(wrapper) / file.relative_to(root))
+    return path
+
+
+def source(kind: str, root: Path, **arguments) -> ImageFolder | ImageZip:
+    if kind == "folder":
+        return ImageFolder(root=root, **{**SMALL, **arguments})
+    return ImageZip(root=packed(root, "wrapped" if kind == "wrapped zip" else ""), **{**SMALL, **arguments})
+
+
+def rows(data, split: str) -> set[bytes]:
+    store = data.split(split)
+    return {image.numpy().tobytes() for image in store.gather(torch.arange(len(store)))}
+
+
+# --- Digits -----------------------------------------------------------------------------------------------------------
+
+
+def test_digits_splits_are_fixed_disjoint_and_whole():
+    data = Digits(batch_size=64, image_size=8, channels=1, num_classes=10)
+    stores = [data.split(name) for name in ("train", "val", "test")]
+    assert [len(s) for s in stores] == [1258, 180, 359]
+    assert all(s.x.shape[1:] == (1, 8, 8) and s.x.dtype == torch.uint8 for s in stores)
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    expected = np.rint(raw.images * 255 / 16).astype(np.uint8)
+    assert (expected.min(), expected.max()) == (0, 255)
+    ours = torch.cat([torch.cat((s.x.flatten(1), s.y[:, None].to(torch.uint8)), 1) for s in stores]).numpy()
+    theirs = np.concatenate((expected.reshape(1797, 64), raw.target[:, None].astype(np.uint8)), 1)
+    # As multisets of (image, label): each image is in exactly one split.
+    np.testing.assert_array_equal(np.array(sorted(ours.tolist())), np.array(sorted(theirs.tolist())))
+    other = Digits(batch_size=32, image_size=8, channels=1, seed=5)
+    assert other.describe()["fingerprint"] == data.describe()["fingerprint"]  # whatever the seed
+    assert stores[2].y[:10].tolist() == other.split("test").y[:10].tolist()
+
+
+def test_digits_can_be_enlarged_and_coloured():
+    data = Digits(batch_size=4, image_size=[16, 12], channels=3)
+    assert data.spec.shape == (3, 16, 12)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.x.shape == (4, 3, 16, 12)
+    assert -1 <= batch.x.min() < -0.5 < 0.5 < batch.x.max() <= 1
+    torch.testing.assert_close(batch.x[:, 0], batch.x[:, 2])
+
+
+# --- Folders and zips -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "wrapped zip"])
+def test_first_level_folders_are_classes(kind, tmp_path):
+    make(tmp_path / "pets", {"dog/big": 7, "cat": 6, ".hidden": 3})
+    save(tmp_path / "pets" / "cat" / ".thumb.png", 99)
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("no image")
+    data = source(kind, tmp_path / "pets")
+    assert data.spec.num_classes is None  # before anything was read
+    data.prepare_data()
+    assert data.spec.num_classes == 2
+    assert data.spec.class_names == ("cat", "dog")
+    assert {name: len(data.split(name)) for name in ("train", "val", "test")} == {"train": 11, "val": 1, "test": 1}
+    everything = torch.cat([data.split(name).y for name in ("train", "val", "test")])
+    assert everything.bincount().tolist() == [6, 7]
+    assert len(rows(data, "train") | rows(data, "val") | rows(data, "test")) == 13
+    assert data.name == f"{kind.split()[-1]}-pets"
+    # The label belongs to the image.
+    train = data.split("train")
+    dogs = {np.array(Image.open(p)).transpose(2, 0, 1).tobytes() for p in (tmp_path / "pets/dog/big").iterdir()}
+    for x, y in zip(train.x, train.y, strict=True):
+        assert (x.numpy().tobytes() in dogs) == (y == 1)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "wrapped zip"])
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_official_splits_are_kept(kind, val, tmp_path, caplog):
+    make(tmp_path / "set", {"train/a": 5, "train/b": 4, f"{val}/a": 2, "test/b": 3, "extra": 2})
+    with caplog.at_level(logging.WARNING, logger="genlab"):
+        data = source(kind, tmp_path / "set", num_classes=2)
+        assert [len(data.split(name)) for name in ("train", "val", "test")] == [9, 2, 3]
+    assert "2 images" in caplog.text
+    assert data.split("train").y.tolist() == [0] * 5 + [1] * 4
+    assert data.split("val").y.tolist() == [0, 0]
+    assert data.split("test").y.tolist() == [1, 1, 1]
+
+
+def test_missing_official_splits_are_cut_off_the_training_part(tmp_path):
+    make(tmp_path / "set", {"train": 20, "test": 4})
+    data = source("folder", tmp_path / "set")
+    assert [len(data.split(name)) for name in ("train", "val", "test")] == [18, 2, 4]
+    official = {np.array(Image.open(p)).transpose(2, 0, 1).tobytes() for p in (tmp_path / "set/test").iterdir()}
+    assert rows(data, "test") == official
+    assert not rows(data, "val") & (rows(data, "train") | rows(data, "test"))
+    assert data.split("train").y is None
+
+
+def test_folder_and_zip_hold_the_same(tmp_path):
+    make(tmp_path / "set", {"a": 9, "b/c": 8})
+    prints = [source(kind, tmp_path / "set").describe()["fingerprint"] for kind in ("folder", "zip", "wrapped zip")]
+    assert prints[0] == prints[1] == prints[2]
+
+
+def test_flat_folders_and_single_classes_have_no_labels(tmp_path):
+    assert source("folder", make(tmp_path / "flat", {".": 5})).split("train").y is None
+    data = source("folder", make(tmp_path / "one", {"cats": 5}))
+    assert data.split("train").y is None
+    assert data.spec.num_classes is None
+    with pytest.raises(UserError, match="no labels.*num_classes=3.*null"):
+        source("folder", tmp_path / "one", num_classes=3).setup()
+
+
+def test_labels_can_be_switched_off_and_must_agree(tmp_path):
+    root = make(tmp_path / "set", {"a": 5, "b": 5})
+    plain = source("folder", root, labels=False, num_classes=2)
+    assert plain.split("train").y is None
+    assert plain.spec.num_classes is None
+    assert next(iter(plain.train_dataloader())).y is None
+    with pytest.raises(UserError, match="has 2 classes, got data.num_classes=7; set it to 2"):
+        source("folder", root, num_classes=7).setup()
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_broken_images_are_listed_or_skipped(kind, tmp_path):
+    root = make(tmp_path / "set", {"a": 6, "b": 6})
+    whole = (root / "a" / "3.png").read_bytes()
+    (root / "a" / "3.png").write_bytes(whole[: len(whole) // 2])
+    (root / "b" / "text.jpg").write_text("this is no image")
+    with pytest.raises(UserError) as caught:
+        source(kind, root).prepare_data()
+    assert "2 of 13 images cannot be read: a/3.png (" in str(caught.value)
+    assert "b/text.jpg (not an image)" in str(caught.value)
+    data = source(kind, root, skip_broken=True)
+    sizes = data.describe()["sizes"]
+    assert sum(sizes.values()) == 11
+    assert torch.cat([data.split(name).y for name in sizes]).bincount().tolist() == [5, 6]
+
+
+def test_a_zip_member_with_a_wrong_checksum_is_broken(tmp_path):
+    path = packed(make(tmp_path / "set", {"a": 5}))
+    with zipfile.ZipFile(path) as archive:
+        at = archive.getinfo("a/2.png").header_offset + 60
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 0xFF
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=r"1 of 5 images cannot be read: a/2.png"):
+        ImageZip(root=path, **SMALL).setup()
+
+
+def test_the_cache_serves_the_second_run_until_a_file_changes(tmp_path, monkeypatch):
+    root = make(tmp_path / "set", {"a": 6, "b": 6})
+    first = source("folder", root)
+    first.prepare_data()
+    decoded = []
+    real = store_module._decode
+    monkeypatch.setattr(store_module, "_decode", lambda *a: decoded.append(1) or real(*a))
+    assert source("folder", root).describe() == first.describe()
+    assert decoded == []
+    save(root / "a" / "0.png", 1234)
+    os.utime(root / "a" / "0.png", (1, 1))
+    assert source("folder", root).describe()["fingerprint"] != first.describe()["fingerprint"]
+    assert len(decoded) == 12
+
+
+def test_links_in_a_circle_end(tmp_path):
+    root = make(tmp_path / "set", {"a": 4, "b": 4})
+    (root / "a" / "up").symlink_to(root)
+    assert sum(source("folder", root).describe()["sizes"].values()) == 8
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda t: ImageFolder(root=None, **SMALL), "data=folder needs data.root=PATH"),
+        (lambda t: ImageZip(root=None, **SMALL), "data=zip needs data.root=PATH"),
+        (lambda t: ImageFolder(root=t / "nowhere", **SMALL), "does not exist; set data.root"),
+        (lambda t: ImageZip(root=t / "nowhere.zip", **SMALL), "does not exist; set data.root"),
+        (lambda t: ImageFolder(root=t, **SMALL), "There are no images in"),
+        (lambda t: ImageZip(root=t, **SMALL), "use data=folder"),
+        (lambda t: ImageFolder(root=packed(make(t / "x", {"a": 3})), **SMALL), "use data=zip"),
+        (lambda t: ImageFolder(root=make(t / "x", {"a": 2}), **SMALL), "2 samples, too few"),
+        (lambda t: ImageFolder(root=t, download=True, **SMALL), "cannot be downloaded"),
+        (lambda t: MNIST(root=t / "empty", **SMALL), "MNIST is not in .*data.download=true"),
+        (lambda t: FashionMNIST(root=t / "empty", **SMALL), "Fashion-MNIST is not in .*data.download=true"),
+        (lambda t: CIFAR10(root=t / "empty", **SMALL), "cifar-10-batches-py.*data.download=true"),
+        (lambda t: CelebA(root=t / "empty", **SMALL), "img_align_celeba.zip.*data.download=true"),
+        (lambda t: MNIST10k(root=t / "empty", **SMALL), "t10k-images-idx3-ubyte.gz.*set data.root"),
+        (lambda t: MNIST(root=None, **SMALL), "set data.root=PATH"),
+    ],
+)
+def test_what_is_missing_is_said_in_a_sentence(build, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        build(tmp_path).prepare_data()
+
+
+def test_an_empty_and_a_false_zip_are_said_in_a_sentence(tmp_path):
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
+        archive.writestr("readme.txt", "no image")
+    with pytest.raises(UserError, match="There are no images in"):
+        ImageZip(root=tmp_path / "empty.zip", **SMALL).setup()
+    (tmp_path / "false.zip").write_text("no zip")
+    with pytest.raises(UserError, match="not a readable zip"):
+        ImageZip(root=tmp_path / "false.zip", **SMALL).setup()
+
+
+# --- Known sets -------------------------------------------------------------------------------------------------------
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = struct.pack(f">I{array.ndim}I", 0x0800 | array.ndim, *array.shape)
+    data = head + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def test_mnist_is_read_through_torchvision(tmp_path):
+    rng = np.random.RandomState(0)
+    images = {"train": rng.randint(0, 256, (30, 28, 28)), "t10k": rng.randint(0, 256, (12, 28, 28))}
+    for part, x in images.items():
+        write_idx(tmp_path / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", x)
+        write_idx(tmp_path / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", np.arange(len(x)) % 10)
+    data = MNIST(root=tmp_path, image_size=28, channels=1, batch_size=4, num_classes=10)
+    assert data.describe()["sizes"] == {"train": 27, "val": 3, "test": 12}
+    torch.testing.assert_close(data.split("test").x[:, 0], torch.from_numpy(images["t10k"].astype(np.uint8)))
+    assert data.split("test").y.tolist() == [k % 10 for k in range(12)]
+    larger = MNIST(root=tmp_path, image_size=32, channels=1, batch_size=4)
+    assert larger.split("train").x.shape == (27, 1, 32, 32)
+
+
+def test_cifar10_is_brought_to_channels_first(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    pixels = np.random.RandomState(0).randint(0, 256, (20, 32, 32, 3)).astype(np.uint8)
+
+    class Fake:
+        def __init__(self, root, train, download):
+            self.data = pixels if train else pixels[:5]
+            self.targets = [k % 10 for k in range(len(self.data))]
+
+    monkeypatch.setattr(datasets, "CIFAR10", Fake)
+    data = CIFAR10(root=tmp_path, image_size=32, channels=3, batch_size=4)
+    np.testing.assert_array_equal(data.split("test").x.numpy(), pixels[:5].transpose(0, 3, 1, 2))
+    assert data.describe()["sizes"] == {"train": 18, "val": 2, "test": 5}
+    assert data.spec.class_names[3] == "cat"
+
+
+def test_a_failed_download_is_a_sentence(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    def fail(*_, download, **__):
+        raise OSError("Name or service not known") if download else RuntimeError("not found")
+
+    monkeypatch.setattr(datasets, "MNIST", fail)
+    with pytest.raises(UserError, match="could not be downloaded.*Name or service not known.*by hand"):
+        MNIST(root=tmp_path, download=True, **SMALL).prepare_data()
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_celeba_takes_the_central_square_and_the_official_splits(kind, tmp_path):
+    base = tmp_path / "celeba"
+    base.mkdir()
+    pixels = np.zeros((218, 178, 3), np.uint8)
+    pixels[20:198] = 255  # the central 178 x 178
+    (base / "img_align_celeba").mkdir()
+    for k in range(6):
+        Image.fromarray(pixels).save(base / "img_align_celeba" / f"{k:06}.png")
+    lines = [f"{k:06}.png {min(2, k // 3)}" for k in range(6)]
+    lines[5] = "000005.png 2"
+    (base / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
+    if kind == "zip":
+        with zipfile.ZipFile(base / "img_align_celeba.zip", "w") as archive:
+            for path in sorted((base / "img_align_celeba").iterdir()):
+                archive.write(path, f"img_align_celeba/{path.name}")
+                path.unlink()
+        (base / "img_align_celeba").rmdir()
+    data = CelebA(root=tmp_path, image_size=16, channels=3, batch_size=2, labels=False)
+    assert data.describe()["sizes"] == {"train": 3, "val": 2, "test": 1}
+    assert int(data.split("train").x.min()) == 255
+    (base / "list_eval_partition.txt").write_text("000009.png 0\n")
+    with pytest.raises(UserError, match="1 of CelebA's images are not in .*000009.png"):
+        CelebA(root=tmp_path, **SMALL).setup()
+
+
+def test_mnist10k_from_the_official_files(shared_data):
+    data = MNIST10k(root=shared_data, image_size=28, channels=1, batch_size=64, num_classes=10)
+    stores = [data.split(name) for name in ("train", "val", "test")]
+    assert [len(s) for s in stores] == [8000, 1000, 1000]
+    counts = sum(s.y.bincount(minlength=10) for s in stores)
+    assert counts.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]  # the official test set's
+    assert data.describe()["name"] == "MNIST-10k"
+    # The mean grey of the official test set is 0.1325 of white.
+    mean = torch.cat([s.x.double().flatten() for s in stores]).mean() / 255
+    assert abs(mean - 0.1325) < 5e-4
+
+
+def test_omniglot_from_its_zip(shared_data):
+    """A real zip, wrapped in one folder, with three levels: the alphabets are the classes."""
+    data = ImageZip(root=shared_data / "omniglot-background-small1.zip", image_size=28, channels=1, batch_size=64)
+    sizes = data.describe()["sizes"]
+    assert sizes == {"train": 2176, "val": 272, "test": 272}
+    assert data.spec.num_classes == len(data.spec.class_names) == 5
+    assert data.spec.class_names[0] == "Balinese"
+    x = data.split("train").x.double() / 255
+    assert 0.9 < float(x.mean()) < 0.99  # black strokes on white
+
+
+@pytest.mark.parametrize("name", ["t10k-{}-ubyte", "t10k-{}-ubyte.gz", "mnist-t10k-{}-ubyte.gz"])
+def test_mnist10k_accepts_the_usual_names(name, tmp_path):
+    x = np.random.RandomState(0).randint(0, 256, (50, 28, 28))
+    write_idx(tmp_path / name.format("images-idx3"), x)
+    write_idx(tmp_path / name.format("labels-idx1"), np.arange(50) % 10)
+    data = MNIST10k(root=tmp_path, image_size=28, channels=1, batch_size=5)
+    assert data.describe()["sizes"] == {"train": 40, "val": 5, "test": 5}
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        MNIST10k(root=tmp_path, download=True, **SMALL).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not an IDX file"),
+        (b"\0\0\x0d\x01\0\0\0\x02ab", "not an IDX file"),  # floats
+        (b"\0\0\x08\x01\0\0\0\x03ab", "cut off"),
+        (b"\0\0\x08\x01\0\0\0\x01ab", "longer"),
+        (b"\0\0\x08\x02\xff\xff\xff\xff\xff\xff\xff\xff", "claims"),
+        (b"\0\0\x08\x02\0\0", "cut off"),
+    ],
+)
+def test_idx_files_are_read_with_suspicion(data, message, tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        read_idx(path)
+    packed_path = tmp_path / "x.gz"
+    packed_path.write_bytes(gzip.compress(data)[:-6])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_idx(packed_path)

@@ -1,0 +1,287 @@
+"""What all data modules share: arguments, splits, binarisation, Lightning, configs; and the toy distributions."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from genlab.data.images import Digits
+from genlab.data.module import ArrayData
+from genlab.data.spec import Batch
+from genlab.data.store import ArrayStore
+from genlab.data.stream import Stream
+from genlab.data.toy import Grid, Ring, SwissRoll
+from genlab.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "data"
+
+
+def digits(**arguments) -> Digits:
+    return Digits(**{"batch_size": 16, "image_size": 8, "channels": 1, **arguments})
+
+
+class Counting(ArrayData):
+    """Ten grey images: number k is filled with 25 k."""
+
+    name = "counting"
+
+    def _load(self, download: bool) -> dict[str, ArrayStore]:
+        self.loads = getattr(self, "loads", 0) + 1
+        return {"all": ArrayStore((25 * torch.arange(10)).to(torch.uint8).view(10, 1, 1, 1).expand(10, 1, 4, 4))}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size must be a positive"),
+        ({"batch_size": 2.5}, "data.batch_size must be a positive"),
+        ({"binarize": "yes"}, "none, static, dynamic, got 'yes'"),
+        ({"image_size": 0}, "data.image_size must be"),
+        ({"image_size": "big"}, "data.image_size must be"),
+        ({"image_size": [8, 8, 8]}, "data.image_size must be"),
+        ({"image_size": None}, "needs data.image_size"),
+        ({"channels": 4}, "data.channels must be 1"),
+        ({"shape": [1, 8, 9]}, "contradicts"),
+        ({"shape": [3, 8, 8]}, "contradicts"),
+        ({"kind": "points"}, "got data.kind='points'"),
+        ({"num_classes": 3}, "digits has 10 classes, got data.num_classes=3"),
+        ({"limit_train": 0}, "data.limit_train"),
+        ({"num_workers": 0}, "data.num_workers"),
+    ],
+)
+def test_bad_arguments_are_refused_at_construction(arguments, message):
+    with pytest.raises(UserError, match=message):
+        digits(**arguments)
+
+
+def test_points_have_no_flips_no_grey_values_and_two_numbers():
+    with pytest.raises(UserError, match="are for images"):
+        Ring(batch_size=4, flip=True)
+    with pytest.raises(UserError, match="are for images"):
+        Ring(batch_size=4, binarize="static")
+    with pytest.raises(UserError, match=r"shape \[2\], got data.shape=\[3\]"):
+        Ring(batch_size=4, shape=[3])
+    with pytest.raises(UserError, match="ring has 8 classes"):
+        Ring(batch_size=4, num_classes=9)
+
+
+def test_the_spec_is_there_before_any_file_is_read():
+    data = Counting(batch_size=2, image_size=4, channels=1)
+    assert data.spec.shape == (1, 4, 4)
+    assert not hasattr(data, "loads")
+    data.prepare_data()
+    data.setup("fit")
+    data.setup()
+    assert data.loads == 1
+    with pytest.raises(UserError, match="train, val, test"):
+        data.split("valid")
+
+
+def test_the_split_is_a_fixed_random_choice():
+    """Pinned: another choice would make figures of two versions of genlab incomparable."""
+    data = Counting(batch_size=2, image_size=4, channels=1, seed=3)
+    numbers = {name: (data.split(name).x[:, 0, 0, 0] // 25).tolist() for name in ("train", "val", "test")}
+    assert numbers == {"train": [0, 3, 4, 5, 6, 7, 8, 9], "val": [2], "test": [1]}
+
+
+def test_downloads_are_asked_for_in_one_process_only():
+    asked = []
+
+    class Source(Counting):
+        def _load(self, download: bool) -> dict[str, ArrayStore]:
+            asked.append(download)
+            return super()._load(download)
+
+    arguments = {"batch_size": 2, "image_size": 4, "channels": 1, "download": True}
+    Source(**arguments).prepare_data()
+    Source(**arguments).setup("fit")
+    Source(**arguments).split("test")  # a script without a trainer
+    assert asked == [True, False, True]
+
+
+def test_a_source_of_another_shape_is_refused():
+    with pytest.raises(UserError, match=r"shape \[1, 4, 4\], got \[1, 5, 5\]"):
+        Counting(batch_size=2, image_size=5, channels=1).setup()
+
+
+def test_limit_train_keeps_a_fixed_choice_and_leaves_the_other_splits():
+    whole, part = digits(), digits(limit_train=100, seed=9)
+    assert [len(part.split(name)) for name in ("train", "val", "test")] == [100, 180, 359]
+    assert part.split("test").fingerprint() == whole.split("test").fingerprint()
+    assert set(part.split("train").y.tolist()) == set(range(10))
+    assert part.split("train").fingerprint() == digits(limit_train=100).split("train").fingerprint()
+
+
+@pytest.mark.parametrize("binarize", ["static", "dynamic"])
+def test_binarised_digits(binarize):
+    data, grey = digits(binarize=binarize), digits()
+    stream = data.train_dataloader()
+    assert set(stream.batch(0).x.unique().tolist()) == {-1.0, 1.0}
+    for name in ("val", "test"):
+        assert set(data.split(name).x.unique().tolist()) == {0, 255}
+        assert data.split(name).fingerprint() == digits(binarize="static", seed=4).split(name).fingerprint()
+        means = data.split(name).x.double().mean(), grey.split(name).x.double().mean()
+        torch.testing.assert_close(*means, rtol=0.02, atol=0)  # the mean grey is kept
+    fixed = set(data.split("train").x.unique().tolist()) == {0, 255}
+    assert fixed == (binarize == "static")
+
+
+def test_first_batches_are_the_streams_and_cost_the_stream_nothing():
+    data = digits(seed=2)
+    stream = data.stream()
+    for i, batch in enumerate(data.first_batches(3)):
+        torch.testing.assert_close(batch.x, stream.batch(i).x, rtol=0, atol=0)
+    assert len(list(data.first_batches(3))) == 3
+
+
+def test_batches_for_metrics_are_whole_and_in_order():
+    data = digits()
+    batches = data.batches("test", 100)
+    assert [len(b) for b in batches] == [100, 100, 100, 59]
+    assert len(batches) == 4
+    torch.testing.assert_close(torch.cat([b.y for b in batches]), data.split("test").y)
+    assert sum(len(b) for b in data.batches("test", 100, limit=150)) == 150
+
+
+def test_batches_per_step_gives_that_many_chunks():
+    data = digits()
+    data.batches_per_step = 5
+    assert len(data.train_dataloader().batch(0)) == 80
+
+
+def test_describe_holds_plain_containers_only():
+    card = {**digits().describe(), "ring": Ring(batch_size=4).describe()}
+    assert yaml.safe_load(yaml.safe_dump(card)) == card
+    assert card["ring"]["modes"] == 8
+
+
+class Recorder(pl.LightningModule):
+    """Learns nothing; writes down which samples it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch.index.tolist())
+        return self.weight * batch.x.mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(steps: int, ckpt_path: Path | None = None) -> tuple[pl.Trainer, list]:
+    trainer = pl.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    model = Recorder()
+    trainer.fit(model, datamodule=Counting(batch_size=4, image_size=4, channels=1, seed=1), ckpt_path=ckpt_path)
+    return trainer, model.seen
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_takes_the_stream_and_resumes_at_the_next_batch(tmp_path):
+    """Eight samples and batches of four: seven iterations end in the middle of the fourth epoch."""
+    _, whole = fit(12)
+    trainer, head = fit(7)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    _, tail = fit(12, tmp_path / "a.ckpt")
+    assert len(whole) == 12
+    assert head == whole[:7]
+    assert tail == whole[7:]
+
+
+# --- Toy distributions ------------------------------------------------------------------------------------------------
+
+
+def points(data, split: str = "train") -> torch.Tensor:
+    return data.split(split).x.double()
+
+
+@pytest.mark.parametrize(("make", "modes"), [(Ring, 8), (Grid, 25)])
+def test_mixtures_have_their_centres_and_spread(make, modes):
+    data = make(batch_size=4, shape=[2], num_classes=modes)
+    centres, std = data.modes
+    x, y = points(data), data.split("train").y
+    assert x.shape == (100_000, 2)
+    assert len(points(data, "val")) == len(points(data, "test")) == 10_000
+    assert centres.shape == (modes, 2)
+    counts = y.bincount(minlength=modes).double()
+    assert (counts / counts.sum() * modes - 1).abs().max() < 0.08  # each mode has its share: standard error 0.016
+    for k in range(modes):
+        noise = x[y == k] - centres[k].double()
+        # Standard errors are std / sqrt(4000) for the mean, std / sqrt(8000) for the deviation.
+        assert noise.mean(dim=0).abs().max() < 5 * std / 4000**0.5
+        torch.testing.assert_close(noise.std(dim=0), torch.full((2,), std).double(), rtol=0.06, atol=0)
+
+
+def test_centres_stand_where_the_papers_have_them():
+    ring, _ = Ring(batch_size=4).modes
+    torch.testing.assert_close(ring.norm(dim=1), torch.full((8,), 2.0))
+    torch.testing.assert_close(ring[0], torch.tensor([2.0, 0.0]))
+    assert torch.pdist(ring).min() > 1.5  # 4 sin(pi / 8) = 1.53: eight different ones
+    grid, _ = Grid(batch_size=4).modes
+    assert {tuple(c) for c in grid.tolist()} == {(float(a), float(b)) for a in range(-4, 5, 2) for b in range(-4, 5, 2)}
+    assert Ring.std == 0.02
+    assert Grid.std == 0.05
+
+
+def test_the_swiss_roll_lies_on_its_spiral():
+    data = SwissRoll(batch_size=4)
+    assert data.modes is None
+    assert data.split("train").y is None
+    x = points(data)
+    # E|x|^2 = E t^2 / 7.5^2 + 2 std^2 with t uniform in [1.5 pi, 4.5 pi], of which E t^2 = 9.75 pi^2.
+    expected = 9.75 * torch.pi**2 / 7.5**2 + 2 * SwissRoll.std**2
+    torch.testing.assert_close(x.square().sum(1).mean().item(), expected, rtol=0.01, atol=0)
+    radius, angle = x.norm(dim=1) * 7.5, torch.atan2(x[:, 1], x[:, 0])
+    off = torch.remainder(radius - angle + torch.pi, 2 * torch.pi) - torch.pi  # radius = angle + 2 pi k on the spiral
+    torch.testing.assert_close(off.square().mean().sqrt().item(), 0.25, rtol=0.06, atol=0)
+
+
+def test_toy_points_do_not_depend_on_the_seed_but_their_order_does():
+    a, b = Ring(batch_size=8, seed=0), Ring(batch_size=8, seed=1)
+    assert a.describe() == b.describe()
+    assert not torch.equal(a.stream().batch(0).x, b.stream().batch(0).x)
+    assert not torch.equal(points(a, "val"), points(a, "test"))
+
+
+# --- Configs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_config_fits_its_class(path):
+    config = yaml.safe_load(path.read_text())
+    defaults = config.pop("defaults")
+    assert defaults[-1] == "_self_"
+    module, _, name = config.pop("_target_").rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    assert set(config) <= set(inspect.signature(cls).parameters)
+    plain = {key: value for key, value in config.items() if not (isinstance(value, str) and "${" in value)}
+    data = cls(**plain)  # the facts in the yaml agree with those in the class
+    assert data.spec.kind == config["kind"]
+    assert data.spec.num_classes == config["num_classes"]
+    assert isinstance(data.batch_size, int)
+    family = {"image": ("dcgan", "images"), "points": ("mlp", "points")}[config["kind"]]
+    assert defaults[:2] == [{"/network@_global_.network": family[0]}, {"/metrics@_global_.metrics": family[1]}]
+
+
+def test_there_is_a_config_for_every_source():
+    names = {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert names >= {
+        "digits", "mnist", "fashion_mnist", "mnist10k", "cifar10", "celeba", "folder", "zip", "ring", "grid",
+        "swiss_roll",
+    }  # fmt: skip
+
+
+def test_a_trainer_less_module_streams_from_the_start():
+    stream = digits().train_dataloader()
+    assert isinstance(stream, Stream)
+    assert stream.start == 0
+    assert stream.world_size == 1

@@ -1,0 +1,258 @@
+"""Decoding once: sizes, broken images, the cache, memory maps."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+
+from genlab.data import store as store_module
+from genlab.data.store import ArrayStore, ImageEntry, fit_image, prepare_images, resize_images
+from genlab.errors import UserError
+
+
+def picture(seed: int, size: tuple[int, int] = (8, 8), channels: int = 3) -> np.ndarray:
+    """Random pixels [H, W, C] (or [H, W])."""
+    shape = size if channels == 1 else (*size, channels)
+    return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+
+
+def encode(pixels: np.ndarray, form: str = "png", **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def entry(name: str, data: bytes, label: int = -1) -> ImageEntry:
+    return ImageEntry(name, (len(data), hash(data) % 1000), lambda: data, label)
+
+
+def entries_of(n: int = 6) -> list[ImageEntry]:
+    return [entry(f"{k}.png", encode(picture(k)), k % 2) for k in range(n)]
+
+
+def test_images_of_the_right_size_are_kept_bit_for_bit(tmp_path):
+    store = prepare_images(entries_of(), (8, 8), 3, tmp_path)
+    expected = np.stack([picture(k).transpose(2, 0, 1) for k in range(6)])
+    torch.testing.assert_close(store.x, torch.from_numpy(expected))
+    assert store.y.tolist() == [0, 1, 0, 1, 0, 1]
+    assert store.index is None
+
+
+def test_grey_rgb_size_and_centre_crop(tmp_path):
+    """A wide image with a bright middle: the crop keeps the middle third and loses the dark sides."""
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = (200, 100, 50)
+    wide = [entry("wide.png", encode(pixels))]
+    store = prepare_images(wide, (5, 5), 3, tmp_path)
+    assert store.x.shape == (1, 3, 5, 5)
+    expected = torch.tensor([200, 100, 50], dtype=torch.uint8).view(3, 1, 1).expand(3, 5, 5)
+    torch.testing.assert_close(store.x[0], expected, rtol=0, atol=0)  # nothing of the dark sides gets in
+    grey = prepare_images(wide, (5, 7), 1, tmp_path)
+    assert grey.x.shape == (1, 1, 5, 7)
+    assert abs(int(grey.x[0, 0, 2, 3]) - 124) <= 1  # Lanczos rings a little; 0.299 * 200 + 0.587 * 100 + 0.114 * 50
+    assert int(grey.x[0, 0, 2, 0]) < 124  # seven wide and five high shows some of the sides
+    assert grey.y is None
+
+
+def test_sixteen_bit_greys_keep_their_upper_byte_and_photographs_stand_upright():
+    deep = Image.fromarray(np.array([[0, 255, 256, 65535]], np.uint16))
+    assert fit_image(deep, (1, 4), 1).tolist() == [[[0, 0, 1, 255]]]
+    pixels = np.zeros((4, 8), np.uint8)
+    pixels[:, :4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying: to be turned clockwise by 90 degrees
+    data = encode(pixels, "png", exif=exif)
+    decoded = store_module._decode(data, (8, 4), 1)
+    np.testing.assert_array_equal(decoded[0], np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "bmp", "gif", "webp", "tiff"])
+def test_a_cut_off_image_is_broken_in_every_format(form, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as some libraries set it
+    data = encode(picture(0, (40, 40)), form)
+    assert prepare_images([entry("whole", data)], (40, 40), 3, tmp_path).x.shape == (1, 3, 40, 40)
+    with pytest.raises(UserError, match=r"1 of 1 images cannot be read: cut \(.*data.skip_broken=true"):
+        prepare_images([entry("cut", data[: len(data) // 2])], (40, 40), 3, tmp_path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_all_broken_images_are_found_and_ten_are_named(tmp_path):
+    mixed = entries_of(5) + [entry(f"bad{k:02}.png", b"not an image") for k in range(13)]
+    with pytest.raises(UserError) as caught:
+        prepare_images(mixed, (8, 8), 3, tmp_path)
+    message = str(caught.value)
+    assert "13 of 18 images" in message
+    assert [f"bad{k:02}.png" in message for k in range(13)] == [True] * 10 + [False] * 3
+    assert "and 3 more" in message
+    assert "data.skip_broken=true" in message
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_skip_broken_leaves_them_out_and_says_how_many(tmp_path, caplog):
+    mixed = entries_of(4)
+    mixed.insert(1, entry("bad.png", encode(picture(9))[:50], 1))
+    mixed.append(ImageEntry("gone.png", (1, 1), lambda: open("/nonexistent/gone.png", "rb").read(), 0))
+    for _ in range(2):  # decoded, then from the cache
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="genlab"):
+            store = prepare_images(mixed, (8, 8), 3, tmp_path, skip_broken=True)
+        assert "2 of 6 images cannot be read and are skipped" in caplog.text
+        assert len(store) == 4
+        assert store.index.tolist() == [0, 2, 3, 4]
+        assert store.y.tolist() == [0, 1, 0, 1]
+        torch.testing.assert_close(
+            store.gather(torch.tensor([1])), torch.from_numpy(picture(1).transpose(2, 0, 1))[None]
+        )
+    with pytest.raises(UserError, match="2 of 6 images"):  # the cache knows that they are broken
+        prepare_images(mixed, (8, 8), 3, tmp_path)
+    with pytest.raises(UserError, match="None of the 1 images"):
+        prepare_images([entry("bad.png", b"")], (8, 8), 3, tmp_path, skip_broken=True)
+
+
+def test_a_decompression_bomb_is_broken(tmp_path, monkeypatch):
+    data = encode(picture(0, (40, 40)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # 1600 pixels: PIL only warns up to twice the limit
+    with pytest.raises(UserError, match="bomb"):
+        prepare_images([entry("bomb.png", data)], (8, 8), 3, tmp_path)
+    # Python may come to keep warning filters out of threads; the check does not depend on them.
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match="bomb"):
+        store_module._decode(data, (8, 8), 3)
+
+
+def forbid_decoding(monkeypatch):
+    def fail(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(store_module, "_decode", fail)
+
+
+def test_the_second_call_decodes_nothing(tmp_path, monkeypatch):
+    first = prepare_images(entries_of(), (8, 8), 3, tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
+    forbid_decoding(monkeypatch)
+    again = prepare_images(entries_of(), (8, 8), 3, tmp_path)
+    torch.testing.assert_close(again.x, first.x, rtol=0, atol=0)
+    assert again.fingerprint() == first.fingerprint()
+
+
+@pytest.mark.parametrize("change", ["stamp", "name", "size", "channels", "key"])
+def test_whatever_changes_the_result_makes_it_anew(change, tmp_path, monkeypatch):
+    prepare_images(entries_of(), (8, 8), 3, tmp_path)
+    forbid_decoding(monkeypatch)
+    entries, size, channels, key = entries_of(), (8, 8), 3, ""
+    if change == "stamp":
+        entries[2] = ImageEntry(entries[2].name, (entries[2].stamp[0], 10**6), entries[2].read)
+    elif change == "name":
+        entries[2] = ImageEntry("other.png", entries[2].stamp, entries[2].read)
+    elif change == "size":
+        size = (8, 9)
+    elif change == "channels":
+        channels = 1
+    else:
+        key = "other"
+    with pytest.raises(UserError, match="decoded again"):
+        prepare_images(entries, size, channels, tmp_path, key)
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path, caplog):
+    first = prepare_images(entries_of(), (8, 8), 3, tmp_path)
+    path = next(tmp_path.glob("*.npy"))
+    path.write_bytes(path.read_bytes()[:200])
+    with caplog.at_level(logging.WARNING, logger="genlab"):
+        again = prepare_images(entries_of(), (8, 8), 3, tmp_path)
+    assert "made anew" in caplog.text
+    torch.testing.assert_close(again.x, first.x, rtol=0, atol=0)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(np.load(file), first.x.numpy())
+
+
+def test_a_memory_map_holds_the_same_and_writes_never_reach_the_file(tmp_path, monkeypatch):
+    in_memory = prepare_images(entries_of(), (8, 8), 3, tmp_path / "a")
+    mapped = prepare_images(entries_of(), (8, 8), 3, tmp_path / "b", memory_limit=0)
+    torch.testing.assert_close(mapped.x, in_memory.x, rtol=0, atol=0)
+    assert mapped.fingerprint() == in_memory.fingerprint()
+    assert len(list((tmp_path / "b").iterdir())) == 2
+    mapped.x.zero_()
+    forbid_decoding(monkeypatch)
+    for _ in range(2):
+        again = prepare_images(entries_of(), (8, 8), 3, tmp_path / "b", memory_limit=0)
+        torch.testing.assert_close(again.x, in_memory.x, rtol=0, atol=0)
+        again.x.zero_()
+
+
+def test_a_failure_leaves_no_file_behind_a_memory_map(tmp_path):
+    with pytest.raises(UserError, match="1 of 7"):
+        prepare_images([*entries_of(), entry("bad.png", b"?")], (8, 8), 3, tmp_path, memory_limit=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_usable_cache_small_data_works_and_large_data_says_why(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    blocked = tmp_path / "file" / "cache"
+    with caplog.at_level(logging.WARNING, logger="genlab"):
+        store = prepare_images(entries_of(), (8, 8), 3, blocked)
+    assert len(store) == 6
+    assert "cannot be used" in caplog.text
+    with pytest.raises(UserError, match="GENLAB_CACHE"):
+        prepare_images(entries_of(), (8, 8), 3, blocked, memory_limit=0)
+
+
+def test_no_image_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="no images"):
+        prepare_images([], (8, 8), 3, tmp_path)
+
+
+def test_one_thread_and_many_give_the_same(tmp_path):
+    many = [entry(f"{k:03}.png", encode(picture(k, (9, 13)))) for k in range(150)]
+    a = prepare_images(many, (6, 6), 3, tmp_path / "a", workers=1)
+    b = prepare_images(many, (6, 6), 3, tmp_path / "b", workers=8)
+    torch.testing.assert_close(a.x, b.x, rtol=0, atol=0)
+
+
+def test_arrays_are_resized_as_files_are(tmp_path):
+    images = np.stack([picture(k) for k in range(4)]).transpose(0, 3, 1, 2)
+    files = prepare_images([entry(f"{k}.png", encode(picture(k))) for k in range(4)], (16, 12), 3, tmp_path)
+    for _ in range(2):
+        torch.testing.assert_close(resize_images(images, (16, 12), 3, cache_dir=tmp_path).x, files.x, rtol=0, atol=0)
+    untouched = resize_images(images, (8, 8), 3, cache_dir=tmp_path)
+    torch.testing.assert_close(untouched.x, torch.from_numpy(images.copy()), rtol=0, atol=0)
+    assert resize_images(images, (8, 8), 1, cache_dir=tmp_path).x.shape == (4, 1, 8, 8)
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_a_subset_holds_its_samples_whether_copied_or_viewed(view, monkeypatch):
+    monkeypatch.setattr(store_module, "_COPY_LIMIT", 0 if view else 2**20)
+    x = torch.arange(20, dtype=torch.uint8).view(10, 1, 1, 2)
+    store = ArrayStore(x, torch.arange(10))
+    part = store.subset(torch.tensor([7, 2, 5]))
+    inner = part.subset(torch.tensor([2, 0]))
+    assert (part.index is not None) == view
+    assert len(inner) == 2
+    assert inner.nbytes == 4
+    torch.testing.assert_close(inner.gather(torch.tensor([1, 0])), x[[7, 5]])
+    assert inner.labels(torch.tensor([1, 0])).tolist() == [7, 5]
+    torch.testing.assert_close(inner.to("cpu").x, x[[5, 7]])
+
+
+def test_the_fingerprint_follows_pixels_labels_and_order():
+    x = torch.arange(8, dtype=torch.uint8).view(4, 1, 1, 2)
+    y = torch.arange(4)
+    prints = [
+        ArrayStore(x, y).fingerprint(),
+        ArrayStore(x).fingerprint(),
+        ArrayStore(x.flip(0), y).fingerprint(),
+        ArrayStore(x, y.flip(0)).fingerprint(),
+        ArrayStore(x, y[:3], torch.tensor([0, 1, 2])).fingerprint(),
+    ]
+    assert len(set(prints)) == 5
+    assert ArrayStore(x.clone(), y.clone()).fingerprint() == prints[0]
+
+
+def test_wrong_types_are_refused():
+    with pytest.raises(ValueError, match="uint8"):
+        ArrayStore(torch.zeros(3, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="Labels"):
+        ArrayStore(torch.zeros(3, 2), torch.zeros(4, dtype=torch.int64))
