@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> Path:
     """Calls `write` on a temporary file beside `path`, makes it durable, and renames it into place.
+
+    A reader sees the old file or the whole new one, and a run that is killed leaves the old one.
 
     Args:
         path: The file to make or replace; its folder is made if needed.
         write: Writes the whole content to an open binary file.
 
+    Returns:
+        The path.
+
     Raises:
         OSError: If it cannot be written; `path` is then as it was, and no temporary file stays behind.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -32,14 +38,19 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    return path
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Writes a text file, atomically."""
+    return write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes plain containers as indented JSON, atomically."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def cache_dir() -> Path:
     """Where prepared data and trained classifiers are kept: $GENLAB_CACHE or ~/.cache/genlab."""
-    return Path(os.environ.get("GENLAB_CACHE") or Path.home() / ".cache" / "genlab")
+    return Path(os.environ.get("GENLAB_CACHE") or Path.home() / ".cache" / "genlab").expanduser()

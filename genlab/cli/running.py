@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -158,7 +159,7 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
         raise UserError("A sweep (-m) trains each run on one device. Try trainer=auto, or start the runs one by one.")
     torch.set_num_threads(config["threads"] or _default_threads(config))
     fresh = resume is None and not config.get("stages")
-    if fresh and (run_dir / "config.yaml").exists():
+    if fresh and _first_process() and (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir} already holds a run. Go on with it: resume={run_dir}, or choose hydra.run.dir=...")
     if config.get("stages"):
         return train_stages(config, run_dir)
@@ -281,6 +282,11 @@ def _strategy(trainer: dict[str, Any]) -> Any:
     if not many or trainer["strategy"] not in ("auto", "ddp"):
         return trainer["strategy"] if trainer["strategy"] != "ddp" else "auto"
     return "ddp_find_unused_parameters_true"
+
+
+def _first_process() -> bool:
+    """Whether this is the process that writes, before any process group exists (the others find its files there)."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def _seconds(max_time: str | None) -> float | None:

@@ -16,7 +16,7 @@ import yaml
 import genlab
 from genlab.cli.instantiate import check_allowed, check_signatures, instantiate
 from genlab.errors import UserError
-from genlab.files import write_atomic, write_json
+from genlab.files import write_json, write_text
 
 if TYPE_CHECKING:
     from genlab.models.base import GenerativeModel
@@ -68,8 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """Saves a resolved config for people and for resuming."""
-    text = yaml.safe_dump(config, sort_keys=False, width=110)
-    write_atomic(folder / "config.yaml", lambda file: file.write(text.encode()))
+    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, width=110))
 
 
 def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:

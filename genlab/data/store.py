@@ -27,6 +27,8 @@ from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.files import cache_dir as genlab_cache
+from genlab.files import write_text
 
 log = logging.getLogger("genlab")
 
@@ -137,7 +139,7 @@ def default_workers() -> int:
 
 def default_cache_dir() -> Path:
     """Where prepared arrays are kept: $GENLAB_CACHE/data or ~/.cache/genlab/data."""
-    return Path(os.environ.get("GENLAB_CACHE") or Path.home() / ".cache" / "genlab") / "data"
+    return genlab_cache() / "data"
 
 
 # --- The cache ------------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def cached_array(
                 else:
                     with temporary.open("wb") as file:
                         np.save(file, array, allow_pickle=False)
-                _replace_text(note_path, json.dumps(note))
+                write_text(note_path, json.dumps(note))
                 os.replace(temporary, path)  # last: the array's presence says that both are whole
             except OSError as error:
                 if not in_memory:
@@ -247,16 +249,6 @@ def _claim(path: Path, shape: tuple[int, ...]) -> None:
             os.posix_fallocate(file.fileno(), offset, nbytes)
         else:
             file.truncate(offset + nbytes)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 # --- Images ---------------------------------------------------------------------------------------------------------

@@ -23,8 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
+from genlab.files import cache_dir as default_cache
+from genlab.files import write_atomic
 from genlab.metrics.features import full_float32
-from genlab.metrics.files import atomic_write, cache_root, tensors_checksum
+from genlab.metrics.files import tensors_checksum
 
 log = logging.getLogger("genlab")
 
@@ -340,7 +342,7 @@ def save_classifier(extractor: ClassifierExtractor, path: str | os.PathLike[str]
         "checksum": extractor.checksum,
         "state": {key: value.cpu() for key, value in extractor.net.state_dict().items()},
     }
-    return atomic_write(path, lambda file: torch.save(record, file))
+    return write_atomic(path, lambda file: torch.save(record, file))
 
 
 def load_classifier(path: str | os.PathLike[str]) -> ClassifierExtractor:
@@ -393,7 +395,7 @@ def load_or_train(
     settings = repr((FORMAT, key, seed, sorted(asdict(recipe).items())))
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{name}-{key}")[:80]
     file_name = f"{stem}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}.pt"
-    path = Path(cache_dir or cache_root() / "classifiers") / file_name
+    path = Path(cache_dir or default_cache() / "classifiers") / file_name
     if path.exists():
         try:
             extractor = load_classifier(path)

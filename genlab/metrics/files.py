@@ -1,38 +1,11 @@
-"""Files that are written whole or not at all, checksums, and the cache folder."""
+"""Checksums of files and of weights."""
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import IO
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-
-
-def cache_root() -> Path:
-    """The folder for what genlab makes once and keeps: $GENLAB_CACHE, else ~/.cache/genlab."""
-    return Path(os.environ.get("GENLAB_CACHE") or Path.home() / ".cache" / "genlab").expanduser()
-
-
-def atomic_write(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> Path:
-    """Create `path` and its folder; a reader sees the old file or the whole of what `write(file)` wrote."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target: a rename is atomic only within one file system.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp gives 0600, which a shared cache cannot use
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def file_checksum(path: str | os.PathLike[str]) -> str:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.metrics.files import atomic_write
+from genlab.files import write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,4 +88,4 @@ def save_png(path: str | os.PathLike[str], array: "np.ndarray") -> Path:
         raise ValueError(f"save_png takes uint8, got {array.dtype}; to_uint8 converts from [-1, 1].")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return atomic_write(path, lambda file: Image.fromarray(array).save(file, format="png"))
+    return write_atomic(path, lambda file: Image.fromarray(array).save(file, format="png"))

@@ -97,8 +97,9 @@ class Turn:
     def collect(self, loss: Tensor) -> None:
         """Replaces this player's gradients by those of `loss` (a scalar)."""
         assert self.optimizer is not None, "a turn's update needs a running Trainer"
-        self._model.watch(f"{self.name}'s loss", loss)
-        self.optimizer.zero_grad()
+        self._model.watch(self.name, loss)
+        for parameter in self.parameters:  # what zero_grad() does, without its hooks
+            parameter.grad = None
         self._model.manual_backward(loss)
 
     def minimise(self, loss: Tensor) -> None:
@@ -180,6 +181,7 @@ class GenerativeModel(pl.LightningModule):
     batches_per_step: int = 1
     latent_dim: int
     spec: DataSpec
+    initialised: Tensor
 
     if TYPE_CHECKING:  # offered or not, see `can`
         sample: Callable[..., Tensor]
@@ -209,7 +211,15 @@ class GenerativeModel(pl.LightningModule):
         self._logging = False
         self._recorded: dict[str, Tensor | float] = {}
         self._watched: list[tuple[int, str, Tensor]] = []
-        self._rank, self._world = 0, 1
+        self._rank, self._world, self._done = 0, 1, 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the current hook dozens of times in each iteration, and Module's own check of every value for
+        # parameters costs as much as a layer of a small network.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     # ---------------------------------------------------------------------------------------------- players and turns
 
@@ -293,8 +303,9 @@ class GenerativeModel(pl.LightningModule):
         if self._rng_states is not None:  # the first iteration after a checkpoint was read
             _restore_random_states(self._rng_states[min(self._rank, len(self._rng_states) - 1)], self.rng)
             self._rng_states = None
-        done = self.trainer.global_step + 1
-        self._logging = done % self.settings.log_every_n_steps == 0 or done == self.trainer.max_steps or done == 1
+        self._done = self.trainer.global_step
+        step = self._done + 1
+        self._logging = step % self.settings.log_every_n_steps == 0 or step == self.trainer.max_steps or step == 1
         self._recorded.clear()
 
     def end_iteration(self) -> None:
@@ -326,8 +337,8 @@ class GenerativeModel(pl.LightningModule):
             self.record(acc_real=(logits_real > 0).float().mean(), acc_fake=(logits_fake < 0).float().mean())
 
     def watch(self, name: str, value: Tensor) -> None:
-        """Keeps a value until the next check for NaN and Inf, so that the first bad one can be named."""
-        self._watched.append((self.iteration + 1, name, value.detach()))
+        """Keeps a player's loss until the next check for NaN and Inf, so that the first bad one can be named."""
+        self._watched.append((self._done + 1, name, value.detach()))
 
     def check_finite(self) -> None:
         """Reads the values watched since the last check; called every n iterations and before each checkpoint.
@@ -339,7 +350,7 @@ class GenerativeModel(pl.LightningModule):
             finite = torch.stack([value.float() for _, _, value in self._watched]).isfinite().tolist()
             for (step, name, value), good in zip(self._watched, finite, strict=True):
                 if not good:
-                    raise TrainingStopped(f"{name} became {float(value)} in iteration {step}.")
+                    raise TrainingStopped(f"the {name}'s loss became {float(value)} in iteration {step}.")
             self._watched.clear()
 
     def check_parameters(self) -> None:
@@ -432,10 +443,11 @@ class GenerativeModel(pl.LightningModule):
 
     def _update_ema(self) -> None:
         # Early averages would remember the random start: the decay grows with the iteration to its final value.
-        decay = min(self.settings.ema_decay, (1 + self.iteration) / (10 + self.iteration))
-        torch._foreach_lerp_(self._averages, [p.data for p in self._live], 1 - decay)
-        for average, live in self._copied:
-            average.copy_(live)
+        decay = min(self.settings.ema_decay, (2 + self._done) / (11 + self._done))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, self._live, 1 - decay)
+            for average, live in self._copied:
+                average.copy_(live)
 
     @contextmanager
     def ema(self) -> Iterator[None]:
@@ -491,7 +503,8 @@ class GenerativeModel(pl.LightningModule):
             datamodule = getattr(self.trainer, "datamodule", None)
             if datamodule is not None:
                 with torch.no_grad():
-                    self.initialise(b.to(self.device) for b in datamodule.first_batches())
+                    batches = cast(Any, datamodule).first_batches()
+                    self.initialise(b.to(self.device) for b in batches)
             self.initialised.fill_(True)
             if self._world > 1:
                 for tensor in self.state_dict().values():
@@ -551,7 +564,7 @@ def checkpoint_section(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _random_states(noise: torch.Generator) -> dict[str, Any]:
     """All random states of this process as plain containers and tensors."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = cast(tuple[str, Any, int, int, float], np.random.get_state())
     return {
         "noise": noise.get_state(),
         "noise_device": noise.device.type,

@@ -13,7 +13,7 @@ from genlab.metrics.diversity import (
     ms_ssim_settings,
     nearest_neighbour_ratio,
 )
-from genlab.metrics.toy import high_quality_ceiling, mode_coverage
+from genlab.metrics.toy import energy_distance, high_quality_ceiling, mode_coverage
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -31,7 +31,8 @@ def test_identical_images_have_no_diversity(shape):
 
 @pytest.mark.parametrize("side", [32, 64, 176])
 def test_independent_noise_is_diverse(side):
-    assert ms_ssim_diversity(noise(12, 1, side, side), pairs=30)["ms_ssim_diversity"] > 0.95
+    """Not quite 1 at five scales: averaged 16-fold, all noise is the same grey."""
+    assert ms_ssim_diversity(noise(12, 1, side, side), pairs=30)["ms_ssim_diversity"] > 0.9
 
 
 def test_collapse_lowers_diversity(digits):
@@ -147,3 +148,12 @@ def test_collapse_even_cover_and_no_good_sample():
     assert none == pytest.approx({"modes": 0, "hq": 0, "kl_modes": math.log(8)})
     with pytest.raises(ValueError, match="centres"):
         mode_coverage(torch.zeros(5, 3), ring(), 0.02)
+
+
+def test_energy_distance_by_hand_and_without_bias():
+    """{0, 1} against {3, 5}: 2 * mean(3, 5, 2, 4) - 1 - 2 = 4."""
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [5.0]])
+    assert energy_distance(x, y)["energy"] == pytest.approx(4)
+    generator = torch.Generator().manual_seed(0)
+    values = [energy_distance(*torch.randn(2, 200, 2, generator=generator))["energy"] for _ in range(20)]
+    assert min(values) < 0 < max(values) and abs(sum(values) / 20) < 0.01

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from genlab.metrics.files import atomic_write, tensors_checksum
+from genlab.files import write_atomic
+from genlab.metrics.files import tensors_checksum
 from genlab.metrics.images import image_grid, save_png, to_rgb, to_uint8
 
 
@@ -32,11 +33,17 @@ def test_grid_places_images_row_by_row_and_enlarges_small_ones():
     assert (grid[cell:, 3 * cell :] == 255).all()  # the eighth place is empty
 
 
-def test_grid_scales_without_smoothing():
+def test_grid_enlarges_by_whole_pixels():
+    x = torch.randint(0, 256, (1, 1, 16, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    grid = image_grid(x, min_width=51, gap=0)
+    np.testing.assert_array_equal(grid[:, :, 0], np.kron(x[0, 0].numpy(), np.ones((3, 3))))
+
+
+def test_grid_interpolates_tiny_images_within_their_range():
     x = torch.tensor([[[[0, 255], [255, 0]]]], dtype=torch.uint8)
     grid = image_grid(x, min_width=6, gap=0)
-    expected = np.kron(np.array([[0, 255], [255, 0]]), np.ones((3, 3)))
-    np.testing.assert_array_equal(grid[:, :, 0], expected)
+    assert grid.shape == (6, 6, 3) and grid[0, 0, 0] < 30 and grid[0, 5, 0] > 225 and len(np.unique(grid)) > 2
+    np.testing.assert_array_equal(image_grid(x, min_width=2, gap=0)[:, :, 0], x[0, 0])
 
 
 def test_large_and_non_square_images_keep_their_size():
@@ -75,7 +82,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        atomic_write(path, fail)
+        write_atomic(path, fail)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 

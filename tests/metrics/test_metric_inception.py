@@ -40,7 +40,7 @@ def test_features_equal_torch_fidelity_and_torchmetrics(extractor, inception_fil
         theirs = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(inception_file))
         torchmetrics = NoTrainInceptionV3("inception", ["2048"], str(inception_file), antialias=False)
     expected_features, expected_logits = theirs(x)
-    assert (features.std(dim=0) / features.mean(dim=0)).mean() > 1e-3, "constant features would prove nothing"
+    assert features.std(dim=0).mean() > 1e-2 * features.mean(), "constant features would prove nothing"
     assert relative(features, expected_features) < 1e-5
     assert relative(logits, expected_logits) < 1e-5
     assert relative(features, torchmetrics(x)) < 1e-5
@@ -75,18 +75,20 @@ def test_scores_equal_both_packages(extractor, channels):
     sets[1] = 255 - sets[1]
     real, fake = (features_of(extractor, x.split(32)) for x in sets)
     assert real.n == fake.n == 64
-    theirs = fid_statistics_to_metric(
-        *(fid_features_to_statistics(stats.features.double()) for stats in (real, fake)), verbose=False
-    )["frechet_inception_distance"]
     ours = fid(real, fake)["fid"]
-    assert ours == pytest.approx(theirs, rel=1e-3)
-    metric = FrechetInceptionDistance(feature=Identity())
-    metric.set_dtype(torch.float64)
-    metric.update(real.features.double(), real=True)
-    metric.update(fake.features.double(), real=False)
-    assert ours == pytest.approx(metric.compute().item(), rel=1e-3)
-    moments = [FeatureStats.of(stats.features, keep=0) for stats in (real, fake)]
-    assert ours == pytest.approx(fid(*moments)["fid"], rel=1e-6)
+    if channels == 3:  # a [2048, 2048] spectrum takes seconds: one reference each
+        theirs = fid_statistics_to_metric(
+            *(fid_features_to_statistics(stats.features.double()) for stats in (real, fake)), verbose=False
+        )
+        assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+        moments = [FeatureStats.of(stats.features, keep=0) for stats in (real, fake)]
+        assert ours == pytest.approx(fid(*moments)["fid"], rel=1e-6)
+    else:
+        metric = FrechetInceptionDistance(feature=Identity())
+        metric.set_dtype(torch.float64)
+        metric.update(real.features.double(), real=True)
+        metric.update(fake.features.double(), real=False)
+        assert ours == pytest.approx(metric.compute().item(), rel=1e-3)
 
     assert list(inception_score(fake, splits=4, seed=None).values()) == pytest.approx(
         list(isc_features_to_metric(fake.logits, splits=4, shuffle=False).values()), rel=1e-3

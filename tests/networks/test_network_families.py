@@ -18,6 +18,7 @@ LATENT, FEATURES, CODE = 6, 10, 5
 SMALL = {"mlp": ["hidden=[16,12]"], "dcgan": ["width=8"], "resnet": ["width=8"], "began": ["width=8"]}
 ROLES = [
     *((family, role) for family in ("mlp", "dcgan") for role in ("generator", "discriminator", "encoder", "decoder")),
+    *((family, "critic") for family in ("mlp", "dcgan", "resnet")),
     *((family, "autoencoder") for family in ("mlp", "dcgan", "began")),
     *(("resnet", role) for role in ("generator", "discriminator", "encoder", "decoder")),
     *(("began", role) for role in ("generator", "encoder", "decoder")),
@@ -50,7 +51,7 @@ def inputs(role, shape, n, dtype=torch.float32):
 
 
 def output_shape(role, shape):
-    return {"discriminator": (), "encoder": (FEATURES,)}.get(role, tuple(shape))
+    return {"discriminator": (), "critic": (), "encoder": (FEATURES,)}.get(role, tuple(shape))
 
 
 def is_batch_norm(module):
@@ -254,3 +255,10 @@ def test_glorot_init_statistics():
     torch.testing.assert_close(layer.weight.std().item(), std, atol=0, rtol=0.03)
     torch.testing.assert_close(layer.weight.abs().max().item(), 3**0.5 * std, atol=0, rtol=0.01)
     assert not layer.bias.any()
+
+
+@pytest.mark.parametrize(("family", "role", "shape"), [c for c in CASES if c[1] == "critic"])
+def test_a_critic_sees_each_sample_alone(family, role, shape):
+    """In training too: what a gradient penalty needs, and what batch norm would break."""
+    network, x = build(family, role, shape).double().train(), inputs(role, shape, 3, torch.float64)
+    torch.testing.assert_close(network(x)[:1], network(x[:1]))

@@ -1,0 +1,18 @@
+"""Run by torchrun in two processes: trains what its argument (JSON) lists, `[[overrides, run folder, resume?], ...]`."""
+
+import json
+import sys
+from pathlib import Path
+
+from genlab.cli.app import compose
+from genlab.cli.running import train
+from genlab.cli.runs import find_run, read_config
+
+for overrides, folder, resume in json.loads(sys.argv[1]):
+    if resume:
+        _, checkpoint = find_run(folder)
+        config = read_config(Path(folder))
+        config["trainer"]["max_steps"] = resume
+        train(config, Path(folder), resume=checkpoint)
+    else:
+        train(compose(overrides), Path(folder))

@@ -1,0 +1,115 @@
+"""The gradient penalty against closed forms."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from genlab.losses.adversarial import Wasserstein
+from genlab.losses.penalties import gradient_norms, gradient_penalty
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_gradient_penalty_of_a_linear_critic():
+    """D(x) = <w, x> has gradient w everywhere, so the penalty is (|w| - 1)^2 for any data."""
+    w = draw(3 * 8 * 8, seed=1)
+    x_real, x_fake = draw(2, 4, 3, 8, 8)
+    assert_close(gradient_penalty(lambda x: x.flatten(1) @ w, x_real, x_fake), (w.norm() - 1) ** 2)
+
+
+@pytest.mark.parametrize(("alpha", "place"), [(1.0, "real"), (0.0, "fake"), (0.25, "between")])
+def test_where_the_penalty_looks(alpha, place):
+    """D(x) = |x|^2 / 2 has gradient x: alpha = 1 is the real sample, 0 the fake one."""
+    x_real, x_fake = draw(2, 5, 3)
+    at = {"real": x_real, "fake": x_fake, "between": 0.25 * x_real + 0.75 * x_fake}[place]
+    found = gradient_penalty(lambda x: 0.5 * x.square().sum(dim=1), x_real, x_fake, torch.full((5,), alpha))
+    assert_close(found, (at.norm(dim=1) - 1).square().mean())
+
+
+def test_each_sample_has_its_own_position():
+    """On the way from 0 to 1 the critic x^2 / 2 has the slope alpha."""
+    alpha = torch.tensor([0.1, 0.4, 0.9], dtype=torch.float64)
+    ones = torch.ones(3, 1, 1, 1, dtype=torch.float64)
+    found = gradient_penalty(lambda x: 0.5 * x.square().flatten(1).sum(dim=1), ones, 0 * ones, alpha)
+    assert_close(found, (alpha - 1).square().mean())
+
+
+def test_positions_drawn_here_are_uniform_and_one_per_sample():
+    """E (alpha - 1)^2 = 1/3; one alpha for all samples would have a variance of 4/45 whatever their number."""
+    torch.manual_seed(0)
+    ones = torch.ones(20_000, 1, dtype=torch.float64)
+    found = [gradient_penalty(lambda x: 0.5 * x.square().sum(dim=1), ones, 0 * ones) for _ in range(3)]
+    assert_close(torch.stack(found), torch.full((3,), 1 / 3, dtype=torch.float64), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(("gp_weight", "w", "loss"), [(10.0, -1.05, -1.025), (0.1, -6.0, -3.5)])
+def test_the_best_linear_critic_between_two_points(gp_weight, w, loss):
+    """Between 0 and 1, w (fake - real) + lambda (|w| - 1)^2 is least at |w| = 1 + 1 / (2 lambda)."""
+    x_real, x_fake = torch.zeros(4, 1, dtype=torch.float64), torch.ones(4, 1, dtype=torch.float64)
+    critic = nn.Linear(1, 1).double()
+    nn.init.constant_(critic.weight, -0.5)
+    optimizer = torch.optim.LBFGS(critic.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        total = Wasserstein().discriminator(critic(x_real)[:, 0], critic(x_fake)[:, 0])
+        total = total + gp_weight * gradient_penalty(lambda x: critic(x)[:, 0], x_real, x_fake)
+        total.backward()
+        return total
+
+    optimizer.step(closure)
+    assert_close(critic.weight.item(), w, rtol=0, atol=1e-6)
+    assert_close(closure().item(), loss, rtol=0, atol=1e-9)
+
+
+def test_it_is_differentiable_twice():
+    critic = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    x_real, x_fake = draw(2, 4, 3)
+
+    def penalty(weight):
+        parameters = {**dict(critic.named_parameters()), "0.weight": weight}
+        return gradient_penalty(
+            lambda x: torch.func.functional_call(critic, parameters, x)[:, 0], x_real, x_fake, draw(4).sigmoid()
+        )
+
+    assert torch.autograd.gradcheck(penalty, (critic[0].weight.detach().clone().requires_grad_(),))
+
+
+def test_it_leaves_the_samples_and_their_makers_alone():
+    """No gradient flows into the generator, and no data tensor starts to ask for one."""
+    x_real, x_fake = draw(2, 4, 3)
+    x_fake.requires_grad_()
+    w = draw(3).requires_grad_()
+    gradient_penalty(lambda x: x.square() @ w, x_real, x_fake).backward()
+    assert x_fake.grad is None and not x_real.requires_grad and w.grad.abs().sum() > 0
+
+
+def test_norms_are_per_sample_and_kept_in_float32():
+    x = draw(3, 2, 2)
+    critic = lambda x: x.flatten(1).square().sum(dim=1) / 2  # noqa: E731
+    assert_close(gradient_norms(critic, x), x.flatten(1).norm(dim=1))
+    assert gradient_norms(critic, x.bfloat16()).dtype == torch.float32
+
+
+def test_a_vanishing_gradient_is_no_nan():
+    """The norm has no slope at 0; a critic that is constant must still learn."""
+    critic = nn.Linear(2, 1).double()
+    nn.init.zeros_(critic.weight)
+    gradient_penalty(lambda x: critic(x)[:, 0], draw(3, 2), draw(3, 2, seed=1)).backward()
+    assert critic.weight.grad.isfinite().all()
+
+
+def test_copies_of_a_batch_do_not_matter():
+    x_real, x_fake = draw(2, 4, 3)
+    alpha = draw(4).sigmoid()
+    critic = lambda x: x.pow(3).sum(dim=1)  # noqa: E731
+    twice = gradient_penalty(critic, x_real.repeat(2, 1), x_fake.repeat(2, 1), alpha.repeat(2))
+    assert_close(twice, gradient_penalty(critic, x_real, x_fake, alpha))
+
+
+def test_unequal_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"\(4, 3\) and \(2, 3\)"):
+        gradient_penalty(lambda x: x.sum(dim=1), draw(4, 3), draw(2, 3))
