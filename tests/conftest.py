@@ -18,7 +18,7 @@ def _cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the checkout (or $GENLAB_TEST_DATA); tests that want it skip when it is missing."""
+    """The folder of real data beside the checkout, or $GENLAB_TEST_DATA; tests that want it skip without it."""
     path = Path(os.environ.get("GENLAB_TEST_DATA", REPO.parent / "shared" / "data"))
     if not path.is_dir():
         pytest.skip(f"real data not found in {path}")

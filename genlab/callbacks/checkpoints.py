@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import time
@@ -108,6 +109,8 @@ class Checkpoints(Checkpoint):
             return
         score = scores[name]
         sign = 1 if self.mode == "min" else -1
+        if not math.isfinite(score):
+            return
         if self.best_score is None or sign * score < sign * self.best_score:
             self.best_score, self.best_step = score, trainer.global_step
             trainer.save_checkpoint(self.folder(trainer) / "best.ckpt")
@@ -150,8 +153,15 @@ class CleanStop(Callback):
         if stop:
             trainer.should_stop = True
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gives the signals back, before Lightning does the same with its own handlers."""
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Gives the signals back when training breaks off, too."""
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

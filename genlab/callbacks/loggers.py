@@ -46,6 +46,7 @@ class CSVLog(Logger):
         self._started = time.monotonic()
         self._resume_step = resume_step
         self._file: Any = None
+        self._reopened = False
 
     @property
     def name(self) -> str:
@@ -64,7 +65,8 @@ class CSVLog(Logger):
                 for row in list(csv.reader(file))[1:]:
                     if len(row) == len(self.FIELDS) and int(row[0]) <= self._resume_step:
                         rows.append(row)
-            self._offset = max((float(row[1]) for row in rows), default=0.0)
+            if not self._reopened:
+                self._offset = max((float(row[1]) for row in rows), default=0.0)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("w", newline="")
         csv.writer(file).writerows([self.FIELDS, *rows])
@@ -89,7 +91,7 @@ class CSVLog(Logger):
         if self._file is not None:
             self._file.close()
             self._file = None
-            self._resume_step = 10**12  # a later write appends to what there is
+            self._resume_step, self._reopened = 10**12, True  # a later write appends to what there is
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:

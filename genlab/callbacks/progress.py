@@ -66,7 +66,7 @@ class Progress(Callback):
             kind, _, rest = name.partition("/")
             if kind == "train" and (rest.endswith("loss") or rest in ("kl", "gp", "m_global")):
                 shown.append(f"{rest} {float(value):.3g}")
-            elif kind == "val" and not rest.endswith("_std"):
+            elif kind == "val" and not rest.partition("/")[0].endswith("_std"):
                 shown.append(f"[bold]{rest.partition('/')[0]} {float(value):.3g}[/]")
         return "  ".join(shown)
 

@@ -57,6 +57,9 @@ def errors_as_sentences() -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (UserError, TrainingStopped) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

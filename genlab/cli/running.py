@@ -66,6 +66,7 @@ def build(config: dict[str, Any]) -> Parts:
     preflight.check(config)
     import pytorch_lightning as pl
 
+    from genlab.cli.stages import freeze_first_stage
     from genlab.models.base import GenerativeModel, Settings
 
     with _mistakes_named(config):
@@ -75,6 +76,7 @@ def build(config: dict[str, Any]) -> Parts:
     if not isinstance(model, GenerativeModel):
         raise UserError(f"model._target_ must name a genlab model, got {config['model']['_target_']}.")
     model.spec, model.run_config = data.spec, config
+    freeze_first_stage(model)
     model.settings = Settings(
         seed=config["seed"],
         clip=config["optim"]["clip"],
@@ -106,11 +108,12 @@ def make_trainer(parts: Parts, run_dir: Path, resume_step: int | None = None, **
         if hasattr(callback, "judge"):
             callback.judge = parts.judge
     monitor = config["checkpoint"]["monitor"] or getattr(parts.judge, "monitor", None)
+    mode = parts.judge.mode(monitor) if parts.judge is not None and monitor else "min"
     checkpoints = Checkpoints(
         config["checkpoint"]["every_n_steps"],
         config["checkpoint"]["keep"],
         monitor,
-        getattr(parts.judge, "mode", "min"),
+        mode,
     )
     loggers = [
         instantiate(c, run_dir=str(run_dir), resume_step=resume_step) for c in (config.get("logger") or {}).values()
@@ -171,7 +174,7 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
         _, source = runs.find_run(config["init_from"])
         runs.load_weights(parts.model, runs.read_checkpoint(source), source)
     if config.get("first_stage") and resume is None:
-        load_first_stage(parts.model, config["first_stage"])
+        load_first_stage(parts.model, config["first_stage"], tuple(config["allow_targets"]))
     if config["dry_run"]:
         from genlab.cli.dry_run import describe
 

@@ -19,6 +19,7 @@ from genlab.errors import UserError
 from genlab.files import write_json, write_text
 
 if TYPE_CHECKING:
+    from genlab.data.module import ArrayData
     from genlab.models.base import GenerativeModel
 
 CHECKPOINTS = "checkpoints"
@@ -125,6 +126,30 @@ def load_weights(model: GenerativeModel, checkpoint: dict[str, Any], path: Path)
             f"Use the composition that it was made with."
         )
     model.load_state_dict(found)
+
+
+def load_data(config: dict[str, Any], root: str | None = None, allow_targets: tuple[str, ...] = ()) -> ArrayData:
+    """The data module of a run, prepared.
+
+    Args:
+        config: The run's resolved config.
+        root: Where its files lie on this machine; None where the run found them.
+        allow_targets: As for `genlab.load`.
+
+    Raises:
+        UserError: If the config says nothing about data, names what it may not, or the data cannot be read.
+    """
+    node = dict(config.get("data") or {})
+    if not node:
+        raise UserError("The run's checkpoint says nothing about its data.")
+    if root is not None:
+        node["root"] = root
+    check_allowed(node, allow_targets)
+    check_signatures(node, "data")
+    data: ArrayData = instantiate(node)
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 class RunRecord:

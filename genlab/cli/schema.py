@@ -66,6 +66,7 @@ class TrainConfig:
     threads: int | None = None
     max_time: str | None = None
     init_from: str | None = None
+    allow_targets: list[str] = field(default_factory=list)
     dry_run: bool = False
 
 

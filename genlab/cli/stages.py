@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.cli import runs
+from genlab.cli.instantiate import check_allowed, targets
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ def _merge(old: Any, new: Any) -> Any:
     return new
 
 
+def freeze_first_stage(model: Any) -> None:
+    """A first stage is a fixed part of the model on it: no gradients, and no statistics that move."""
+    if getattr(model, "first_stage", None) is not None:
+        model.first_stage.requires_grad_(False).eval()
+
+
 def attach_first_stage(config: dict[str, Any]) -> dict[str, Any]:
     """Puts the model config of the run named by `first_stage` into the model, so that checkpoints stand alone.
 
@@ -55,16 +62,16 @@ def attach_first_stage(config: dict[str, Any]) -> dict[str, Any]:
         return config
     _, path = runs.find_run(config["first_stage"])
     first = runs.read_checkpoint(path)["genlab"]["config"]
+    check_allowed(first["model"], config["allow_targets"])
     return {**config, "model": {**config["model"], "first_stage": first["model"]}}
 
 
-def load_first_stage(model: Any, run: str) -> None:
+def load_first_stage(model: Any, run: str, allow_targets: tuple[str, ...] = ()) -> None:
     """Gives the model's frozen first stage the weights of its run (averaged where it kept an average)."""
     _, path = runs.find_run(run)
-    first = runs.load_model(path)
+    first = runs.load_model(path, allow_targets=allow_targets)
     with first.ema():
         model.first_stage.load_state_dict(first.state_dict())
-    model.first_stage.requires_grad_(False)
 
 
 def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
@@ -77,8 +84,10 @@ def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
     runs.write_config(run_dir, config)
     result: Result | None = None
     before: Path | None = None
+    own = [node["_target_"] for _, node in targets(config["stages"])]  # what the user's own config builds is trusted
     for name, stage in stage_configs(config):
         folder = run_dir / name
+        stage["allow_targets"] = [*config["allow_targets"], *own]
         if before is not None:
             stage["first_stage"] = str(before)
         checkpoint = runs.find_checkpoint(folder)
@@ -87,6 +96,7 @@ def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
             if not done:
                 result = train(runs.read_config(folder), folder, resume=checkpoint)
         else:
+            (folder / "config.yaml").unlink(missing_ok=True)  # of a start that broke off before its first checkpoint
             result = train(stage, folder)
         before = folder
     if result is None:

@@ -54,6 +54,10 @@ def _resume(path: str, overrides: list[str]) -> None:
     from genlab.cli.running import train
     from genlab.cli.runs import find_run, read_config
 
+    folder = Path(path)
+    if (folder / "config.yaml").is_file() and read_config(folder).get("stages"):
+        train(read_config(folder), folder)  # passes over what is done
+        return
     run_dir, checkpoint = find_run(path)
     config = read_config(run_dir)
     _override(config, overrides)

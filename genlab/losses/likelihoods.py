@@ -16,9 +16,12 @@ class Likelihood(nn.Module):
 
     Attributes:
         kinds: The kinds of data it is a distribution of.
+        support: What it gives mass or density to: "binary" (-1 and 1 alone), "levels" (the 256 values of a byte) or
+            "real" (a density). Evaluation asks it, to call no figure a likelihood that is none.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "points")
+    support: ClassVar[str] = "real"
 
     @abstractmethod
     def log_prob(self, x: Tensor, raw: Tensor) -> Tensor:
@@ -40,6 +43,7 @@ class Bernoulli(Likelihood):
     """
 
     kinds = ("image",)
+    support = "binary"
 
     def log_prob(self, x: Tensor, raw: Tensor) -> Tensor:
         """sum x log p + (1 - x) log(1 - p), from logits."""

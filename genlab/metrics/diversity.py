@@ -103,12 +103,14 @@ def nearest_neighbour_ratio(samples: Tensor, train: Tensor, test: Tensor) -> Sco
 
     Returns:
         {"nn_ratio", "nn_samples", "nn_test"}: median distance of a sample to its nearest training image over the median
-        for test images, and the two medians (in pixel values as given); memory stays at 1024 rows of distances.
+        for test images, and the two medians (in pixel values as given); memory stays at 1024 rows of distances to
+        4096 training images, whatever their number.
     """
     flat = [x.flatten(1) for x in (samples, train, test)]
 
     def median(x: Tensor) -> float:
-        return distances(x, flat[1].to(x.device), lambda d: d.min(dim=1).values).median().item()
+        nearest = [distances(x, part.to(x.device), lambda d: d.min(dim=1).values) for part in flat[1].split(4096)]
+        return torch.stack(nearest).min(dim=0).values.median().item()
 
     of_samples, of_test = median(flat[0]), median(flat[2])
     ratio = of_samples / of_test if of_test > 0 else math.nan  # test images that are training images measure nothing

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.metrics.cache import cached_stats
+from genlab.metrics.cards import common_card
 from genlab.metrics.features import Extractor, FeatureStats, features_of
 from genlab.metrics.images import to_uint8
 from genlab.metrics.scores import Scores, fid, inception_score, kid, precision_recall
+from genlab.metrics.suite import real_rows
 from genlab.metrics.toy import energy_distance, mode_coverage
 
 log = logging.getLogger("genlab")
+HIGHER_IS_BETTER = {"is", "precision", "recall", "density", "coverage", "rarest_class", "modes", "hq"}
 CLASS_SHARE_SAMPLES = 2000  # the rarest class of ten is then known to about half a percent
 
 
@@ -34,10 +38,18 @@ class Data(Protocol):
     """What it is judged against: named splits of real samples."""
 
     name: str
-    spec: Any
-    modes: tuple[Tensor, float] | None
 
-    def batches(self, split: str, batch_size: int | None = None, limit: int | None = None) -> Any:
+    @property
+    def spec(self) -> Any:
+        """Its `DataSpec`."""
+        ...
+
+    @property
+    def modes(self) -> tuple[Tensor, float] | None:
+        """Centres [K, D] and standard deviation of a mixture of Gaussians, None for all other data."""
+        ...
+
+    def batches(self, split: str, batch_size: int | None = None, *, limit: int | None = None) -> Any:
         """The samples of "train", "val" or "test" in a fixed order."""
         ...
 
@@ -50,19 +62,45 @@ class Data(Protocol):
         ...
 
 
+def dataset_classifier(data: Data, device: torch.device) -> Extractor | None:
+    """The classifier trained on the data set itself, from the cache or trained now; None without labels."""
+    labels = data.split("train").y
+    if labels is None or data.spec.num_classes is None:
+        return None
+    from genlab.metrics.classifier import ClassifierData, Recipe, load_or_train
+
+    def labelled() -> ClassifierData:
+        train, test = data.split("train"), data.split("test")
+        rows = [store.gather(torch.arange(len(store))) for store in (train, test)]
+        return ClassifierData(rows[0], train.y, rows[1], test.y, data.spec.num_classes)
+
+    key = "-".join(data.describe()["fingerprint"].values())
+    recipe = Recipe(flip=data.spec.shape[0] == 3)  # photographs may be mirrored, digits and letters may not
+    return load_or_train(data.name, key, labelled, recipe=recipe, device=device)
+
+
+def real_stats(extractor: Extractor, data: Data, split: str, n: int) -> FeatureStats:
+    """The extractor's statistics of n images of a split (`real_rows` says which), from the cache where they are."""
+    store = data.split(split)
+    rows = real_rows(len(store), n)
+    return cached_stats(
+        f"{store.fingerprint()}/{len(rows)}",
+        extractor.card(),
+        lambda: features_of(extractor, (store.gather(part) for part in rows.split(256))),
+    )
+
+
 class Judge:
     """Scores samples against a split. `validate` is cheap and frequent, `final` is what is reported.
 
     Attributes:
-        monitor: The score that chooses the best checkpoint.
-        mode: Whether it should be "min" or "max".
+        monitor: The score that chooses the best checkpoint, unless `checkpoint.monitor` names another.
         every_n_steps: Iterations between two validations.
         cards: Protocol of each reported score: under which conditions it was taken.
         seconds: Time spent so far.
     """
 
     monitor: str | None = None
-    mode: str = "min"
 
     def __init__(self, every_n_steps: int, num_samples: int, seed: int) -> None:
         if every_n_steps < 1 or num_samples < 20:
@@ -73,6 +111,11 @@ class Judge:
         self.every_n_steps, self.num_samples, self.seed = every_n_steps, num_samples, seed
         self.cards: dict[str, Any] = {}
         self.seconds = 0.0
+
+    @staticmethod
+    def mode(score: str) -> str:
+        """Which values of a score are good, "min" or "max"."""
+        return "max" if score.partition("/")[0] in HIGHER_IS_BETTER else "min"
 
     def prepare(self, data: Data, device: torch.device) -> None:
         """What must be ready before training: a classifier, Inception's weights."""
@@ -100,6 +143,10 @@ class Judge:
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:
         """Rows for the closing table: what was measured, and the figure with its conditions."""
         return [(name, f"{value:.4g}") for name, value in scores.items()]
+
+    def common(self, model: Sampler, data: Data, split: str) -> dict[str, Any]:
+        """What the cards of all scores state."""
+        return common_card(data.describe(), split, self.seed, bool(getattr(model, "_ema", None)))
 
     def draw(self, model: Sampler, n: int, batch_size: int = 256) -> Iterator[Tensor]:
         """The judged samples in batches, always from the same latents."""
@@ -154,24 +201,13 @@ class ImageJudge(Judge):
 
             self.extractor = load_inception(self.weights).to(device)
             return
-        labels = data.split("train").y
-        if labels is None or data.spec.num_classes is None:
+        self.extractor = dataset_classifier(data, device)
+        if self.extractor is None:
             log.warning(
                 "No scores: the classifier that judges needs labels, and %s has none (class sub-folders give them). "
                 "With Inception's weights: metrics.extractor=inception metrics.inception_weights=PATH",
                 data.name,
             )
-            return
-        from genlab.metrics.classifier import ClassifierData, Recipe, load_or_train
-
-        def labelled() -> ClassifierData:
-            train, test = data.split("train"), data.split("test")
-            rows = [store.gather(torch.arange(len(store))) for store in (train, test)]
-            return ClassifierData(rows[0], train.y, rows[1], test.y, data.spec.num_classes)
-
-        key = "-".join(data.describe()["fingerprint"].values())
-        recipe = Recipe(flip=data.spec.shape[0] == 3)  # photographs may be mirrored, digits and letters may not
-        self.extractor = load_or_train(data.name, key, labelled, recipe=recipe, device=device)
 
     def score(self, model: Sampler, data: Data, split: str) -> dict[str, float]:
         """FID and whatever else is wanted, named with the extractor: `fid/classifier-digits`."""
@@ -179,8 +215,7 @@ class ImageJudge(Judge):
             return {}
         n = min(self.num_samples, len(data.split(split)))
         if split not in self._real:
-            images = (to_uint8(batch.x) for batch in data.batches(split, batch_size=256, limit=n))
-            self._real[split] = features_of(self.extractor, images)
+            self._real[split] = real_stats(self.extractor, data, split, n)
         real, fake = self._real[split], self._fake(model, n)
         scores = Scores()
         for name in self.wanted:
@@ -198,8 +233,8 @@ class ImageJudge(Judge):
                 shares = self._fake(model, CLASS_SHARE_SAMPLES).logits.argmax(dim=1)
                 counts = torch.bincount(shares, minlength=self.extractor.num_classes)
                 scores |= {"rarest_class": (counts.min() / counts.sum()).item()}
-            card = {**scores.card, **self.extractor.card(), "split": split, "data": data.describe(), "seed": self.seed}
-            self.cards[self.extractor.name] = {**card, "ema": bool(getattr(model, "_ema", None))}
+            card = {**scores.card, **self.extractor.card()}
+            self.cards[self.extractor.name] = {**self.common(model, data, split), **card}
         return scores.named(self.extractor.name)
 
     def _fake(self, model: Sampler, n: int) -> FeatureStats:
@@ -255,8 +290,7 @@ class PointJudge(Judge):
             centres, std = data.modes
             scores |= mode_coverage(x, centres, std)
         if split == "test":
-            card = {**scores.card, "split": split, "data": data.describe(), "seed": self.seed}
-            self.cards["points"] = {**card, "ema": bool(getattr(model, "_ema", None))}
+            self.cards["points"] = {**self.common(model, data, split), **scores.card}
         return scores
 
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:

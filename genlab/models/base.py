@@ -7,11 +7,12 @@ a step leans on and must not repeat.
 from __future__ import annotations
 
 import functools
+import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -30,7 +31,17 @@ if TYPE_CHECKING:
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 CHECKPOINT_FORMAT = 1
-CAPABILITIES = ("sample", "encode", "decode", "reconstruct", "log_joint", "score_logits", "translate")
+CAPABILITIES = (
+    "sample",
+    "encode",
+    "decode",
+    "reconstruct",
+    "log_joint",
+    "log_prior",
+    "sample_posterior",
+    "score_logits",
+    "translate",
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,11 +52,16 @@ def inference(method: F) -> F:
     A method that takes ``rng`` and is called without one gets a generator seeded from torch's global stream, so that
     `torch.manual_seed` governs it, and the stream of noise that training draws from is never touched.
     """
+    names = list(inspect.signature(method).parameters)
+    place = names.index("rng") - 1 if "rng" in names else None  # among the arguments after self
 
     @functools.wraps(method)
     def wrapper(self: GenerativeModel, *args: Any, **kwargs: Any) -> Any:
-        if "rng" in method.__code__.co_varnames and kwargs.get("rng") is None:
-            kwargs["rng"] = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        if place is not None:
+            args, rng = args[:place] + args[place + 1 :], args[place] if len(args) > place else kwargs.get("rng")
+            if rng is None:
+                rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            kwargs["rng"] = rng
         with self.inference():
             return method(self, *args, **kwargs)
 
@@ -83,15 +99,18 @@ class Turn:
         self.optimizer: LightningOptimizer | None = None  # known once training starts
         self._model = model
         self._others: list[nn.Parameter] = []
+        self._frozen: list[list[nn.Parameter]] = []  # by each block that is open
 
     def __enter__(self) -> Turn:
         # Freezing the idle players saves their weight gradients, and keeps them bit-identical by construction.
-        for parameter in self._others:
+        frozen = [parameter for parameter in self._others if parameter.requires_grad]
+        for parameter in frozen:
             parameter.requires_grad_(False)
+        self._frozen.append(frozen)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for parameter in self._others:
+        for parameter in self._frozen.pop():
             parameter.requires_grad_(True)
 
     def collect(self, loss: Tensor) -> None:
@@ -166,19 +185,24 @@ class GenerativeModel(pl.LightningModule):
 
     A subclass calls `add_player` for each set of parameters with an optimizer, writes `training_step` in terms of
     `turn`, `noise` and `record`, and offers what it can of the capabilities `sample(n, y=None, rng=None)`,
-    `encode(x)`, `decode(z)`, `reconstruct(x)`, `log_joint(x, z)`, `score_logits(x)`, `translate(x)`, each marked with
-    `@inference`. Scripts, samplers and callbacks ask `can(...)`, never for names of methods.
+    `encode(x)`, `decode(z)`, `reconstruct(x)`, `log_joint(x, z)`, `log_prior(z)`,
+    `sample_posterior(x, k, rng) -> z [k, N, Z], log_q [k, N]` (these three give importance-weighted bounds),
+    `score_logits(x)`, `translate(x)`, each marked with `@inference`. Scripts, samplers and callbacks ask `can(...)`,
+    never for names of methods.
 
     Attributes:
         ema_modules: Names of the submodules whose moving average is kept, sampled from and judged.
         batches_per_step: How many fresh batches one iteration consumes (`n_critic` for WGANs); `batch.x` then holds
             that many batches, one after the other.
+        latent_prior: What `noise` draws, for those who interpolate or search: "normal" (standard), or "uniform" on
+            [-1, 1].
         spec: What the data look like; set before training and by `genlab.load`.
         settings: What holds for the run whatever the method.
     """
 
     ema_modules: tuple[str, ...] = ()
     batches_per_step: int = 1
+    latent_prior: Literal["normal", "uniform"] = "normal"
     latent_dim: int
     spec: DataSpec
     initialised: Tensor
@@ -189,6 +213,8 @@ class GenerativeModel(pl.LightningModule):
         decode: Callable[..., Tensor]
         reconstruct: Callable[..., Tensor]
         log_joint: Callable[..., Tensor]
+        log_prior: Callable[..., Tensor]
+        sample_posterior: Callable[..., tuple[Tensor, Tensor]]
         score_logits: Callable[..., Tensor]
         translate: Callable[..., Tensor]
 
@@ -200,10 +226,12 @@ class GenerativeModel(pl.LightningModule):
         self.rng = torch.Generator()
         self.rng.manual_seed(0)
         self.register_buffer("initialised", torch.tensor(False))
+        self._differentiable = False  # inside `inference(gradients=True)`
         self._turns: dict[str, Turn] = {}
         self._factories: dict[str, tuple[OptimizerFactory, SchedulerFactory | None]] = {}
         self._schedulers: list[LRScheduler] = []
         self._ema: dict[str, Tensor] = {}  # "generator.weight" -> average; empty while there is none
+        self._ema_inside = False
         self._live: list[Tensor] = []
         self._averages: list[Tensor] = []
         self._copied: list[tuple[Tensor, Tensor]] = []
@@ -312,6 +340,12 @@ class GenerativeModel(pl.LightningModule):
         """Called by the loop after each `training_step`: schedules, the average, the records, the watch for NaN."""
         for scheduler in self._schedulers:
             if isinstance(scheduler, WindowedPlateau):
+                if scheduler.monitor not in self._recorded:
+                    recorded = ", ".join(n for n in self._recorded if not n.startswith("grad_norm"))
+                    raise UserError(
+                        f"A scheduler watches {scheduler.monitor!r}, which {type(self).__name__} does not record; "
+                        f"it records {recorded}."
+                    )
                 scheduler.observe(torch.as_tensor(self._recorded[scheduler.monitor]), self.averaged)
             else:
                 scheduler.step()
@@ -360,6 +394,8 @@ class GenerativeModel(pl.LightningModule):
             TrainingStopped: If a parameter is not finite; names the player.
         """
         for name, parameters in self.players.items():
+            if not parameters:
+                continue
             norms = torch.stack(torch._foreach_norm([p.detach() for p in parameters], torch.inf))
             if not bool(norms.isfinite().all()):
                 raise TrainingStopped(
@@ -368,6 +404,8 @@ class GenerativeModel(pl.LightningModule):
 
     def _write_records(self) -> None:
         names = sorted(self._recorded)
+        if not names:
+            return
         values = torch.stack([torch.as_tensor(self._recorded[n], dtype=torch.float64).cpu() for n in names])
         metrics = {f"train/{n}": v for n, v in zip(names, self.averaged(values).tolist(), strict=True)}
         for turn in self._turns.values():
@@ -449,28 +487,56 @@ class GenerativeModel(pl.LightningModule):
             for average, live in self._copied:
                 average.copy_(live)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GenerativeModel:
+        """Takes the averages along wherever the weights go (`to`, `double`, `cuda`)."""
+        super()._apply(fn, recurse)
+        if self.__dict__.get("_ema"):
+            with torch.no_grad():
+                for average in self._ema.values():
+                    average.data = fn(average.data)
+        return self
+
     @contextmanager
     def ema(self) -> Iterator[None]:
         """Inside, the modules hold their averaged weights (nothing changes where no average is kept)."""
-        pairs = [(source, self._ema[key]) for key, source in self._ema_sources().items()] if self._ema else []
+        wanted = bool(self._ema) and not self._ema_inside  # a block within a block must not swap them back
+        pairs = [(source, self._ema[key]) for key, source in self._ema_sources().items()] if wanted else []
         for live, average in pairs:
             live.data, average.data = average.data, live.data
+        inside, self._ema_inside = self._ema_inside, True
         try:
             yield
         finally:
+            self._ema_inside = inside
             for live, average in pairs:
                 live.data, average.data = average.data, live.data
 
     @contextmanager
-    def inference(self) -> Iterator[None]:
-        """EMA weights, eval mode, no gradients; every module's own mode comes back afterwards."""
+    def inference(self, gradients: bool = False) -> Iterator[None]:
+        """EMA weights, eval mode, no gradients; every module's own mode comes back afterwards.
+
+        Args:
+            gradients: Let gradients flow to what the capabilities are given, and to no parameter: inside,
+                `model.score_logits(model.decode(z))` can be differentiated by z, which searches and samplers in latent
+                space live on.
+        """
+        if self._differentiable:  # a capability, called inside `inference(gradients=True)`: all is as it should be
+            yield
+            return
         modes = [(module, module.training) for module in self.modules()]
+        learned = [p for p in self.parameters() if p.requires_grad] if gradients else []
         for module, _ in modes:
             module.training = False
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        self._differentiable = gradients
         try:
-            with torch.no_grad(), self.ema():
+            with torch.set_grad_enabled(gradients), self.ema():
                 yield
         finally:
+            self._differentiable = False
+            for parameter in learned:
+                parameter.requires_grad_(True)
             for module, mode in modes:
                 module.training = mode
 
@@ -554,7 +620,7 @@ def checkpoint_section(checkpoint: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: If there is none, or its format is newer than this version reads.
     """
-    section = checkpoint.get("genlab")
+    section = checkpoint.get("genlab") if isinstance(checkpoint, dict) else None
     if not isinstance(section, dict) or not {"format", "config", "ema", "random"} <= section.keys():
         raise UserError("This checkpoint was not written by genlab: it has no complete section 'genlab'.")
     if section["format"] > CHECKPOINT_FORMAT:

@@ -18,6 +18,7 @@ class BEGAN(GenerativeModel):
     """
 
     ema_modules = ("generator",)
+    latent_prior = "uniform"
 
     def __init__(
         self,
@@ -62,6 +63,11 @@ class BEGAN(GenerativeModel):
     def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Draws G(z), [n, ...]."""
         return self.generator(self.noise(n, rng))
+
+    @inference
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z) of latents [N, latent_dim]."""
+        return self.generator(z)
 
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -54,6 +54,11 @@ class GAN(GenerativeModel):
         return self.generator(self.noise(n, rng))
 
     @inference
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z) of latents [N, latent_dim]."""
+        return self.generator(z)
+
+    @inference
     def score_logits(self, x: Tensor) -> Tensor:
         """The discriminator's logits [N] of samples [N, ...]: log p_data / p_model at its optimum."""
         return self.discriminator(x)

@@ -95,8 +95,19 @@ class VAE(GenerativeModel):
     @inference
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x, z) = log p(x | z) + log p(z), [N] nats."""
-        log_prior = -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=1)
-        return self.likelihood.log_prob(x, self.decoder(z)) + log_prior
+        return self.likelihood.log_prob(x, self.decoder(z)) + _log_standard_normal(z)
+
+    @inference
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z), [N] nats."""
+        return _log_standard_normal(z)
+
+    @inference
+    def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """k draws z ~ q(z | x) for each sample and their log q(z | x): [k, N, latent_dim] and [k, N] nats."""
+        mu, logvar = self.posterior(x)
+        eps = self.randn(k * len(x), self.latent_dim, rng=rng).unflatten(0, (k, len(x)))
+        return mu + (0.5 * logvar).exp() * eps, _log_standard_normal(eps) - 0.5 * logvar.sum(dim=-1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Eq. 7: minimise -E_q log p(x | z) + beta KL(q(z | x) || p(z)), with z = mu + sigma eps."""
@@ -108,3 +119,8 @@ class VAE(GenerativeModel):
             loss = recon + self.kl_weight * kl
             vae.minimise(loss)
         self.record(loss=loss, recon=recon, kl=kl, elbo=-(recon + kl))
+
+
+def _log_standard_normal(z: Tensor) -> Tensor:
+    """log N(z; 0, I) over the last dimension, in nats."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=-1)

@@ -66,6 +66,11 @@ class WGANGP(GenerativeModel):
         return self.generator(self.noise(n, rng))
 
     @inference
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z) of latents [N, latent_dim]."""
+        return self.generator(z)
+
+    @inference
     def score_logits(self, x: Tensor) -> Tensor:
         """The critic's values [N] of samples [N, ...]; a log-ratio only up to an unknown scale."""
         return self.critic(x)

@@ -1,4 +1,4 @@
-"""Every mistake of a user gets one sentence with its cure, exit code 2 (or Hydra's 1), no traceback, nothing half-written."""
+"""A user's mistake gets one sentence with its cure, exit code 2 (or Hydra's 1), no traceback, nothing half-written."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Run by torchrun in two processes: trains what its argument (JSON) lists, `[[overrides, run folder, resume?], ...]`."""
+"""Run by torchrun in two processes; its argument lists the trainings as JSON, [[overrides, folder, resume to], ...]."""
 
 import json
 import sys

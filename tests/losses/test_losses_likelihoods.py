@@ -212,6 +212,18 @@ def test_the_exact_posterior_gives_the_evidence_for_every_latent(digits):
         assert_close(evidence.mean(), log_likelihood.detach(), rtol=0, atol=1e-8)
 
 
+def test_the_models_own_draws_weigh_alike_there(digits):
+    """Importance weights p(x, z) / q(z | x) of draws from the exact posterior are all p(x)."""
+    model, log_likelihood = best_linear_vae(digits)
+    z, log_q = model.sample_posterior(digits, 3, rng=torch.Generator().manual_seed(0))
+    mu, logvar = (part.detach() for part in model.posterior(digits))
+    assert_close(log_q, Normal(mu, (0.5 * logvar).exp()).log_prob(z).sum(dim=-1))
+    assert_close(model.log_prior(z), standard(z).log_prob(z).sum(dim=-1))
+    weights = torch.stack([model.log_joint(digits, part) for part in z]) - log_q
+    assert_close(weights, weights[:1].expand_as(weights), rtol=0, atol=1e-8)
+    assert_close(weights.mean(), log_likelihood.detach(), rtol=0, atol=1e-8)
+
+
 @torch.no_grad()
 def test_copies_of_a_batch_do_not_change_the_elbo(digits):
     model, _ = best_linear_vae(digits)

@@ -157,3 +157,14 @@ def trap(**_):
     """What a stranger's config would like to be called."""
     BUILT.append("trap")
     return nn.Identity()
+
+
+class Over(GenerativeModel):
+    """A second model without parameters of its own."""
+
+    def __init__(self, first_stage: GenerativeModel) -> None:
+        super().__init__()
+        self.first_stage = first_stage
+
+    def training_step(self, batch, batch_idx):
+        self.record(distance=self.first_stage.sample(len(batch)).sum())

@@ -1,0 +1,428 @@
+"""`genlab-evaluate`, `python scripts/evaluate.py`: scores of runs, or of any images, each with its protocol card."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import genlab
+from genlab.cli import app
+from genlab.cli.sample import parse
+from genlab.cli.scoring import (
+    FEWEST,
+    IMAGES,
+    POINTS,
+    SCORES,
+    Scoring,
+    check_shape,
+    find_extractor,
+    our_keys,
+    record_of,
+    tells_classes,
+    trained_on_part,
+)
+from genlab.errors import UserError
+from genlab.files import write_json
+from genlab.metrics.cards import BETTER, PROTOCOL, REPEATED, kind_of, refusal, title_of
+
+if TYPE_CHECKING:
+    from genlab.data.module import ArrayData
+
+log = logging.getLogger("genlab")
+FORMAT = 1  # of the files in scores/
+HELP = f"""genlab-evaluate: score a trained model, or any images, and keep the protocol with the scores.
+
+  genlab-evaluate run=outputs/latest                    against the test split of the run's own data
+  genlab-evaluate run=RUN_A run=RUN_B/checkpoints/best.ckpt
+  genlab-evaluate run=outputs/multirun_2026-01-01       every run in a folder
+  genlab-evaluate real=PATH fake=PATH train=PATH        folders, zips or npz (`x`, uint8 [N, H, W, C]) made by anything
+  genlab-evaluate run=RUN extractor=inception inception_weights=PATH scores=[fid,kid]
+
+Keys
+  run, real, fake, train   what to score; `train` are training images for the memorisation ratio of real= fake=
+  scores            some of [{", ".join(SCORES)}]; default: all that apply
+  n                 images of each kind at most ({IMAGES:,}; points {POINTS:,})
+  split (test)      train | val | test of the run's data
+  seed (2020)       of latents and subsets; another one is another scoring under the same protocol
+  extractor         classifier (trained on the data set), inception, or a file of scripts/train_classifier.py;
+                    default: what the run was judged by
+  inception_weights, precision (float32; bfloat16 for monitoring only)
+  iwae_samples (500; the paper: 5000), likelihood_images (1000; null: all n)
+  size              real= fake= of different sizes: crop each around its centre and resize it (Lanczos) to this
+  data.root         where the run's data lie on this machine
+  skip_broken (false), batch_size (256), device (cpu), out (a folder for the score files), allow_targets ([mypackage.*])
+
+The scores go to scores/<split>-<extractor>-seed<seed>.json in the run folder; scripts/report.py compares them."""
+TEXT = ("run", "real", "fake", "train", "out", "data.root", "inception_weights", "extractor")
+DEFAULTS: dict[str, Any] = {
+    "run": None,
+    "real": None,
+    "fake": None,
+    "train": None,
+    "scores": None,
+    "n": None,
+    "split": "test",
+    "seed": 2020,
+    "extractor": None,
+    "inception_weights": None,
+    "precision": "float32",
+    "iwae_samples": 500,
+    "likelihood_images": 1000,
+    "size": None,
+    "data.root": None,
+    "skip_broken": False,
+    "batch_size": 256,
+    "device": "cpu",
+    "out": None,
+    "allow_targets": [],
+}
+
+
+def main() -> None:
+    """The command line. Exit code 2 if one of several runs could not be scored; the others are."""
+    with app.errors_as_sentences():
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(HELP)
+            return
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        warnings.showwarning = _one_line
+        named, options = read_options(sys.argv[1:])
+        if options["real"] is not None or options["fake"] is not None:
+            if named:
+                raise UserError("Give run=..., or real=... and fake=..., not both.")
+            show([evaluate_images(options)])
+            return
+        records, failed = [], 0
+        for run in find_runs(named):
+            try:
+                records.append(evaluate_run(run, options))
+            except UserError as error:
+                if len(named) == 1 and not records and run == Path(named[0]):
+                    raise
+                failed += 1
+                print(f"{run}: {error}", file=sys.stderr)
+        show(records)
+        if failed:
+            raise UserError(f"{failed} of {failed + len(records)} runs could not be scored.")
+
+
+def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The runs that were named, and all other keys over their defaults.
+
+    Raises:
+        UserError: If a key is unknown or a value is out of its range.
+    """
+    runs = [a.partition("=")[2] for a in arguments if a.startswith("run=")]
+    typed = {key: app.take_path(arguments, key)[0] for key in TEXT}
+    rest = [a for a in arguments if a.partition("=")[0] not in TEXT]
+    options = {**parse(rest, DEFAULTS), **{key: value for key, value in typed.items() if value not in (None, "null")}}
+    if isinstance(options["scores"], str):
+        options["scores"] = options["scores"].split(",")
+    unknown = sorted({str(s) for s in options["scores"] or []} - set(SCORES))
+    if unknown:
+        raise UserError(f"There is no score {unknown[0]!r}; scores takes {', '.join(SCORES)}.")
+    if options["split"] not in ("train", "val", "test"):
+        raise UserError(f"split must be train, val or test, got {options['split']!r}.")
+    for key in ("n", "likelihood_images", "iwae_samples", "batch_size"):
+        value, least = options[key], FEWEST if key == "n" else 1
+        empty = value is None and key in ("n", "likelihood_images")
+        if not empty and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise UserError(f"{key} must be a whole number from {least} on, got {value!r}.")
+    return runs, options
+
+
+def find_runs(named: Sequence[str | Path]) -> list[Path]:
+    """The runs and checkpoints that are meant; a folder of runs (a multirun) stands for all in it.
+
+    Raises:
+        UserError: If nothing is named, or a folder holds no run.
+    """
+    if not named:
+        raise UserError("Say what to score: run=outputs/latest, several run=..., or real=PATH fake=PATH.")
+    found: dict[Path, Path] = {}
+    for path in (Path(name).expanduser() for name in named):
+        if path.is_file() or not path.exists() or (path / "config.yaml").is_file() or (path / "checkpoints").is_dir():
+            runs = [path]  # `find_run` explains what is wrong with it, if something is
+        else:
+            runs = runs_in(path)
+        if not runs:
+            raise UserError(f"{path} is neither a run folder nor a folder of runs: nothing in it holds a run.json.")
+        found |= {run.resolve(): run for run in runs if run.resolve() not in found}
+    return list(found.values())
+
+
+def runs_in(folder: Path, depth: int = 2) -> list[Path]:
+    """The run folders below a folder (multiruns and stages included), without links and hidden folders."""
+    if (folder / "run.json").is_file():
+        return [folder]
+    below = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
+    return [run for p in sorted(below, key=_natural) for run in runs_in(p, depth - 1)] if depth >= 0 else []
+
+
+def _natural(path: Path) -> tuple[int, str]:
+    return (int(path.name) if path.name.isdigit() else 10**9, path.name)  # multirun folders are called 0, 1, ..., 10
+
+
+# --- One run --------------------------------------------------------------------------------------------------------
+
+
+def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Scores a run against a split of its data and writes the record into the run folder.
+
+    The checkpoint is read, never written; the process's random streams are left as they were.
+
+    Args:
+        run: A run folder or a checkpoint.
+        options: See `HELP`; what is missing has its default.
+
+    Returns:
+        The record as written: `scores` by name, `group` of each score, `cards` by group, `notes`, `checkpoint`.
+
+    Raises:
+        UserError: If the run cannot be scored as asked.
+    """
+    from genlab.cli import runs
+    from genlab.metrics.files import file_checksum
+    from genlab.seeding import preserved_random_states
+
+    options = {**DEFAULTS, **(options or {})}
+    folder, path = runs.find_run(run)
+    with preserved_random_states(), our_keys():
+        checkpoint = runs.read_checkpoint(path)
+        model = genlab.load(path, device=options["device"], allow_targets=tuple(options["allow_targets"]))
+        config = model.run_config
+        job = Scoring(model, _data(config, options), options)
+        job.work()
+    record = {
+        "format": FORMAT,
+        "genlab": genlab.__version__,
+        "run": str(folder),
+        "choices": config.get("choices", {}),
+        "trained_seed": config.get("seed"),
+        "checkpoint": {
+            "file": path.name,
+            "iteration": int(checkpoint["global_step"]),
+            "sha256": file_checksum(path),
+        },
+        **job.record(),
+    }
+    stem = f"{options['split']}-{job.extractor_name}-seed{options['seed']}"
+    stem += "" if path.name == "last.ckpt" else f"-{path.stem}"
+    home = folder / "scores" if (folder / "config.yaml").is_file() else Path("outputs") / "scores"
+    return _keep(record, Path(options["out"] or home) / f"{stem}.json")
+
+
+def _data(config: dict[str, Any], options: dict[str, Any]) -> ArrayData:
+    """The data module of a run, read from where `data.root` says."""
+    from genlab.cli.instantiate import check_allowed, check_signatures, instantiate
+
+    node = dict(config.get("data") or {})
+    if not node:
+        raise UserError("The run's checkpoint says nothing about its data. Draw samples and give real=PATH fake=PATH.")
+    if options["data.root"] is not None:
+        node["root"] = options["data.root"]
+    check_allowed(node, tuple(options["allow_targets"]))
+    check_signatures(node, "data")
+    data: ArrayData = instantiate(node)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def _keep(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Writes the record; groups of an earlier scoring of the same checkpoint that were not taken anew stay."""
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text())
+            same = before["format"] == FORMAT and before.get("checkpoint") == record.get("checkpoint")
+            kept = {name: g for name, g in before["group"].items() if g not in record["cards"]} if same else {}
+            record["scores"] = {**{name: before["scores"][name] for name in kept}, **record["scores"]}
+            record["cards"] = {**{g: before["cards"][g] for g in kept.values()}, **record["cards"]}
+            record["group"] = {**kept, **record["group"]}
+        except (ValueError, KeyError, TypeError, OSError):
+            log.warning("%s held no readable scores and is replaced.", path)
+    try:
+        write_json(path, record)
+    except OSError as error:
+        raise UserError(f"The scores cannot be written to {path} ({error.strerror}). Try out=FOLDER.") from error
+    return {**record, "file": str(path)}
+
+
+# --- Images that anything made --------------------------------------------------------------------------------------
+
+
+def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Scores `fake` images against `real` ones: folders, zips or npz.
+
+    Args:
+        options: See `HELP`; `real` and `fake` are needed.
+
+    Returns:
+        The record as written, see `evaluate_run`.
+
+    Raises:
+        UserError: If a set cannot be read, is too small, or there is no extractor.
+    """
+    from genlab.cli.image_sets import load_image_sets
+    from genlab.metrics.cache import cached_stats
+    from genlab.metrics.features import features_of
+    from genlab.metrics.suite import GROUPS, image_scores, real_rows, slices
+    from genlab.seeding import preserved_random_states
+
+    options = {**DEFAULTS, **(options or {})}
+    if options["real"] is None or options["fake"] is None:
+        raise UserError("Images are scored against others: give both real=PATH and fake=PATH.")
+    paths = {key: options[key] for key in ("real", "fake", "train") if options[key] is not None}
+    sets, rule = load_image_sets(paths, options["size"], options["skip_broken"])
+    for key in ("real", "fake"):
+        if len(sets[key].x) < FEWEST:
+            raise UserError(f"Scores need {FEWEST} images or more, and {key}={options[key]} holds {len(sets[key].x)}.")
+    most = options["n"] or max(IMAGES, 50_000)  # as many as the published protocol uses
+    wanted = [g for g in GROUPS if options["scores"] is None or g in options["scores"]]
+    if not wanted:
+        raise UserError(f"Of two sets of images there are the scores {', '.join(GROUPS)}.")
+    real, fake = (sets[key].x[real_rows(len(sets[key].x), most)] for key in ("real", "fake"))
+    notes: list[str] = []
+    seconds: dict[str, float] = {}
+    started = time.monotonic()
+    with preserved_random_states(), our_keys():
+        extractor = None
+        if set(wanted) & {"fid", "is", "kid", "pr"}:
+            labels = sets["real"].y
+            kind = options["extractor"] or ("inception" if labels is None else "classifier")
+            extractor = find_extractor(kind, options, lambda device: trained_on_part(sets["real"], device))
+            check_shape(extractor, tuple(real.shape[1:]))
+        of_real = of_fake = None
+        if extractor is not None:
+            judge = extractor
+            of_real = cached_stats(
+                f"{sets['real'].fingerprint}/{len(real)}", judge.card(), lambda: features_of(judge, slices(real))
+            )
+            of_fake = features_of(judge, slices(fake))
+        seconds["features"] = round(time.monotonic() - started, 2)
+        groups = image_scores(
+            real,
+            fake,
+            of_real,
+            of_fake,
+            wanted,
+            seed=options["seed"],
+            train=sets["train"].x if "train" in sets else None,
+            labels_by_logits=tells_classes(extractor, None),
+        )
+    if "nn" in groups:
+        groups["nn"].card["train_fingerprint"] = sets["train"].fingerprint
+    elif "nn" in wanted:
+        notes.append("The memorisation ratio needs the images that were trained on: train=PATH.")
+    common = {
+        "protocol": PROTOCOL,
+        "genlab": genlab.__version__,
+        "seed": options["seed"],
+        "split": "real",
+        "data": sets["real"].name,
+        "fingerprint": sets["real"].fingerprint,
+        "shape": list(real.shape[1:]),
+        "sizes": rule,
+    }
+    seconds["all"] = round(time.monotonic() - started, 2)
+    record = {
+        "format": FORMAT,
+        "genlab": genlab.__version__,
+        "run": str(options["fake"]),
+        "fake_fingerprint": sets["fake"].fingerprint,
+        **record_of(groups, common, notes, seconds),
+    }
+    name = extractor.name if extractor is not None else "none"
+    stem = f"{Path(options['fake']).resolve().stem}-vs-{Path(options['real']).resolve().stem}"
+    home = Path(options["out"] or Path("outputs") / "scores")
+    return _keep(record, home / f"{stem}-{name}-seed{options['seed']}.json")
+
+
+# --- What is printed ------------------------------------------------------------------------------------------------
+
+
+def show(records: list[dict[str, Any]]) -> None:
+    """Prints a table per record, and for several what may be compared."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    for record in records:
+        place = record["run"] if "checkpoint" not in record else f"{record['run']}/{record['checkpoint']['file']}"
+        table = Table(title=place, title_justify="left", show_header=True, box=None, padding=(0, 2, 0, 0))
+        for column in ("score", "value", "beside it", "taken on"):
+            table.add_column(column, overflow="fold")
+        for row in score_rows(record):
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+        for note in record["notes"]:
+            console.print(f"- {note}", style="yellow", highlight=False)
+        console.print(f"protocol and scores: {record['file']}", highlight=False)
+    if len(records) > 1:
+        _compare(records, console)
+
+
+def score_rows(record: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Title, value, what it must be read beside, and conditions of each score; spreads stand with their score."""
+    scores, rows = record["scores"], []
+    for name, value in scores.items():
+        kind, _, extractor = name.partition("/")
+        if kind.endswith(("_std", "_se", "_real", "_noised")) or kind in ("nn_samples", "nn_test"):
+            continue
+        tail = f"/{extractor}" if extractor else ""
+        spread = scores.get(f"{kind}_std{tail}", scores.get(f"{kind}_se{tail}"))
+        text = f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
+        beside = []
+        if (real := scores.get(f"{kind}_real{tail}")) is not None:
+            beside.append(f"real {real:.4g}" if record["group"][name] != "points" else f"perfect {real:.4g}")
+        if (noisy := scores.get(f"{kind}_noised{tail}")) is not None:
+            beside.append(f"noised {noisy:.4g}")
+        card = record["cards"][record["group"][name]]
+        if kind == "active_units":
+            beside.append(f"of {card['latent_dim']}")
+        if kind == "ess":
+            beside.append(f"of {card['iwae_samples']}")
+        if kind == "modes":
+            beside.append(f"of {card['num_modes']}")
+        if kind == "nn_ratio":
+            beside.append("unseen images 1")
+        sizes = [f"{card[key]} {word}" for key, word in (("n_fake", "generated"), ("n_real", "real")) if key in card]
+        rows.append((title_of(name), text, ", ".join(beside), ", ".join([*sizes, str(card["split"])])))
+    return rows
+
+
+def _compare(records: list[dict[str, Any]], console: Any) -> None:
+    console.print()
+    shared = [name for name in records[0]["scores"] if all(name in r["scores"] for r in records)]
+    for name in (n for n in shared if kind_of(n) in BETTER):
+        cards = {r["run"]: r["cards"][r["group"][name]] for r in records}
+        sentence = refusal(name, cards)
+        if sentence is not None:
+            console.print(f"- {sentence}", style="yellow", highlight=False)
+            continue
+        order = sorted(records, key=lambda r: r["scores"][name], reverse=BETTER[kind_of(name)] == "higher")
+        ranking = ", ".join(f"{Path(r['run']).name} {r['scores'][name]:.4g}" for r in order)
+        console.print(f"- {title_of(name)} ({BETTER[kind_of(name)]} is better): {ranking}", highlight=False)
+    fixed = ", ".join(REPEATED)
+    console.print(f"Cards are compared in all fields but {fixed}. For a page: python scripts/report.py runs=...")
+
+
+def _one_line(
+    message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None
+) -> None:
+    """A warning as a sentence, without the place in the code."""
+    text = str(message).replace("metrics.num_samples", "n")
+    print(f"Warning: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

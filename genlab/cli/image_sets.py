@@ -1,0 +1,213 @@
+"""Sets of images that anything may have made: a folder, a zip or an npz, as uint8 arrays of one size."""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genlab.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from genlab.data.store import ImageEntry
+
+log = logging.getLogger("genlab")
+LAYOUT = (
+    "expected is a folder or zip of images, or an .npz with a uint8 array `x` of shape [N, H, W, C], C = 1 or 3 "
+    "(and labels `y` [N], if there are any)"
+)
+NAMED = 3  # sizes that a message names
+
+
+@dataclass
+class ImageSet:
+    """Images of one size.
+
+    Attributes:
+        name: What the user called them.
+        x: uint8 [N, C, H, W].
+        y: Labels [N], -1 = none; None without any.
+        fingerprint: Hash of their content.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor | None
+    fingerprint: str
+
+
+@dataclass
+class _Source:
+    """A set before it is brought to a size."""
+
+    path: Path
+    key: str
+    entries: list[ImageEntry] | None = None
+    array: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    sizes: set[tuple[int, int]] | None = None
+    grey: bool = True
+
+
+def load_image_sets(
+    paths: dict[str, str | Path], size: int | list[int] | None = None, skip_broken: bool = False
+) -> tuple[dict[str, ImageSet], str]:
+    """Reads sets that are to be compared, at one size and with equally many channels.
+
+    Args:
+        paths: Where each is, by the key that named it (`real`, `fake`, `train`).
+        size: Pixels, or [height, width]: every image is cropped around its centre to that aspect and resized (Lanczos).
+            None leaves the pixels alone, and then all images of all sets must have one size.
+        skip_broken: Leave unreadable images out, with a warning, instead of refusing the set.
+
+    Returns:
+        The sets by key, and the rule of sizes for the protocol card.
+
+    Raises:
+        UserError: If a path or layout is not understood, an image is broken (it is named), or sizes differ and none is
+            asked for.
+    """
+    with ExitStack() as stack:
+        sources = {key: _open(key, Path(path).expanduser(), stack) for key, path in paths.items()}
+        found = {key: source.sizes or set() for key, source in sources.items()}
+        every = set().union(*found.values())
+        if size is None and len(every) > 1:
+            listed = "; ".join(f"{key}: {_listed(sizes)}" for key, sizes in found.items())
+            raise UserError(
+                f"The images differ in size ({listed}), and scores want one: set size={min(min(s) for s in every)} to "
+                "crop each around its centre and resize it (Lanczos)."
+            )
+        wanted = next(iter(every), (0, 0)) if size is None else _as_size(size)
+        channels = 1 if all(source.grey for source in sources.values()) else 3
+        rule = "none" if size is None else f"centre crop, Lanczos to {wanted[0]}x{wanted[1]}"
+        return {key: _load(source, wanted, channels, skip_broken) for key, source in sources.items()}, rule
+
+
+def _open(key: str, path: Path, stack: ExitStack) -> _Source:
+    from genlab.data.images import _file_entry, _unwrapped, _walk, _zip_entries  # the same reading as data=folder, zip
+
+    if path.is_dir():
+        files = [_file_entry(path, each) for each in _walk(path)]
+    elif not path.is_file():
+        raise UserError(f"There is nothing at {key}={path}; {LAYOUT}.")
+    elif path.suffix.lower() in (".npz", ".npy"):
+        return _open_array(key, path)
+    elif zipfile.is_zipfile(path):
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        files = _unwrapped(list(_zip_entries(archive)))
+    else:
+        raise UserError(f"{key}={path} is not understood; {LAYOUT}.")
+    if not files:
+        raise UserError(f"There are no images in {key}={path}; {LAYOUT}.")
+    source = _Source(path, key, entries=_labelled(files))
+    source.sizes, source.grey = _headers(source.entries or [])
+    return source
+
+
+def _labelled(files: list[tuple[tuple[str, ...], ImageEntry]]) -> list[ImageEntry]:
+    """Entries in order; the first sub-folder is the class where every image lies in one of two or more.
+
+    Folders named like splits (train, test) are no classes.
+    """
+    from genlab.data.images import _SPLIT_FOLDERS
+    from genlab.data.store import ImageEntry
+
+    files = sorted(files, key=lambda file: file[0])
+    names = sorted({parts[0] for parts, _ in files if len(parts) > 1})
+    number = {name: i for i, name in enumerate(names)}
+    splits = any(name.lower() in _SPLIT_FOLDERS for name in names)
+    sorted_by_class = len(names) > 1 and not splits and all(len(parts) > 1 for parts, _ in files)
+    return [ImageEntry(e.name, e.stamp, e.read, number[parts[0]] if sorted_by_class else -1) for parts, e in files]
+
+
+def _headers(entries: list[ImageEntry]) -> tuple[set[tuple[int, int]], bool]:
+    """Sizes (height, width) and whether all are grey, from the headers alone; broken images are left to the decoder."""
+    from PIL import Image
+
+    sizes, grey = set(), True
+    for entry in entries:
+        try:
+            with Image.open(io.BytesIO(entry.read())) as image:
+                turned = image.getexif().get(0x0112, 1) >= 5  # lies on its side
+                sizes.add((image.width, image.height) if turned else (image.height, image.width))
+                grey = grey and image.mode in ("1", "L", "LA", "I", "I;16")
+        except Exception:  # whatever PIL raises; `prepare_images` names all of them
+            log.debug("%s cannot be read", entry.name)
+    return sizes, grey
+
+
+def _open_array(key: str, path: Path) -> _Source:
+    import numpy as np
+
+    try:
+        loaded: Any = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise UserError(f"{key}={path} holds one array without a name; {LAYOUT}.")
+        with loaded:
+            names = sorted(loaded.files)
+            if "x" not in names:
+                listed = ", ".join(f"`{name}`" for name in names[:5]) or "nothing"
+                raise UserError(f"{key}={path} holds {listed}, but no array `x`; {LAYOUT}.")
+            x = loaded["x"]
+            y = loaded["y"] if "y" in names else None
+    except UserError:
+        raise
+    except Exception as error:  # zip, zlib, header and pickle errors
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"{key}={path} cannot be read ({reason}); {LAYOUT}.") from error
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or 0 in x.shape:
+        raise UserError(f"{key}={path} holds `x` as {x.dtype} of shape {list(x.shape)}; {LAYOUT}.")
+    if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu"):
+        raise UserError(f"{key}={path} holds `y` as {y.dtype} of shape {list(y.shape)}; {LAYOUT}.")
+    return _Source(path, key, array=x, labels=y, sizes={tuple(x.shape[1:3])}, grey=x.shape[3] == 1)
+
+
+def _load(source: _Source, size: tuple[int, int], channels: int, skip_broken: bool) -> ImageSet:
+    import numpy as np
+    import torch
+
+    from genlab.data.store import array_digest, prepare_images, resize_images
+
+    if source.entries is not None:
+        try:
+            store = prepare_images(source.entries, _readable(size), channels, skip_broken=skip_broken)
+        except UserError as error:
+            text = str(error).replace("data.skip_broken", "skip_broken")
+            raise UserError(f"{source.key}={source.path}: {text}") from error
+        x, y = store.gather(torch.arange(len(store))), store.y
+    else:
+        assert source.array is not None
+        array = source.array.transpose(0, 3, 1, 2)
+        if channels == 3 and array.shape[1] == 1:
+            array = np.repeat(array, 3, axis=1)
+        store = resize_images(np.ascontiguousarray(array), size, channels)
+        x = store.gather(torch.arange(len(store)))
+        y = None if source.labels is None else torch.from_numpy(source.labels.astype(np.int64))
+    if y is not None and not bool((y >= 0).any()):
+        y = None
+    return ImageSet(str(source.path), x, y, array_digest(x.numpy()))
+
+
+def _readable(size: tuple[int, int]) -> tuple[int, int]:
+    return size if min(size) > 0 else (1, 1)  # no image could be read: the decoder will say so
+
+
+def _as_size(size: int | list[int]) -> tuple[int, int]:
+    from genlab.data.module import _as_size as checked
+
+    try:
+        return checked(size)
+    except UserError as error:
+        raise UserError(str(error).replace("data.image_size", "size")) from error
+
+
+def _listed(sizes: set[tuple[int, int]]) -> str:
+    shown = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)[:NAMED])
+    return shown + (f" and {len(sizes) - NAMED} more" if len(sizes) > NAMED else "")

@@ -1,0 +1,445 @@
+"""`genlab-report`, `python scripts/report.py runs=...`: what runs have in common, how they differ, and how they score."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import statistics
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from genlab.cli import app
+from genlab.cli.evaluate import FORMAT, find_runs
+from genlab.cli.sample import parse
+from genlab.errors import UserError
+from genlab.files import write_text
+from genlab.metrics.cards import BETTER, TITLES, card_of, kind_of, refusal, title_of
+
+log = logging.getLogger("genlab")
+HELP = """genlab-report: one page and one table about runs.
+
+  genlab-report runs=outputs/latest                     report.html and report.md in the run folder
+  genlab-report runs=outputs/multirun_2026-01-01        every run of a sweep, seeds averaged
+  genlab-report runs=RUN_A runs=RUN_B out=compare.html  several; a score file (scores/*.json) may stand for images
+
+Scores come from genlab-evaluate (scores/*.json in a run folder), else from the run itself. Those whose protocol cards
+differ are shown, never ranked. The page needs no network and no other file."""
+DEFAULTS: dict[str, Any] = {"runs": None, "out": None}
+# What makes a repetition of the same composition, and where and how it ran.
+NOT_COMPOSITION = ("seed", "threads", "max_time", "dry_run", "logger", "callbacks", "checkpoint", "choices", "health")
+LABEL_KEYS = 3  # differing keys that a label shows
+
+
+@dataclass
+class Scoring:
+    """One scoring of one run: a file of `genlab-evaluate`, or what the run measured itself."""
+
+    scores: dict[str, float]
+    cards: dict[str, dict[str, Any]]  # by score
+    checkpoint: str = "last.ckpt"
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Entry:
+    """One run (or one set of images), and all that is known about it."""
+
+    name: str
+    folder: Path | None
+    config: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    scorings: list[Scoring] = field(default_factory=list)
+
+    @property
+    def seed(self) -> Any:
+        """The seed of its training."""
+        return self.config.get("seed", self.record.get("seed"))
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """Seconds of all its sessions."""
+        times = [s.get("wall_seconds") for s in self.record.get("sessions", [])]
+        return sum(t for t in times if isinstance(t, (int, float))) if times else None
+
+    def values(self, score: str) -> list[float]:
+        """The score in each scoring that has it."""
+        return [s.scores[score] for s in self.scorings if score in s.scores]
+
+
+@dataclass
+class Composition:
+    """Runs that differ by their seed alone."""
+
+    label: str
+    entries: list[Entry]
+
+    def means(self, score: str) -> list[float]:
+        """One value per run: the mean over its scorings."""
+        return [statistics.fmean(v) for v in (entry.values(score) for entry in self.entries) if v]
+
+    def spread_of_scorings(self, score: str) -> float | None:
+        """Standard deviation between scorings of one run, pooled over runs; None where none was scored twice."""
+        several = [v for v in (entry.values(score) for entry in self.entries) if len(v) > 1]
+        if not several:
+            return None
+        freedom = sum(len(v) - 1 for v in several)
+        return math.sqrt(sum(statistics.variance(v) * (len(v) - 1) for v in several) / freedom)
+
+
+@dataclass
+class Row:
+    """One score over all compositions.
+
+    Attributes:
+        score: Its name.
+        values: Values of the runs, by composition (in the report's order; empty where it has none).
+        reference: What it must be read beside, in words; "" without.
+        refusal: Why it is not ranked, None where it may be.
+        best: Positions of the compositions to mark: the best mean first, then those within one standard deviation.
+    """
+
+    score: str
+    values: list[list[float]]
+    reference: str
+    refusal: str | None
+    best: list[int]
+
+
+@dataclass
+class Report:
+    """All that the page and the table show."""
+
+    compositions: list[Composition]
+    rows: list[Row]
+    shared: dict[str, Any]  # choices that all runs have in common
+    notes: list[str]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All runs, in order."""
+        return [entry for composition in self.compositions for entry in composition.entries]
+
+
+def main() -> None:
+    """The command line."""
+    with app.errors_as_sentences():
+        arguments = sys.argv[1:]
+        if {"-h", "--help"} & set(arguments):
+            print(HELP)
+            return
+        named = [a.partition("=")[2] for a in arguments if a.startswith("runs=")]
+        out, rest = app.take_path([a for a in arguments if not a.startswith("runs=")], "out")
+        parse(rest, DEFAULTS)
+        report = collect(named)
+        page = Path(out or _home(named) / "report.html")
+        write(report, page)
+        print(markdown(report))
+        print(f"In {page} (open it in a browser) and {page.with_suffix('.md')}.")
+
+
+def write(report: Report, page: Path) -> None:
+    """Writes the page, and the table beside it as Markdown.
+
+    Raises:
+        UserError: If the place cannot be written to.
+    """
+    from genlab.cli.report_page import html_page
+
+    try:
+        write_text(page, html_page(report))
+        write_text(page.with_suffix(".md"), markdown(report) + "\n")
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {page} ({error.strerror}). Try out=FILE.html.") from error
+
+
+def _home(named: list[str]) -> Path:
+    path = Path(named[0]).expanduser()
+    return path if len(named) == 1 and path.is_dir() else Path("outputs") if Path("outputs").is_dir() else Path()
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+
+
+def collect(named: list[str]) -> Report:
+    """Reads runs, folders of runs and score files, and sorts them into compositions.
+
+    Raises:
+        UserError: If nothing is named, or a path holds no run.
+    """
+    if not named:
+        raise UserError("Say what to report on: runs=outputs/latest, or a folder of runs.")
+    entries: list[Entry] = []
+    for name in named:
+        path = Path(name).expanduser()
+        files = [path] if path.suffix == ".json" else []
+        if path.is_dir() and not any(path.rglob("run.json")):
+            files = sorted(path.glob("*.json"))
+        if files:
+            entries += [entry for file in files if (entry := _read_scores_alone(file)) is not None]
+        else:
+            entries += [_read_run(run) for run in find_runs([path])]
+    unique = list({(entry.folder or entry.name): entry for entry in entries}.values())
+    if not unique:
+        raise UserError(f"There is nothing to report on in {', '.join(named)}.")
+    compositions, shared = _compose(unique)
+    rows = [_row(score, compositions) for score in _scores(unique)]
+    notes = [note for entry in unique for scoring in entry.scorings for note in scoring.notes]
+    return Report(compositions, rows, shared, list(dict.fromkeys(notes)))
+
+
+def _read_run(run: Path) -> Entry:
+    import yaml
+
+    folder = (run.parent.parent if run.is_file() else run).resolve()
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder: it holds no config.yaml.")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+        path = folder / "run.json"
+        record = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    entry = Entry(folder.name, folder, config, record)
+    wanted = run.name if run.is_file() else None
+    for file in sorted((folder / "scores").glob("*.json")):
+        scoring = _read_scoring(file)
+        if scoring is not None and wanted in (None, scoring.checkpoint):
+            entry.scorings.append(scoring)
+    if wanted is None and any(s.checkpoint == "last.ckpt" for s in entry.scorings):
+        entry.scorings = [s for s in entry.scorings if s.checkpoint == "last.ckpt"]  # never mixed with the best one's
+    if not entry.scorings and record.get("scores"):
+        entry.scorings.append(_own_scores(record))
+    return entry
+
+
+def _own_scores(record: dict[str, Any]) -> Scoring:
+    """What the run measured on its test split when it ended."""
+    scores = {name.removeprefix("test/"): value for name, value in record["scores"].items() if _is_number(value)}
+    cards = record.get("cards", {})
+    cards = {name: cards.get(name.partition("/")[2] or "points", {}) for name in scores}
+    return Scoring(scores, {name: card_of(name, card) for name, card in cards.items()})
+
+
+def _read_scoring(file: Path) -> Scoring | None:
+    """A file of genlab-evaluate; None, with a warning, if it is something else."""
+    try:
+        record = json.loads(file.read_text())
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']}")
+        scores = {name: value for name, value in record["scores"].items() if _is_number(value)}
+        cards = {name: dict(record["cards"][record["group"][name]]) for name in scores}
+        return Scoring(scores, cards, record.get("checkpoint", {}).get("file", ""), list(record.get("notes", [])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is no score file of this version and is left out (%s).", file, error)
+        return None
+
+
+def _read_scores_alone(file: Path) -> Entry | None:
+    scoring = _read_scoring(file)
+    if scoring is None:
+        return None
+    name = Path(str(json.loads(file.read_text()).get("run", file.stem))).name
+    return Entry(name, None, scorings=[scoring])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# --- Compositions ---------------------------------------------------------------------------------------------------
+
+
+def _compose(entries: list[Entry]) -> tuple[list[Composition], dict[str, Any]]:
+    """Entries by composition, each with the shortest label that tells it from the others; and what all share."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        key = json.dumps(_composition(entry), sort_keys=True, default=str) if entry.config else entry.name
+        groups.setdefault(key, []).append(entry)
+    members = list(groups.values())
+    choices = [m[0].config.get("choices", {}) for m in members]
+    told = ("model", "loss", "likelihood", "network", "data", "experiment")
+    named = [k for k in told if any(k in c for c in choices)]
+    same = {k: choices[0].get(k) for k in named if all(c.get(k) == choices[0].get(k) for c in choices)}
+    leaves = [_leaves(_composition(m[0])) for m in members]
+    labels = []
+    for group, choice, leaf in zip(members, choices, leaves, strict=True):
+        differing = {k: choice[k] for k in named if k not in same and k in choice}
+        label = "  ".join(f"{k}={v}" for k, v in differing.items())
+        twins = [other for c, other in zip(choices, leaves, strict=True) if c == choice]
+        keys = [k for k in leaf if any(other.get(k) != leaf[k] for other in twins)]
+        label = "  ".join(filter(None, [label, *(f"{k}={leaf[k]}" for k in keys[:LABEL_KEYS])]))
+        labels.append(label or "  ".join(f"{k}={choice[k]}" for k in ("model", "data") if k in choice) or group[0].name)
+    for i, label in enumerate(labels):
+        if labels.count(label) > 1:
+            labels[i] = f"{label}  ({members[i][0].name})"
+    shared = same if len(members) > 1 else choices[0]
+    members = [sorted(m, key=lambda e: (str(type(e.seed)), e.seed or 0, e.name)) for m in members]
+    return [Composition(label, m) for label, m in zip(labels, members, strict=True)], {
+        k: v for k, v in shared.items() if k in told
+    }
+
+
+def _composition(entry: Entry) -> dict[str, Any]:
+    """The part of a config that says what was trained, not where or with which seed."""
+    config = {k: v for k, v in entry.config.items() if k not in NOT_COMPOSITION}
+    data = config.get("data")
+    if isinstance(data, dict):
+        config["data"] = {k: v for k, v in data.items() if k not in ("seed", "root", "download", "num_workers")}
+    return config
+
+
+def _leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """A nested config as dotted keys."""
+    if isinstance(node, dict):
+        return {
+            k: v for key, child in node.items() for k, v in _leaves(child, f"{path}.{key}" if path else key).items()
+        }
+    return {path: node}
+
+
+# --- Scores ---------------------------------------------------------------------------------------------------------
+
+
+def _scores(entries: list[Entry]) -> list[str]:
+    """Names of all scores that get a row, in the order of `TITLES`; spreads and references stand beside theirs."""
+    found = {name for entry in entries for scoring in entry.scorings for name in scoring.scores}
+    order = list(TITLES)
+    shown = [name for name in found if kind_of(name) in order]
+    return sorted(shown, key=lambda name: (order.index(kind_of(name)), name))
+
+
+def _row(score: str, compositions: list[Composition]) -> Row:
+    cards: dict[str, dict[str, Any]] = {}
+    references: list[str] = []
+    for composition in compositions:
+        for entry in composition.entries:
+            for i, scoring in enumerate(s for s in entry.scorings if score in s.scores):
+                who = f"{composition.label}, {entry.name}" if len(composition.entries) > 1 else composition.label
+                cards[f"{who}, scoring {i + 1}" if i else who] = scoring.cards.get(score, {})
+                references.append(_reference(score, scoring))
+    reason = refusal(score, cards)
+    values = [composition.means(score) for composition in compositions]
+    best = _best(kind_of(score), values) if reason is None else []
+    return Row(score, values, references[0] if references and reason is None else "", reason, best)
+
+
+def _reference(score: str, scoring: Scoring) -> str:
+    """What a score must be read beside: the figure of real or noised data, or the most there is."""
+    kind, _, extractor = score.partition("/")
+    tail = f"/{extractor}" if extractor else ""
+    card = scoring.cards.get(score, {})
+    parts = []
+    if (value := scoring.scores.get(f"{kind}_real{tail}")) is not None:
+        parts.append(f"{'perfect' if kind in ('modes', 'hq', 'kl_modes', 'energy') else 'real'} {number(value)}")
+    if (value := scoring.scores.get(f"{kind}_noised{tail}")) is not None:
+        parts.append(f"noised {number(value)}")
+    fixed = {"nn_ratio": "unseen 1", "active_units": f"of {card.get('latent_dim')}"}
+    if kind in fixed:
+        parts.append(fixed[kind])
+    if kind == "modes" and not parts:
+        parts.append(f"of {card.get('num_modes')}")
+    if kind == "hq" and not parts:
+        parts.append(f"perfect {number(card.get('hq_ceiling', math.nan))}")
+    if kind == "ess":
+        parts.append(f"of {card.get('iwae_samples')}")
+    return ", ".join(parts)
+
+
+def _best(kind: str, values: list[list[float]]) -> list[int]:
+    """Positions of the best mean and of those whose mean lies within its spread or their own of it."""
+    if kind not in BETTER or sum(bool(v) for v in values) < 2:
+        return []
+    sign = 1 if BETTER[kind] == "higher" else -1
+    means = {i: sign * statistics.fmean(v) for i, v in enumerate(values) if v and not any(map(math.isnan, v))}
+    if not means:
+        return []
+    first = max(means, key=lambda i: means[i])
+    margin = {i: max(spread(values[i]) or 0.0, spread(values[first]) or 0.0) for i in means}
+    tied = [i for i in means if i != first and means[first] - means[i] <= margin[i]]
+    return [first, *tied]
+
+
+def spread(values: list[float]) -> float | None:
+    """Standard deviation over runs (n - 1); None for one."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def number(value: float) -> str:
+    """Four digits, without exponents where they can be avoided."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
+        text = f"{value:.{min(digits, 6)}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{value:.3g}"
+
+
+def cell(values: list[float]) -> str:
+    """`mean ± std`, or the one value, or a dash."""
+    if not values:
+        return "–"
+    around = spread(values)
+    mean = statistics.fmean(values)
+    return number(mean) if around is None else f"{number(mean)} ± {around:.2g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people."""
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# --- Markdown -------------------------------------------------------------------------------------------------------
+
+
+def markdown(report: Report) -> str:
+    """The scores, what is not ranked and why, and the runs, as Markdown."""
+    labels = [c.label.replace("|", "\\|") for c in report.compositions]
+    runs = [f"{len(c.entries)} run{'s' if len(c.entries) > 1 else ''}" for c in report.compositions]
+    lines = []
+    if report.shared:
+        lines += ["All runs: " + " ".join(f"`{k}={v}`" for k, v in report.shared.items()), ""]
+    for title, rows in (
+        ("Scores", [r for r in report.rows if r.refusal is None]),
+        ("Not ranked", [r for r in report.rows if r.refusal is not None]),
+    ):
+        if not rows:
+            continue
+        heads = [f"{label} ({n})" for label, n in zip(labels, runs, strict=True)]
+        lines += [f"## {title}", "", _line(["score", "read beside", *heads]), _line(["---"] * (2 + len(heads)))]
+        for row in rows:
+            arrow = {"lower": " ↓", "higher": " ↑"}.get(BETTER.get(kind_of(row.score), ""), "")
+            cells = [cell(v) for v in row.values]
+            for place, i in enumerate(row.best):
+                cells[i] = f"**{cells[i]}**" if place == 0 else f"{cells[i]} ≈"
+            lines.append(_line([title_of(row.score) + (arrow if row.refusal is None else ""), row.reference, *cells]))
+        lines.append("")
+        lines += [f"- {row.refusal}" for row in rows if row.refusal]
+    lines += [f"- {note}" for note in report.notes]
+    lines += ["", "## Runs", "", _line(["run", "composition", "seed", "iterations", "wall time", "images/s"])]
+    lines.append(_line(["---"] * 6))
+    for composition, label in zip(report.compositions, labels, strict=True):
+        for entry in composition.entries:
+            speed = entry.record.get("images_per_second")
+            facts = [
+                entry.record.get("iterations", "–"),
+                duration(entry.wall_seconds),
+                f"{speed:,.0f}" if speed else "–",
+            ]
+            lines.append(_line([entry.name, label, entry.seed if entry.seed is not None else "–", *facts]))
+    return "\n".join(lines)
+
+
+def _line(cells: list[Any]) -> str:
+    return "| " + " | ".join(str(c) for c in cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""What is scored, and how: a model on a split of its data. Asks what the model can, never what it is called."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genlab.errors import UserError
+from genlab.metrics.cards import common_card
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from genlab.cli.image_sets import ImageSet
+    from genlab.data.module import ArrayData
+    from genlab.metrics.scores import Scores
+    from genlab.models.base import GenerativeModel
+
+SCORES = ("fid", "is", "kid", "pr", "ms_ssim", "nn", "points", "likelihood", "reconstruction")
+IMAGES, POINTS, FEWEST = 10_000, 2_500, 20
+
+
+class Scoring:
+    """Scores one model on one split: asks what the model can, never what it is called."""
+
+    def __init__(self, model: GenerativeModel, data: ArrayData, options: dict[str, Any]) -> None:
+        from genlab.metrics.suite import real_rows
+
+        self.model, self.data, self.options = model, data, options
+        self.kind, self.split, self.seed = data.spec.kind, options["split"], options["seed"]
+        self.store = data.split(self.split)
+        most = options["n"] or (IMAGES if self.kind == "image" else POINTS)
+        self.n = most if self.kind != "image" else min(most, len(self.store))
+        self.rows = real_rows(len(self.store), self.n)
+        self.extractor: Any = None
+        self.extractor_name = "none" if self.kind == "image" else self.kind
+        self.groups: dict[str, Scores] = {}
+        self.notes: list[str] = []
+        self.seconds: dict[str, float] = {}
+
+    def wants(self, *groups: str) -> bool:
+        """Whether one of these was asked for (or nothing in particular)."""
+        return self.options["scores"] is None or bool(set(groups) & set(self.options["scores"]))
+
+    def work(self) -> None:
+        """Takes all scores that were asked for and apply."""
+        from genlab.metrics.features import full_float32
+
+        if len(self.rows) < FEWEST:
+            raise UserError(
+                f"Scores need {FEWEST} samples or more, and the {self.split} split of {self.data.name} holds "
+                f"{len(self.store)}. Try another split=."
+            )
+        can = self.model.can
+        if self.kind == "image" and (can("sample") or can("reconstruct")):
+            with self.clock("extractor"):
+                self.extractor = self.find_extractor()
+            if self.extractor is not None:
+                self.extractor_name = self.extractor.name
+        if not can("sample") and self.wants("fid", "is", "kid", "pr", "ms_ssim", "nn", "points"):
+            self.notes.append(f"{type(self.model).__name__} draws no samples: it has no `sample`.")
+        elif self.kind == "image" and self.wants("fid", "is", "kid", "pr", "ms_ssim", "nn"):
+            self.images()
+        elif self.kind == "points" and self.wants("points"):
+            with self.clock("points"):
+                self.points()
+        with full_float32(self.model.device):
+            if can("reconstruct") and self.wants("reconstruction"):
+                with self.clock("reconstruction"):
+                    self.reconstruction()
+            bounded = can("log_joint") and can("log_prior") and can("sample_posterior")
+            if bounded and self.wants("likelihood"):
+                with self.clock("likelihood"):
+                    self.likelihood()
+        if not self.groups:
+            asked = f" of {', '.join(self.options['scores'])}" if self.options["scores"] else ""
+            able = ", ".join(name for name in ("sample", "reconstruct", "log_joint") if can(name)) or "nothing"
+            reason = f" {self.notes[0]}" if self.notes else ""
+            raise UserError(
+                f"None{asked} can be taken: {type(self.model).__name__} on {self.kind} data offers {able}.{reason}"
+            )
+
+    @contextmanager
+    def clock(self, what: str) -> Iterator[None]:
+        """Notes how long something takes."""
+        started = time.monotonic()
+        yield
+        self.seconds[what] = round(time.monotonic() - started, 2)
+
+    def find_extractor(self) -> Any:
+        """The network that judges; None, with a note, where none is to be had and none was asked for."""
+        if not self.wants("fid", "is", "kid", "pr", "ms_ssim", "reconstruction"):
+            return None
+        asked = self.options["extractor"]
+        default = (self.model.run_config.get("metrics") or {}).get("extractor") or "classifier"
+        try:
+            extractor = find_extractor(asked or default, self.options, lambda device: trained_on(self.data, device))
+            check_shape(extractor, self.data.spec.shape)
+            return extractor
+        except UserError as error:
+            if asked is not None:
+                raise
+            self.notes.append(f"No scores of features: {error}")
+            return None
+
+    def real(self, size: int | None = None) -> Iterator[Tensor]:
+        """The real samples that are used, as the model knows them, in batches on its device."""
+        from genlab.data.stream import normalise
+
+        for rows in self.rows.split(size or self.options["batch_size"]):
+            yield normalise(self.store.gather(rows)).to(self.model.device)
+
+    def draw(self, n: int) -> Iterator[Tensor]:
+        """The generated samples in batches, on the CPU; the latents of one seed are the same for every model."""
+        import torch
+        from rich.progress import track
+
+        rng = torch.Generator().manual_seed(self.seed)
+        size = 256  # fixed: another size would draw other latents from the same seed
+        sizes = [min(size, n - start) for start in range(0, n, size)]
+        for each in track(sizes, description="drawing", transient=True, disable=len(sizes) < 8):
+            yield self.model.sample(each, rng=rng).cpu()
+
+    def images(self) -> None:
+        """FID and friends, diversity, memorisation."""
+        import torch
+
+        from genlab.metrics.features import features_of
+        from genlab.metrics.judge import real_stats
+        from genlab.metrics.suite import GROUPS, image_scores, slices
+
+        wanted = [g for g in GROUPS if self.wants(g)]
+        with self.clock("samples"):
+            fake = torch.cat([self.data.spec.render(x) for x in self.draw(len(self.rows))])
+        real = self.store.gather(self.rows)
+        of_real = of_fake = None
+        if self.extractor is not None and self.wants("fid", "is", "kid", "pr", "ms_ssim"):
+            with self.clock("real features"):
+                of_real = real_stats(self.extractor, self.data, self.split, self.n)
+            with self.clock("features"):
+                of_fake = features_of(self.extractor, slices(fake))
+        train = None
+        if self.wants("nn") and self.split != "train":
+            store = self.data.split("train")
+            train = store.gather(torch.arange(len(store)))
+        with self.clock("scores"):
+            groups = image_scores(
+                real,
+                fake,
+                of_real,
+                of_fake,
+                wanted,
+                seed=self.seed,
+                train=train,
+                labels_by_logits=tells_classes(self.extractor, self.data.spec.num_classes),
+            )
+        if "nn" in groups:
+            groups["nn"].card["train_fingerprint"] = self.data.split("train").fingerprint()
+        self.groups |= groups
+
+    def points(self) -> None:
+        """Modes, high-quality share, KL of the histogram and the energy distance, each beside a perfect generator's.
+
+        The perfect generator's figures are those of fresh points of the true distribution: another split, equal n.
+        """
+        import torch
+
+        from genlab.metrics.scores import Scores
+        from genlab.metrics.suite import real_rows
+        from genlab.metrics.toy import energy_distance, mode_coverage
+
+        x = torch.cat(list(self.draw(self.n)))
+        real = self.store.gather(self.rows)
+        other = self.data.split("val" if self.split != "val" else "test")
+        perfect = other.gather(real_rows(len(other), self.n))
+        scores = Scores(energy_distance(x, real), energy_distance(x, real).card)
+        scores |= Scores({"energy_real": energy_distance(perfect, real)["energy"]})
+        if self.data.modes is not None:
+            centres, std = self.data.modes
+            scores |= mode_coverage(x, centres, std)
+            scores |= Scores({f"{k}_real": v for k, v in mode_coverage(perfect, centres, std).items()})
+        self.groups["points"] = scores
+
+    def reconstruction(self) -> None:
+        """MSE, PSNR and SSIM of images (and the FID of the reconstructions to their originals), MSE of all else."""
+        import torch
+
+        from genlab.metrics.features import features_of
+        from genlab.metrics.judge import real_stats
+        from genlab.metrics.reconstruction import reconstruction_scores
+        from genlab.metrics.scores import Scores, fid
+        from genlab.metrics.suite import slices
+
+        pairs = [(x.cpu(), self.model.reconstruct(x).cpu()) for x in self.real()]
+        if self.kind != "image":
+            errors = torch.cat([(a - b).double().square().flatten(1).mean(dim=1) for a, b in pairs])
+            self.groups["reconstruction"] = Scores({"recon_mse": errors.mean().item()}, {"n_real": len(errors)})
+            return
+        self.groups["reconstruction"] = reconstruction_scores(pairs)
+        if self.extractor is not None:
+            recon = torch.cat([self.data.spec.render(b) for _, b in pairs])
+            real = real_stats(self.extractor, self.data, self.split, self.n)
+            values = fid(real, features_of(self.extractor, slices(recon)))
+            self.groups["rfid"] = Scores({"rfid": values["fid"]}, values.card).named(self.extractor.name)
+
+    def likelihood(self) -> None:
+        """The ELBO with its parts, the importance-weighted bound, active units; bits/dim where they mean something."""
+        import torch
+        from rich.progress import track
+
+        from genlab.metrics.likelihood import (
+            bits_per_dim,
+            dequantise,
+            importance_bounds,
+            is_likelihood,
+            likelihood_scores,
+        )
+        from genlab.metrics.scores import Scores
+
+        support = getattr(getattr(self.model, "likelihood", None), "support", "real")
+        most = self.options["likelihood_images"] or self.n
+        x = torch.cat(list(self.real()))[:most].cpu()
+        valid = is_likelihood(x, support)
+        noisy = self.kind == "image" and support == "real"
+        if noisy:
+            x = dequantise(x, torch.Generator().manual_seed(self.seed))
+        parts = x.split(32)
+        bar = track(parts, description="likelihood", transient=True, disable=len(parts) < 8)
+        batches = (part.to(self.model.device) for part in bar)
+        bounds = importance_bounds(self.model, batches, self.options["iwae_samples"], self.seed)
+        means = None
+        if self.model.can("encode"):
+            codes = torch.cat([self.model.encode(part.to(self.model.device)).cpu() for part in parts])
+            means = codes if codes.shape == bounds.means.shape else None
+        scores = likelihood_scores(bounds, means, valid)
+        scores.card |= {"support": support, "dequantised": "uniform" if noisy else "no"}
+        if valid and self.kind == "image":
+            name, dims = f"iwae_{bounds.samples}", x[0].numel()
+            scores |= Scores({"bits_per_dim": bits_per_dim(scores[name], dims, support)})
+        if not valid:
+            self.notes.append(
+                "Grey pixels under a Bernoulli have no likelihood: its terms are given as the objective that they are. "
+                "For one, train on data.binarize=static or dynamic."
+            )
+        elif scores["ess"] < 5 <= bounds.samples:
+            self.notes.append(
+                f"The IWAE bound hangs on {scores['ess']:.1f} of {bounds.samples} draws (median): it is loose. "
+                f"Try iwae_samples={10 * bounds.samples}."
+            )
+        self.groups["likelihood"] = scores
+
+    def record(self) -> dict[str, Any]:
+        """Scores, groups and complete cards."""
+        ema = bool(getattr(self.model, "_ema", None))
+        common = common_card(self.data.describe(), self.split, self.seed, ema)
+        return record_of(self.groups, common, self.notes, self.seconds)
+
+
+def record_of(
+    groups: dict[str, Scores], common: dict[str, Any], notes: list[str], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """The part of a score file that says what was found: scores by name, the group of each, a card per group."""
+    return {
+        "scored": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "scores": {name: value for scores in groups.values() for name, value in scores.items()},
+        "group": {name: group for group, scores in groups.items() for name in scores},
+        "cards": {group: {**common, **scores.card} for group, scores in groups.items()},
+        "notes": notes,
+        "seconds": seconds,
+    }
+
+
+@contextmanager
+def our_keys() -> Iterator[None]:
+    """The metrics name the overrides of a training; here their keys are shorter."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace("metrics.num_samples", "n").replace("metrics.", "")
+        raise UserError(text) from error
+
+
+# --- Extractors -----------------------------------------------------------------------------------------------------
+
+
+def find_extractor(asked: str, options: dict[str, Any], classifier: Callable[[torch.device], Any]) -> Any:
+    """The network that `asked` names: "inception", "classifier", or a classifier's file."""
+    import torch
+
+    device = torch.device(options["device"])
+    if asked == "inception":
+        from genlab.metrics.inception import load_inception
+
+        with our_keys():
+            return load_inception(options["inception_weights"], precision=options["precision"]).to(device)
+    if asked == "classifier":
+        return classifier(device)
+    from genlab.metrics.classifier import load_classifier
+
+    if not Path(asked).is_file():
+        raise UserError(f"extractor must be classifier, inception or a file of a classifier, got {asked!r}.")
+    try:
+        return load_classifier(asked).to(device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def trained_on(data: ArrayData, device: torch.device) -> Any:
+    """The data set's own classifier.
+
+    Raises:
+        UserError: If there are no labels to train one on.
+    """
+    from genlab.metrics.judge import dataset_classifier
+
+    extractor = dataset_classifier(data, device)
+    if extractor is None:
+        raise UserError(
+            f"{data.name} has no labels to train a classifier on. Try extractor=inception inception_weights=PATH."
+        )
+    return extractor
+
+
+def check_shape(extractor: Any, shape: tuple[int, ...]) -> None:
+    """Raises a UserError where the extractor judges images of another shape (C, H, W)."""
+    own = getattr(extractor, "shape", None)
+    if own is not None and tuple(own) != tuple(shape):
+        raise UserError(f"{extractor.name} judges images of shape {list(own)}, got {list(shape)}.")
+
+
+def tells_classes(extractor: Any, num_classes: int | None) -> bool:
+    """Whether the extractor's logits are over the classes of these data."""
+    from genlab.metrics.classifier import ClassifierExtractor
+
+    return isinstance(extractor, ClassifierExtractor) and num_classes in (None, extractor.num_classes)
+
+
+def trained_on_part(real: ImageSet, device: torch.device) -> Any:
+    """A classifier trained on four fifths of the labelled real images, its accuracy taken on the rest."""
+    import re
+
+    import torch
+
+    from genlab.metrics.classifier import ClassifierData, Recipe, load_or_train
+
+    if real.y is None:
+        raise UserError(
+            f"real={real.name} has no labels to train a classifier on (folders of classes, or `y` in an npz). "
+            "Try extractor=inception inception_weights=PATH, or extractor=FILE of scripts/train_classifier.py."
+        )
+    order = torch.randperm(len(real.x), generator=torch.Generator().manual_seed(0))
+    train, test = order[len(order) // 5 :], order[: len(order) // 5]
+    classes = int(real.y.max()) + 1
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(real.name).resolve().stem).strip("-") or "images"
+
+    def labelled() -> ClassifierData:
+        return ClassifierData(real.x[train], real.y[train], real.x[test], real.y[test], classes)
+
+    from genlab.data.store import digest
+
+    key = digest(real.fingerprint.encode(), real.y.numpy().tobytes())
+    return load_or_train(stem, key, labelled, recipe=Recipe(flip=real.x.shape[1] == 3), device=device)

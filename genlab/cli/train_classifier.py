@@ -1,0 +1,75 @@
+"""`genlab-classifier`, `python scripts/train_classifier.py data=...`: the judge of a data set, trained and cached."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genlab.cli import app
+from genlab.errors import UserError
+
+if TYPE_CHECKING:
+    from genlab.metrics.classifier import ClassifierExtractor
+
+HELP = """genlab-classifier: train the classifier that judges samples (FID, IS, KID ... named with it), and cache it.
+
+  genlab-classifier data=digits                              prints its accuracy on the test split
+  genlab-classifier data=mnist data.root=PATH out=judge.pt   a copy, for genlab-evaluate extractor=judge.pt
+
+Training and evaluation call this by themselves where the cache has none; the same data give the same network.
+Keys: data and data.* as in training; out (a file), device (cpu)."""
+
+
+def main() -> None:
+    """The command line."""
+    with app.errors_as_sentences():
+        arguments = sys.argv[1:]
+        if {"-h", "--help"} & set(arguments):
+            print(HELP)
+            return
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        out, arguments = app.take_path(arguments, "out")
+        device, arguments = app.take_path(arguments, "device")
+        extractor = train(arguments, out, device or "cpu")
+        size = "x".join(str(n) for n in extractor.shape)
+        print(
+            f"{extractor.name}: {extractor.accuracy:.2%} of the test images right; {extractor.num_classes} classes, "
+            f"images {size}, {extractor.num_features} features, checksum {extractor.checksum[:12]}"
+            + (f", in {out}" if out else "")
+        )
+
+
+def train(overrides: list[str], out: str | None = None, device: str = "cpu") -> ClassifierExtractor:
+    """The classifier of the data set that these overrides compose.
+
+    Args:
+        overrides: `data=...` and `data.key=value`.
+        out: A file for a copy.
+        device: Where to train.
+
+    Raises:
+        UserError: If another key is given, or the data have no labels or are no images.
+    """
+    import torch
+
+    from genlab.cli.instantiate import check_signatures, instantiate
+    from genlab.metrics.classifier import ClassifierExtractor, save_classifier
+    from genlab.metrics.judge import dataset_classifier
+
+    for override in overrides:
+        if override.partition("=")[0].partition(".")[0] != "data":
+            raise UserError(f"{override!r} is not understood. The keys are data, data.*, out and device.")
+    config = app.compose(overrides)["data"]
+    check_signatures(config, "data")
+    data: Any = instantiate(config)
+    if data.spec.kind != "image":
+        raise UserError(f"A classifier judges images, and {data.name} holds {data.spec.kind}.")
+    extractor = dataset_classifier(data, torch.device(device))
+    if extractor is None:
+        raise UserError(f"{data.name} has no labels (class sub-folders give them), so no classifier can be trained.")
+    assert isinstance(extractor, ClassifierExtractor)
+    if out is not None:
+        save_classifier(extractor, Path(out))
+    return extractor

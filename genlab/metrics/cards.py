@@ -1,0 +1,145 @@
+"""Protocol cards: under which conditions a score was taken, and whether two scores may be compared. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import genlab
+
+PROTOCOL = 1  # part of every card: raise it when a score is computed differently than before
+# A repetition with other random numbers is the same protocol, and so is another release that computes the same.
+REPEATED = ("seed", "genlab")
+OWN = ("is_", "kid_", "pr_", "ms_ssim_", "nn_")  # fields that concern one score only
+# The name of a score up to "/" or "_<k>" -> which way is better. What is missing here is never ranked.
+BETTER = {
+    "fid": "lower",
+    "kid": "lower",
+    "rfid": "lower",
+    "is": "higher",
+    "precision": "higher",
+    "recall": "higher",
+    "coverage": "higher",
+    "elbo": "higher",
+    "iwae": "higher",
+    "bits_per_dim": "lower",
+    "recon_mse": "lower",
+    "recon_psnr": "higher",
+    "recon_ssim": "higher",
+    "modes": "higher",
+    "kl_modes": "lower",
+    "energy": "lower",
+}
+TITLES = {
+    "fid": "FID",
+    "is": "Inception score",
+    "kid": "KID",
+    "rfid": "FID of reconstructions",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "rarest_class": "share of the rarest class",
+    "ms_ssim": "diversity, 1 - MS-SSIM",
+    "ms_ssim_within": "diversity within classes",
+    "nn_ratio": "nearest-neighbour ratio",
+    "elbo": "ELBO, nats",
+    "elbo_recon": "its E log p(x|z)",
+    "elbo_kl": "its KL(q|p)",
+    "objective": "training objective, nats",
+    "objective_recon": "its reconstruction term",
+    "objective_kl": "its KL term",
+    "iwae": "IWAE bound, nats",
+    "ess": "effective draws",
+    "active_units": "active units",
+    "bits_per_dim": "bits/dim",
+    "recon_mse": "reconstruction MSE",
+    "recon_psnr": "PSNR, dB",
+    "recon_ssim": "SSIM",
+    "modes": "modes",
+    "hq": "high-quality share",
+    "kl_modes": "KL of the modes' histogram",
+    "energy": "energy distance",
+}
+
+
+def kind_of(score: str) -> str:
+    """`fid/classifier-digits` -> `fid`, `iwae_500` -> `iwae`: what titles and directions are keyed by."""
+    name = score.partition("/")[0]
+    return "iwae" if name.startswith("iwae_") and not name.endswith("_se") else name
+
+
+def title_of(score: str) -> str:
+    """A score's name for people, with its extractor."""
+    kind, _, extractor = score.partition("/")
+    title = TITLES.get(kind_of(score), kind.replace("_", " "))
+    if kind_of(score) == "iwae":
+        title += f", k = {kind.partition('_')[2]}"
+    return f"{title} ({extractor})" if extractor else title
+
+
+def common_card(data: Mapping[str, Any], split: str, seed: int, ema: bool) -> dict[str, Any]:
+    """What every score of a run states, whatever it measures.
+
+    Args:
+        data: The data module's `describe()`.
+        split: The split that it was taken on.
+        seed: Of the latents.
+        ema: Whether averaged weights were judged.
+    """
+    return {
+        "protocol": PROTOCOL,
+        "genlab": genlab.__version__,
+        "seed": seed,
+        "split": split,
+        "data": data["name"],
+        "fingerprint": data["fingerprint"][split],
+        "shape": list(data["shape"]),
+        "binarize": data["binarize"],
+        "sizes": "none",  # how images of different sizes were brought to one
+        "ema": ema,
+        "sampler": "prior",
+    }
+
+
+def card_of(score: str, card: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a card of several scores (a run's own, in `run.json`) that is about this one."""
+    mine = kind_of(score).partition("_")[0]
+    return {k: v for k, v in card.items() if not k.startswith(OWN) or k.startswith(f"{mine}_")}
+
+
+def differences(cards: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields in which cards differ so that their scores are not comparable; [] if they are."""
+    names = sorted({name for card in cards for name in card})
+    compared = [name for name in names if name not in REPEATED and not name.endswith("_seed")]
+    return [name for name in compared if any(_text(card, name) != _text(cards[0], name) for card in cards)]
+
+
+def refusal(score: str, cards: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Why these scores are not ranked, in a sentence that names the field and its values; None if they may be.
+
+    Args:
+        score: Its name.
+        cards: The card of each one that has the score, by who has it.
+    """
+    fields = differences(list(cards.values()))
+    if not fields:
+        return None
+    parts = []
+    for field in fields[:3]:
+        holders: dict[str, list[str]] = {}
+        for who, card in cards.items():
+            holders.setdefault(_text(card, field), []).append(who)
+        parts.append(f"{field} ({'; '.join(f'{value}: {_some(who)}' for value, who in holders.items())})")
+    more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
+    return f"{title_of(score)} is not ranked: the cards differ in {', '.join(parts)}{more}."
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _text(card: Mapping[str, Any], field: str) -> str:
+    value = card.get(field, "not stated")
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text[:12] if field in ("checksum", "fingerprint") else text

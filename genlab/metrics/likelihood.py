@@ -1,0 +1,182 @@
+"""How likely a model finds the data: the ELBO with its parts, the importance-weighted bound, active units, bits/dim.
+
+For any model that can draw z ~ q(z | x) and knows log q(z | x), log p(x, z) and log p(z).
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from genlab.errors import UserError
+from genlab.metrics.scores import Scores
+
+ACTIVE = 0.01  # Burda et al. (2016): variance over the data of a unit's posterior mean, from which on it counts
+PIXEL_WIDTH = 1 / 127.5  # of one of 256 grey values in [-1, 1]
+
+
+class PosteriorModel(Protocol):
+    """What the bounds ask of a model."""
+
+    def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """z [k, N, Z] ~ q(z | x) and log q(z | x) [k, N]."""
+        ...
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x, z), [N]."""
+        ...
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z), [N]."""
+        ...
+
+
+@dataclass
+class Bounds:
+    """Bounds on log p(x) of each sample, in nats; float64 on the CPU.
+
+    Attributes:
+        elbo: E_q[log p(x, z) - log q(z | x)], [N].
+        recon: E_q[log p(x | z)], [N].
+        kl: E_q[log q(z | x) - log p(z)], [N], so that elbo = recon - kl.
+        iwae: log of the mean of k weights p(x, z) / q(z | x), [N].
+        ess: Effective number of the k draws, 1..k, [N]: near 1 the bound hangs on a single draw.
+        means: Posterior means, [N, Z].
+        samples: k.
+    """
+
+    elbo: Tensor
+    recon: Tensor
+    kl: Tensor
+    iwae: Tensor
+    ess: Tensor
+    means: Tensor
+    samples: int
+
+
+def importance_bounds(
+    model: PosteriorModel,
+    batches: Iterable[Tensor],
+    samples: int = 500,
+    seed: int = 2020,
+    at_a_time: int = 4096,
+) -> Bounds:
+    """The ELBO and the bound L_k of Burda et al. (2016), arXiv:1509.00519, Eq. 8, of each sample.
+
+    L_k = E log 1/k sum_i w_i with w_i = p(x, z_i) / q(z_i | x): at least the ELBO, at most log p(x), rising with k. The
+    closed-form KL has no place in w. The network runs in float32, the sum over draws in float64.
+
+    Args:
+        model: What to judge; on its own device.
+        batches: Samples [N, ...].
+        samples: k, 500 for a quick look, 5000 as in the paper.
+        seed: Of the draws; the global random stream is not used.
+        at_a_time: Latents decoded at once, which bounds the memory.
+
+    Raises:
+        UserError: If k is below 1.
+        ValueError: If there is no sample.
+    """
+    if samples < 1:
+        raise UserError(f"iwae_samples must be at least 1, got {samples}. Try iwae_samples=500.")
+    rng = torch.Generator().manual_seed(seed)
+    parts = [_of_batch(model, x, samples, rng, max(1, at_a_time // len(x))) for x in batches]
+    if not parts:
+        raise ValueError("importance_bounds needs samples.")
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    elbo, recon, kl, iwae, ess, means = columns
+    return Bounds(elbo, recon, kl, iwae, ess, means, samples)
+
+
+def _of_batch(
+    model: PosteriorModel, x: Tensor, samples: int, rng: torch.Generator, chunk: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `Bounds` for one batch, from running sums over chunks of draws."""
+    n = len(x)
+    sums = torch.zeros(3, n, dtype=torch.float64)  # of log w, log p(x | z), log q - log p(z)
+    log_w = torch.full((n,), -math.inf, dtype=torch.float64)  # of the sum of weights so far
+    log_w2 = log_w.clone()  # of the sum of their squares
+    means: Tensor | float = 0.0
+    for k in (min(chunk, samples - start) for start in range(0, samples, chunk)):
+        z, log_q = model.sample_posterior(x, k=k, rng=rng)
+        flat = z.flatten(0, 1)
+        repeated = x.unsqueeze(0).expand(k, *x.shape).flatten(0, 1)
+        log_joint = model.log_joint(repeated, flat).unflatten(0, (k, n)).double().cpu()
+        log_prior = model.log_prior(flat).unflatten(0, (k, n)).double().cpu()
+        log_q = log_q.double().cpu()
+        weights = log_joint - log_q
+        sums += torch.stack([weights, log_joint - log_prior, log_q - log_prior]).sum(dim=1)
+        log_w = torch.logaddexp(log_w, weights.logsumexp(dim=0))
+        log_w2 = torch.logaddexp(log_w2, (2 * weights).logsumexp(dim=0))
+        means = means + z.double().cpu().sum(dim=0)
+    elbo, recon, kl = sums / samples
+    return elbo, recon, kl, log_w - math.log(samples), (2 * log_w - log_w2).exp(), torch.as_tensor(means) / samples
+
+
+def active_units(means: Tensor, threshold: float = ACTIVE) -> Scores:
+    """Latent units that say something about the data. Burda et al. (2016), arXiv:1509.00519, section 5.2.
+
+    Args:
+        means: Posterior means E_q[z | x] of many samples, [N, Z], N >= 2.
+        threshold: A unit is active if Var_x E_q[z_u | x] exceeds it.
+
+    Returns:
+        {"active_units"}, 0..Z; the card holds Z and the threshold.
+    """
+    variance = means.double().flatten(1).var(dim=0)
+    card = {"active_threshold": threshold, "latent_dim": variance.numel()}
+    return Scores({"active_units": float((variance > threshold).sum())}, card)
+
+
+def likelihood_scores(bounds: Bounds, means: Tensor | None = None, likelihood: bool = True) -> Scores:
+    """Averages over the samples, with the standard error of the bound.
+
+    Args:
+        bounds: From `importance_bounds`.
+        means: Exact posterior means [N, Z] where the model gives them; those of the draws else.
+        likelihood: Whether p(x | z) is a distribution of these data. It is not for a Bernoulli on grey pixels: the
+            figures are then named as the objective that they are.
+
+    Returns:
+        {"elbo", "elbo_recon", "elbo_kl", "iwae_<k>", "iwae_<k>_se", "ess", "active_units"}, nats per sample; or
+        {"objective", "objective_recon", "objective_kl", "ess", "active_units"}.
+    """
+    values = {"elbo": bounds.elbo, "elbo_recon": bounds.recon, "elbo_kl": bounds.kl}
+    named = {key if likelihood else key.replace("elbo", "objective"): v.mean().item() for key, v in values.items()}
+    if likelihood:
+        name = f"iwae_{bounds.samples}"
+        named[name] = bounds.iwae.mean().item()
+        named[f"{name}_se"] = (bounds.iwae.std() / math.sqrt(len(bounds.iwae))).item() if len(bounds.iwae) > 1 else 0.0
+    named["ess"] = bounds.ess.median().item()
+    card = {"n_real": len(bounds.elbo), "iwae_samples": bounds.samples, "is_likelihood": likelihood}
+    return Scores(named, card) | active_units(bounds.means if means is None else means)
+
+
+def is_likelihood(x: Tensor, support: str) -> bool:
+    """Whether a distribution of this support is one of these samples: "binary" wants -1 and 1 and nothing between."""
+    return support != "binary" or bool((x.abs() == 1).all())
+
+
+def dequantise(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Bytes in [-1, 1] with uniform noise of one grey value's width: on these a density bounds a probability.
+
+    Uria et al. (2013), arXiv:1306.0186; Theis et al. (2016), arXiv:1511.01844, section 3.1: the mean log-density of the
+    noisy data is at most the log-probability of the bytes. Without it a density may grow without bound.
+    """
+    noise = torch.rand(x.shape, generator=rng, dtype=x.dtype, device=rng.device) - 0.5
+    return x + noise.to(x.device) * PIXEL_WIDTH
+
+
+def bits_per_dim(log_p: float, dims: int, support: str) -> float:
+    """Bits per pixel and channel of a (bound on a) log-likelihood in nats per image.
+
+    Args:
+        log_p: Nats: log-probability ("binary", "levels"), or log-density of dequantised data in [-1, 1] ("real").
+        dims: Numbers in an image.
+        support: Of the likelihood.
+    """
+    bits = -log_p / (dims * math.log(2))
+    return bits - math.log2(PIXEL_WIDTH) if support == "real" else bits

@@ -1,0 +1,58 @@
+"""How well an autoencoding model gives back what it is shown."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from genlab.metrics.scores import Scores
+
+FLOOR = (0.5 / 255) ** 2  # mean squared error that bytes cannot show: half a grey value
+
+
+def reconstruction_scores(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores:
+    """Mean squared error, PSNR and SSIM of images and their reconstructions, each the mean over images.
+
+    SSIM of Wang et al. (2004), doi:10.1109/TIP.2003.819861, by torchmetrics; images below 11 pixels get the largest odd
+    window that fits, with sigma in proportion.
+
+    Args:
+        pairs: Batches of originals and reconstructions in [-1, 1], [N, C, H, W] each.
+
+    Returns:
+        {"recon_mse", "recon_psnr", "recon_ssim"}: pixels counted in [0, 1], reconstructions cut off to that; PSNR in
+        dB, at most 54.2 (an error below half a grey value counts as that). SSIM is left out below 3 pixels.
+
+    Raises:
+        ValueError: If there is no image, or the shapes differ.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    squares, similar, window = [], [], 0
+    for x, x_recon in pairs:
+        if x.shape != x_recon.shape or x.ndim != 4:
+            raise ValueError(f"Images of one shape wanted, got {tuple(x.shape)} and {tuple(x_recon.shape)}.")
+        a, b = ((each.float().clamp(-1, 1) + 1) / 2 for each in (x, x_recon))
+        squares.append((a - b).double().square().flatten(1).mean(dim=1).cpu())
+        side = min(x.shape[2:])
+        window = min(11, side - 1 + side % 2)
+        if window >= 3:
+            value = ssim(
+                b,
+                a,
+                sigma=1.5 * window / 11,
+                kernel_size=window,
+                data_range=1.0,
+                reduction="none",
+                gaussian_kernel=True,
+            )
+            assert isinstance(value, Tensor)
+            similar.append(value.double().reshape(-1).cpu())
+    if not squares:
+        raise ValueError("reconstruction_scores needs images.")
+    mse = torch.cat(squares)
+    values = {"recon_mse": mse.mean().item(), "recon_psnr": (-10 * mse.clamp_min(FLOOR).log10()).mean().item()}
+    if similar:
+        values["recon_ssim"] = torch.cat(similar).mean().item()
+    return Scores(values, {"n_real": len(mse), "ssim_window": window, "psnr_cap": -10 * math.log10(FLOOR)})

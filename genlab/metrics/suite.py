@@ -1,0 +1,160 @@
+"""All scores of a set of images at once, each group under its own protocol card."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genlab.errors import UserError
+from genlab.metrics.diversity import ms_ssim_diversity, nearest_neighbour_ratio
+from genlab.metrics.features import FeatureStats
+from genlab.metrics.scores import Scores, fid, inception_score, kid, precision_recall
+
+GROUPS = ("fid", "is", "kid", "pr", "ms_ssim", "nn")
+SUBSET_SEED = 20140610  # of the real images that are used where there are more than asked for: one choice for all runs
+NOISE_STD = 0.1  # of the noised real images, as a share of the grey range
+NEIGHBOURS = 1000  # samples whose nearest training image is looked for
+NEIGHBOUR_SIDE = 32  # pixels; larger images are averaged down before distances are taken
+
+
+def real_rows(size: int, n: int) -> Tensor:
+    """Which of `size` images stand for all: every one in order, or n at random (a folder may be sorted by class)."""
+    if n >= size:
+        return torch.arange(size)
+    return torch.randperm(size, generator=torch.Generator().manual_seed(SUBSET_SEED))[:n].sort().values
+
+
+def slices(x: Tensor, size: int = 256) -> Iterator[Tensor]:
+    """Batches of a tensor; empty ones are left out."""
+    return (part for part in x.split(size) if len(part))
+
+
+def noised(x: Tensor, std: float, seed: int) -> Tensor:
+    """uint8 images with Gaussian grey noise of `std` (a share of the range), cut off to 0..255."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) * (255 * std)
+    return (x.cpu() + noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def image_scores(
+    real: Tensor,
+    fake: Tensor,
+    real_stats: FeatureStats | None,
+    fake_stats: FeatureStats | None,
+    wanted: Sequence[str] = GROUPS,
+    *,
+    seed: int = 2020,
+    splits: int = 10,
+    pairs: int = 1000,
+    train: Tensor | None = None,
+    labels_by_logits: bool = False,
+) -> dict[str, Scores]:
+    """The wanted groups of scores, by group; scores of features carry the extractor in their name.
+
+    Args:
+        real: Real images, uint8 [N, C, H, W].
+        fake: Generated images, uint8 [M, C, H, W].
+        real_stats: The extractor's statistics of the real images; None leaves out what needs them.
+        fake_stats: The same of the generated ones.
+        wanted: Of `GROUPS`.
+        seed: Of splits, subsets, pairs and noise.
+        splits: Parts of the Inception score.
+        pairs: Pairs of MS-SSIM.
+        train: Training images, for "nn": without them it is left out.
+        labels_by_logits: Whether the extractor tells the classes of these data apart: adds the rarest class's share and
+            MS-SSIM within classes, real and generated images alike labelled by it.
+
+    Raises:
+        UserError: With fewer than 20 images, or an unknown group.
+    """
+    unknown = sorted(set(wanted) - set(GROUPS))
+    if unknown:
+        raise UserError(f"There is no score {unknown[0]}; scores takes {', '.join(GROUPS)}.")
+    groups: dict[str, Scores] = {}
+    if real_stats is not None and fake_stats is not None:
+        name = str(fake_stats.card.get("extractor", "features"))
+        if "fid" in wanted:
+            groups["fid"] = fid(real_stats, fake_stats).named(name)
+        if "is" in wanted:
+            own = inception_score(real_stats, splits, seed)
+            values = inception_score(fake_stats, splits, seed)
+            values |= Scores({"is_real": own["is"], "is_real_std": own["is_std"]})
+            groups["is"] = values.named(name)
+            if labels_by_logits:
+                counts = torch.bincount(fake_stats.logits.argmax(dim=1), minlength=fake_stats.logits.shape[1])
+                share = Scores({"rarest_class": (counts.min() / counts.sum()).item()}, values.card)
+                groups["classes"] = share.named(name)
+        if "kid" in wanted:
+            groups["kid"] = kid(real_stats, fake_stats, seed=seed).named(name)
+        if "pr" in wanted:
+            groups["pr"] = precision_recall(real_stats, fake_stats).named(name)
+    if "ms_ssim" in wanted:
+        groups["ms_ssim"] = _diversity(real, fake, pairs, seed)
+        if labels_by_logits and _has_pairs(real_stats) and _has_pairs(fake_stats):
+            groups["ms_ssim_within"] = _diversity(real, fake, pairs, seed, real_stats, fake_stats)
+    if "nn" in wanted and train is not None:
+        groups["nn"] = memorisation(fake, train, real, seed)
+    return groups
+
+
+def _has_pairs(stats: FeatureStats | None) -> bool:
+    """Whether all logits were kept and some class has two images."""
+    if stats is None or not stats.complete:
+        return False
+    return int(torch.bincount(stats.logits.argmax(dim=1)).max()) >= 2
+
+
+def _diversity(
+    real: Tensor,
+    fake: Tensor,
+    pairs: int,
+    seed: int,
+    real_stats: FeatureStats | None = None,
+    fake_stats: FeatureStats | None = None,
+) -> Scores:
+    """1 - MS-SSIM of the samples beside that of real and of noised real images; with statistics, within classes."""
+    real_labels = None if real_stats is None else real_stats.logits.argmax(dim=1)
+    fake_labels = None if fake_stats is None else fake_stats.logits.argmax(dim=1)
+    name = "ms_ssim" if real_stats is None else "ms_ssim_within"
+    sets = {
+        "": (fake, fake_labels),
+        "_real": (real, real_labels),
+        "_noised": (noised(real, NOISE_STD, seed), real_labels),
+    }
+    values: dict[str, float] = {}
+    card: dict[str, Any] = {}
+    for suffix, (x, labels) in sets.items():
+        result = ms_ssim_diversity(x, pairs, seed, labels)
+        values[name + suffix] = result["ms_ssim_diversity"]
+        card = card or result.card
+    card |= {"n_real": len(real), "ms_ssim_noise_std": NOISE_STD}
+    if fake_stats is not None:
+        card |= {"labels": fake_stats.card.get("extractor"), "checksum": fake_stats.card.get("checksum")}
+    return Scores(values, card)
+
+
+def memorisation(fake: Tensor, train: Tensor, test: Tensor, seed: int = 2020) -> Scores:
+    """`nearest_neighbour_ratio` of at most 1,000 samples and test images, in pixels 0..255 of at most 32 x 32.
+
+    Args:
+        fake: Generated images, uint8 [M, C, H, W].
+        train: Training images.
+        test: Unseen images.
+        seed: Of the choice among more than 1,000.
+    """
+    rng = torch.Generator().manual_seed(seed)
+
+    def some(x: Tensor) -> Tensor:
+        return x if len(x) <= NEIGHBOURS else x[torch.randperm(len(x), generator=rng)[:NEIGHBOURS]]
+
+    scores = nearest_neighbour_ratio(_small(some(fake)), _small(train), _small(some(test)))
+    side = min(NEIGHBOUR_SIDE, max(train.shape[2:]))
+    return Scores(scores, {**scores.card, "nn_side": side})
+
+
+def _small(x: Tensor) -> Tensor:
+    side = (min(x.shape[2], NEIGHBOUR_SIDE), min(x.shape[3], NEIGHBOUR_SIDE))
+    if side == tuple(x.shape[2:]):
+        return x
+    return torch.cat([F.adaptive_avg_pool2d(part.float(), side) for part in slices(x)])

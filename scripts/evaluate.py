@@ -1,0 +1,6 @@
+"""Scores runs, or images that anything made: `python scripts/evaluate.py run=outputs/latest`, `... real=A fake=B`."""
+
+from genlab.cli.evaluate import main
+
+if __name__ == "__main__":
+    main()

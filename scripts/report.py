@@ -1,0 +1,6 @@
+"""One page that compares runs: `python scripts/report.py runs=outputs/multirun_...`."""
+
+from genlab.cli.report import main
+
+if __name__ == "__main__":
+    main()

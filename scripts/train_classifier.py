@@ -1,0 +1,6 @@
+"""Trains the classifier that judges samples of a data set: `python scripts/train_classifier.py data=digits`."""
+
+from genlab.cli.train_classifier import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Checkpoints whole or not at all, the newest few, the best one, and a clean stop."""
+
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from genlab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CleanStop
+from genlab.cli import running
+from genlab.cli.runs import find_checkpoint, find_run
+from genlab.errors import TrainingStopped
+from genlab.files import write_atomic, write_json, write_text
+from tests.models.helpers import METHODS, SGD, config, fit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+WALK = {"_target_": "tests.models.toys.Walk", "optimizer": SGD}
+POINTS = ["data=ring"]
+
+
+def step_of(path):
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def found(folder):
+    """{file name: iteration} of all that lies among a run's checkpoints."""
+    return {path.name: step_of(path) for path in sorted((folder / "checkpoints").iterdir())}
+
+
+# Writing
+
+
+def half(file, error):
+    file.write(b"half of it")
+    file.flush()
+    raise error
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("zip"), KeyboardInterrupt()])
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_failing_write_leaves_what_was_there(error, existing, tmp_path):
+    """The old file, or none; and no temporary one."""
+    path = tmp_path / "folder" / "file"
+    if existing:
+        write_text(path, "old")
+    with pytest.raises(type(error)):
+        write_atomic(path, lambda file: half(file, error))
+    assert [p.name for p in path.parent.iterdir()] == (["file"] if existing else [])
+    assert not existing or path.read_text() == "old"
+
+
+def test_a_write_replaces_the_whole_file(tmp_path):
+    path = tmp_path / "deep" / "er" / "file"
+    assert write_text(path, "a longer old text") == path
+    write_text(path, "é")
+    assert path.read_bytes() == "é".encode()
+    write_json(path, {"a": [1, None]})
+    assert path.read_text() == '{\n  "a": [\n    1,\n    null\n  ]\n}\n'
+    assert oct(path.stat().st_mode & 0o777) == "0o644" and len(list(path.parent.iterdir())) == 1
+
+
+def test_a_file_is_never_seen_half_written(tmp_path):
+    path = tmp_path / "file"
+    write_text(path, "old")
+    seen = []
+    write_atomic(path, lambda file: (file.write(b"ne"), file.flush(), seen.append(path.read_text()), file.write(b"w")))
+    assert seen == ["old"] and path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_checkpoint_that_cannot_be_written(error, tmp_path, monkeypatch):
+    """A sentence with the path, the reason and the room that is left; the one before stays readable."""
+    path, io = tmp_path / "checkpoints" / "last.ckpt", AtomicCheckpointIO()
+    io.save_checkpoint({"global_step": 1}, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", lambda checkpoint, file: half(file, error))
+        with pytest.raises(TrainingStopped, match=r"last\.ckpt could not be written .*(space|pos).*MiB are free"):
+            io.save_checkpoint({"global_step": 2}, path)
+    assert io.load_checkpoint(path) == {"global_step": 1} and len(list(path.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_full_disk_stops_a_run_and_leaves_it_resumable(keep, tmp_path, monkeypatch):
+    """The third checkpoint fails; the run can go on from the second and ends as one that was never stopped."""
+    overrides = [*METHODS["gan"], "checkpoint.every_n_steps=2", f"checkpoint.keep={keep}"]
+    save, calls = torch.save, []
+
+    def full(checkpoint, file):
+        calls.append(checkpoint["global_step"])
+        return half(file, OSError(28, "No space left on device")) if len(calls) == 3 else save(checkpoint, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(TrainingStopped, match="could not be written.*The last good checkpoint is"):
+            running.train(config(overrides, 8), tmp_path / "run")
+    assert calls == [2, 4, 6]
+    _, last = find_run(tmp_path / "run")
+    assert step_of(last) == 4 and not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    running.train(config(overrides, 8), tmp_path / "run", resume=last)
+    whole = fit(overrides, 8, tmp_path / "whole")
+    state = torch.load(find_checkpoint(tmp_path / "run"), weights_only=True)["state_dict"]
+    assert all(torch.equal(state[k], v) for k, v in whole.model.state_dict().items())
+
+
+def test_reading_executes_nothing(tmp_path):
+    torch.save({"call": os.getcwd}, tmp_path / "x.ckpt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt", weights_only=False)
+
+
+# Which ones stay
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        (1, {"last.ckpt": 9}),
+        (2, {"last.ckpt": 9, "step_0000008.ckpt": 8}),
+        (3, {"last.ckpt": 9, "step_0000006.ckpt": 6, "step_0000008.ckpt": 8}),
+        (9, {"last.ckpt": 9, **{f"step_000000{s}.ckpt": s for s in (2, 4, 6, 8)}}),
+    ],
+)
+def test_the_newest_few_are_kept(keep, expected, tmp_path):
+    """Every second iteration and the last one; each file holds what its name says."""
+    fit([*POINTS, "checkpoint.every_n_steps=2", f"checkpoint.keep={keep}"], 9, tmp_path, model=WALK)
+    assert found(tmp_path) == expected
+
+
+def test_as_many_are_kept_across_a_resume(tmp_path):
+    overrides = [*POINTS, "checkpoint.every_n_steps=2", "checkpoint.keep=3"]
+    fit(overrides, 6, tmp_path, model=WALK)
+    fit(overrides, 8, tmp_path, model=WALK, resume=tmp_path / "checkpoints" / "last.ckpt")
+    assert len(found(tmp_path)) == 3 and found(tmp_path)["last.ckpt"] == 8
+    fit(overrides, 13, tmp_path, model=WALK, resume=tmp_path / "checkpoints" / "last.ckpt")
+    assert found(tmp_path) == {"last.ckpt": 13, "step_0000010.ckpt": 10, "step_0000012.ckpt": 12}
+
+
+@pytest.mark.parametrize("arguments", [(0, 1), (1, 0)])
+def test_checkpoints_need_positive_numbers(arguments):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        Checkpoints(*arguments, monitor=None)
+
+
+# The best one
+
+
+class Given(Callback):
+    """A judge with an opinion of its own: hands given scores to the checkpoints, as `Scores` does."""
+
+    def __init__(self, name, scores):
+        self.name, self.scores = name, scores
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step in self.scores:
+            checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
+            checkpoints.consider(trainer, {"other": 0.0, self.name: self.scores[trainer.global_step]})
+
+
+def best(folder, monitor, scores, mode="min", name=None, steps=6, resume=None):
+    """Trains with these scores; {iteration: score} of best.ckpt as it is remembered, and the file's iteration."""
+    given = Given(name or monitor, scores)
+    parts = running.build(config([*POINTS, f"checkpoint.monitor={monitor}"], steps, model=WALK))
+    parts.callbacks["given"] = given
+    parts.judge = SimpleNamespace(monitor=None, mode=lambda score: mode)
+    trainer = running.make_trainer(parts, folder)
+    trainer.fit(parts.model, datamodule=parts.data, ckpt_path=resume, weights_only=True)
+    checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
+    path = folder / "checkpoints" / "best.ckpt"
+    return checkpoints.best_step, checkpoints.best_score, step_of(path) if path.is_file() else None
+
+
+def test_the_best_follows_the_monitored_score(tmp_path):
+    """The lowest; an equal one later does not replace it; another score's value does not count."""
+    assert best(tmp_path / "min", "fid", {1: 3.0, 2: 1.0, 3: 2.0, 4: 1.0}) == (2, 1.0, 2)
+    assert best(tmp_path / "max", "quality", {1: 3.0, 2: 1.0, 3: 4.0}, mode="max") == (3, 4.0, 3)
+    assert best(tmp_path / "long", "fid", {1: 3.0}, name="fid/classifier-digits") == (1, 3.0, 1)
+    assert best(tmp_path / "none", "fid", {1: 3.0}, name="fidelity") == (None, None, None)
+
+
+def test_the_best_is_remembered_across_a_resume(tmp_path):
+    best(tmp_path, "fid", {2: 1.0}, steps=3)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert best(tmp_path, "fid", {4: 2.0}, steps=5, resume=last) == (2, 1.0, 2)
+    assert best(tmp_path, "fid", {6: 0.5}, steps=6, resume=last) == (6, 0.5, 6)
+
+
+def test_a_score_that_is_nan_is_never_the_best(tmp_path):
+    assert best(tmp_path, "fid", {1: float("nan"), 2: 5.0, 3: float("nan")}) == (2, 5.0, 2)
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("energy", "min"), ("hq", "max"), ("modes", "max")])
+def test_a_monitored_score_knows_which_way_is_better(monitor, mode, tmp_path):
+    """`checkpoint.monitor` may name any score of the judge, not only its first choice."""
+    parts = running.build(config([*POINTS, "metrics=points", f"checkpoint.monitor={monitor}"], model=WALK))
+    trainer = running.make_trainer(parts, tmp_path)
+    checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
+    assert (checkpoints.monitor, checkpoints.mode) == (monitor, mode)
+
+
+# Stopping
+
+
+class At(Callback):
+    """Does something at the end of an iteration."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step + 1 == self.step:
+            self.action()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_iteration(number, tmp_path):
+    """With a checkpoint of it; and the handlers are the former ones again."""
+
+    def mine(number, frame):
+        raise AssertionError("not while training")
+
+    before = signal.signal(number, mine)
+    try:
+        callback = At(4, lambda: os.kill(os.getpid(), number))
+        fitted = fit(POINTS, 1000, tmp_path, [callback], model=WALK)
+        assert signal.getsignal(number) is mine
+        broken = At(2, lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fit(POINTS, 5, tmp_path / "broken", [broken], model=WALK)
+        assert signal.getsignal(number) is mine
+    finally:
+        signal.signal(number, before)
+    assert fitted.trainer.global_step == 4 and found(tmp_path) == {"last.ckpt": 4}
+    stop = next(c for c in fitted.trainer.callbacks if isinstance(c, CleanStop))
+    assert stop.signal == number and not stop.out_of_time
+
+
+def test_a_second_signal_means_now():
+    stop = CleanStop()
+    stop._note(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        stop._note(signal.SIGINT, None)
+
+
+def test_the_time_limit_ends_the_run_after_an_iteration(tmp_path):
+    parts = running.build(config([*POINTS, "max_time=00:00:01"], 10**6, model=WALK))
+    parts.callbacks["slow"] = At(3, lambda: time.sleep(1.1))
+    trainer = running.make_trainer(parts, tmp_path)
+    trainer.fit(parts.model, datamodule=parts.data)
+    assert trainer.global_step == 3 and found(tmp_path) == {"last.ckpt": 3}

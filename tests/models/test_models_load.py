@@ -1,0 +1,180 @@
+"""Checkpoints of models: plain, versioned, and refused in a sentence where they do not fit."""
+
+import collections
+
+import pytest
+import torch
+
+import genlab
+from genlab.errors import UserError
+from genlab.models.base import CHECKPOINT_FORMAT
+from tests.models import toys
+from tests.models.helpers import METHODS, assert_plain, fit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def run(request, tmp_path_factory):
+    """A short run of each method."""
+    return fit(METHODS[request.param], 2, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def gan(tmp_path_factory):
+    return fit(METHODS["gan"], 2, tmp_path_factory.mktemp("gan"))
+
+
+@pytest.fixture
+def tampered(gan, tmp_path):
+    """Writes a changed copy of a good checkpoint into a run folder of its own."""
+
+    def write(change):
+        checkpoint = torch.load(gan.folder / "checkpoints" / "last.ckpt", weights_only=True)
+        changed = change(checkpoint)
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        torch.save(checkpoint if changed is None else changed, tmp_path / "checkpoints" / "last.ckpt")
+        return tmp_path
+
+    return write
+
+
+def test_a_checkpoint_is_plain(run):
+    """Containers, numbers, strings and tensors: `weights_only=True` reads it, so that nothing is executed."""
+    checkpoint = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    section = checkpoint["genlab"]
+    assert section["format"] == CHECKPOINT_FORMAT and set(section) == {"format", "config", "spec", "ema", "random"}
+    assert_plain(section)
+    assert_plain({k: v for k, v in checkpoint.items() if k != "genlab"})
+    assert len(section["random"]) == 1 and set(section["ema"]) == set(run.model._ema_sources())
+    assert section["config"]["choices"]["model"] and section["spec"]["shape"] == [2]
+
+
+def test_a_loaded_model_is_the_trained_one(run):
+    """Weights, averages, buffers and data spec; in eval mode; its samples the same."""
+    loaded = genlab.load(run.folder)
+    assert not any(module.training for module in loaded.modules())
+    for key, value in run.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    draws = [m.sample(4, rng=torch.Generator().manual_seed(0)) for m in (loaded, run.model)]
+    assert torch.equal(*draws) and loaded.spec == run.model.spec
+    assert loaded.run_config == run.model.run_config
+
+
+def test_a_loaded_model_holds_no_reference_to_the_trainer(run):
+    assert genlab.load(run.folder)._trainer is None
+
+
+def test_a_newer_format(tampered):
+    def change(checkpoint):
+        checkpoint["genlab"]["format"] = CHECKPOINT_FORMAT + 1
+
+    with pytest.raises(UserError, match=f"has format {CHECKPOINT_FORMAT + 1}; this genlab reads up to"):
+        genlab.load(tampered(change))
+
+
+FOREIGN = {
+    "another framework's": lambda checkpoint: {"state_dict": checkpoint["state_dict"], "epoch": 3},
+    "a bare state dict": lambda checkpoint: collections.OrderedDict(checkpoint["state_dict"]),
+    "a tensor": lambda checkpoint: torch.zeros(3),
+    "a list": lambda checkpoint: [1, 2],
+    "half a section": lambda checkpoint: {**checkpoint, "genlab": {"format": 1}},
+    "a section of another sort": lambda checkpoint: {**checkpoint, "genlab": [1]},
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_foreign_checkpoint(what, tampered):
+    with pytest.raises(UserError, match="not written by genlab"):
+        genlab.load(tampered(FOREIGN[what]))
+
+
+class Payload:
+    """Would run on unpickling."""
+
+    def __reduce__(self):
+        return toys.trap, ()
+
+
+def test_a_checkpoint_with_code_in_it(tampered):
+    toys.BUILT.clear()
+    with pytest.raises(UserError, match="cannot be read"):
+        genlab.load(tampered(lambda checkpoint: {**checkpoint, "extra": Payload()}))
+    assert toys.BUILT == []
+
+
+@pytest.mark.parametrize("how", ["missing", "extra"])
+def test_averages_of_another_model(how, tampered):
+    def change(checkpoint):
+        averages = checkpoint["genlab"]["ema"]
+        if how == "missing":
+            del averages["generator.decoder.body.0.bias"]
+        else:
+            averages["generator.extra"] = torch.zeros(1)
+
+    with pytest.raises(UserError, match="moving averages do not fit the model: generator"):
+        genlab.load(tampered(change))
+
+
+def test_weights_of_another_shape(tampered):
+    def change(checkpoint):
+        checkpoint["state_dict"]["generator.decoder.body.0.bias"] = torch.zeros(3)
+
+    with pytest.raises(UserError, match=r"another method or architecture.*generator\.decoder\.body\.0\.bias"):
+        genlab.load(tampered(change))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.hub.load",
+        "torch.load",
+        "torch.nn.modules.module.torch.hub.load",  # torch.nn.* by name, torch.hub by what it is
+        "torch.optim.optimizer.functools.partial",
+        "genlab.cli.runs.subprocess.run",
+        "genlab.models.base.random.seed",
+        "builtins.eval",
+        "os.system",
+        "tests.models.toys.trap",
+    ],
+)
+@pytest.mark.parametrize("place", ["the model", "a part", "a part of a part"])
+def test_targets_outside_the_allow_list(target, place, tampered):
+    toys.BUILT.clear()
+
+    def change(checkpoint):
+        model = checkpoint["genlab"]["config"]["model"]
+        if place == "the model":
+            model["_target_"] = target
+        elif place == "a part":
+            model["loss"] = {"_target_": target}
+        else:
+            model["generator"]["shape"] = [{"_target_": target}]
+
+    with pytest.raises(UserError, match="may not build") as refused:
+        genlab.load(tampered(change))
+    assert target in str(refused.value) and toys.BUILT == []
+
+
+def test_targets_that_the_user_allows(tampered):
+    def change(checkpoint):
+        checkpoint["genlab"]["config"]["model"]["loss"] = {"_target_": "tests.models.toys.trap"}
+
+    toys.BUILT.clear()
+    genlab.load(tampered(change), allow_targets=("tests.models.*",))
+    assert toys.BUILT == ["trap"]
+
+
+def test_a_first_stage_from_a_stranger(tampered, tmp_path):
+    """Training over another run builds that run's model: it may name no more than what is loaded."""
+    from genlab.cli.running import train
+    from tests.models.helpers import SGD, config
+
+    def change(checkpoint):
+        checkpoint["genlab"]["config"]["model"]["loss"] = {"_target_": "tests.models.toys.trap"}
+
+    model = {"_target_": "tests.models.toys.Prior", "latent_dim": 2, "optimizer": SGD}
+    toys.BUILT.clear()
+    with pytest.raises(UserError, match="may not build"):
+        train(config(["data=ring"], 1, model=model, first_stage=str(tampered(change))), tmp_path / "second")
+    assert toys.BUILT == []
