@@ -1,4 +1,4 @@
-"""`genlab-report`, `python scripts/report.py runs=...`: what runs have in common, how they differ, and how they score."""
+"""`genlab-report`, `python scripts/report.py runs=...`: what runs have in common, where they differ, how they score."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genlab.cli.evaluate import FORMAT, find_runs
 from genlab.cli.sample import parse
 from genlab.errors import UserError
 from genlab.files import write_text
-from genlab.metrics.cards import BETTER, TITLES, card_of, kind_of, refusal, title_of
+from genlab.metrics.cards import BETTER, TITLES, card_of, differences, disagreement, kind_of, section_of, title_of
 
 log = logging.getLogger("genlab")
 HELP = """genlab-report: one page and one table about runs.
@@ -30,6 +30,7 @@ differ are shown, never ranked. The page needs no network and no other file."""
 DEFAULTS: dict[str, Any] = {"runs": None, "out": None}
 # What makes a repetition of the same composition, and where and how it ran.
 NOT_COMPOSITION = ("seed", "threads", "max_time", "dry_run", "logger", "callbacks", "checkpoint", "choices", "health")
+TOLD = ("model", "loss", "likelihood", "network", "data", "experiment")  # groups that a label names
 LABEL_KEYS = 3  # differing keys that a label shows
 
 
@@ -76,6 +77,12 @@ class Composition:
     label: str
     entries: list[Entry]
 
+    @property
+    def short(self) -> str:
+        """The label with the names of groups left out, for the heads of tables."""
+        parts = [p.partition("=")[2] if p.partition("=")[0] in TOLD else p for p in self.label.split("  ")]
+        return ", ".join(parts)
+
     def means(self, score: str) -> list[float]:
         """One value per run: the mean over its scorings."""
         return [statistics.fmean(v) for v in (entry.values(score) for entry in self.entries) if v]
@@ -97,15 +104,24 @@ class Row:
         score: Its name.
         values: Values of the runs, by composition (in the report's order; empty where it has none).
         reference: What it must be read beside, in words; "" without.
-        refusal: Why it is not ranked, None where it may be.
+        differs: In which fields the cards differ, in words; then it is not ranked. None where they agree.
+        mixed: Whether the cards differ within a composition, so that not even its mean means anything.
         best: Positions of the compositions to mark: the best mean first, then those within one standard deviation.
     """
 
     score: str
     values: list[list[float]]
     reference: str
-    refusal: str | None
+    differs: str | None
+    mixed: list[bool]
     best: list[int]
+
+    def cell(self, i: int) -> str:
+        """The value of composition i in words: a mean, or the range where the cards of its runs differ."""
+        values = self.values[i]
+        if self.mixed[i] and values:
+            return f"{number(min(values))} to {number(max(values))}, mixed"
+        return cell(values)
 
 
 @dataclass
@@ -116,6 +132,25 @@ class Report:
     rows: list[Row]
     shared: dict[str, Any]  # choices that all runs have in common
     notes: list[str]
+
+    @property
+    def ranked(self) -> list[Row]:
+        """Scores whose cards agree."""
+        return [row for row in self.rows if row.differs is None]
+
+    @property
+    def refused(self) -> list[Row]:
+        """Scores whose cards differ."""
+        return [row for row in self.rows if row.differs is not None]
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why scores are not ranked: a sentence for all that differ alike."""
+        titles: dict[str, list[str]] = {}
+        for row in self.refused:
+            titles.setdefault(row.differs or "", []).append(title_of(row.score))
+        verbs = {words: "is" if len(names) == 1 else "are" for words, names in titles.items()}
+        return [f"{', '.join(n)} {verbs[w]} not ranked: the cards differ in {w}." for w, n in titles.items()]
 
     @property
     def entries(self) -> list[Entry]:
@@ -260,8 +295,7 @@ def _compose(entries: list[Entry]) -> tuple[list[Composition], dict[str, Any]]:
         groups.setdefault(key, []).append(entry)
     members = list(groups.values())
     choices = [m[0].config.get("choices", {}) for m in members]
-    told = ("model", "loss", "likelihood", "network", "data", "experiment")
-    named = [k for k in told if any(k in c for c in choices)]
+    named = [k for k in TOLD if any(k in c for c in choices)]
     same = {k: choices[0].get(k) for k in named if all(c.get(k) == choices[0].get(k) for c in choices)}
     leaves = [_leaves(_composition(m[0])) for m in members]
     labels = []
@@ -278,7 +312,7 @@ def _compose(entries: list[Entry]) -> tuple[list[Composition], dict[str, Any]]:
     shared = same if len(members) > 1 else choices[0]
     members = [sorted(m, key=lambda e: (str(type(e.seed)), e.seed or 0, e.name)) for m in members]
     return [Composition(label, m) for label, m in zip(labels, members, strict=True)], {
-        k: v for k, v in shared.items() if k in told
+        k: v for k, v in shared.items() if k in TOLD
     }
 
 
@@ -308,22 +342,28 @@ def _scores(entries: list[Entry]) -> list[str]:
     found = {name for entry in entries for scoring in entry.scorings for name in scoring.scores}
     order = list(TITLES)
     shown = [name for name in found if kind_of(name) in order]
-    return sorted(shown, key=lambda name: (order.index(kind_of(name)), name))
+    shown.sort(key=lambda name: (order.index(kind_of(name)), name))
+    sections = list(dict.fromkeys(section_of(name) for name in shown))
+    return sorted(shown, key=lambda name: sections.index(section_of(name)))
 
 
 def _row(score: str, compositions: list[Composition]) -> Row:
     cards: dict[str, dict[str, Any]] = {}
     references: list[str] = []
+    mixed = []
     for composition in compositions:
+        own = []
         for entry in composition.entries:
-            for i, scoring in enumerate(s for s in entry.scorings if score in s.scores):
-                who = f"{composition.label}, {entry.name}" if len(composition.entries) > 1 else composition.label
-                cards[f"{who}, scoring {i + 1}" if i else who] = scoring.cards.get(score, {})
+            for scoring in (s for s in entry.scorings if score in s.scores):
+                own.append(scoring.cards.get(score, {}))
+                who = entry.name if entry.name not in cards else f"{entry.name} ({len(cards) + 1})"
+                cards[who] = own[-1]
                 references.append(_reference(score, scoring))
-    reason = refusal(score, cards)
+        mixed.append(bool(differences(own)))
+    words = disagreement(cards)
     values = [composition.means(score) for composition in compositions]
-    best = _best(kind_of(score), values) if reason is None else []
-    return Row(score, values, references[0] if references and reason is None else "", reason, best)
+    best = _best(kind_of(score), values) if words is None else []
+    return Row(score, values, references[0] if references and words is None else "", words, mixed, best)
 
 
 def _reference(score: str, scoring: Scoring) -> str:
@@ -407,22 +447,21 @@ def markdown(report: Report) -> str:
     if report.shared:
         lines += ["All runs: " + " ".join(f"`{k}={v}`" for k, v in report.shared.items()), ""]
     for title, rows in (
-        ("Scores", [r for r in report.rows if r.refusal is None]),
-        ("Not ranked", [r for r in report.rows if r.refusal is not None]),
+        ("Scores", report.ranked),
+        ("Not ranked", report.refused),
     ):
         if not rows:
             continue
-        heads = [f"{label} ({n})" for label, n in zip(labels, runs, strict=True)]
+        heads = [f"{c.short} ({n})".replace("|", "\\|") for c, n in zip(report.compositions, runs, strict=True)]
         lines += [f"## {title}", "", _line(["score", "read beside", *heads]), _line(["---"] * (2 + len(heads)))]
         for row in rows:
             arrow = {"lower": " ↓", "higher": " ↑"}.get(BETTER.get(kind_of(row.score), ""), "")
-            cells = [cell(v) for v in row.values]
+            cells = [row.cell(i) for i in range(len(row.values))]
             for place, i in enumerate(row.best):
                 cells[i] = f"**{cells[i]}**" if place == 0 else f"{cells[i]} ≈"
-            lines.append(_line([title_of(row.score) + (arrow if row.refusal is None else ""), row.reference, *cells]))
+            lines.append(_line([title_of(row.score) + (arrow if row.differs is None else ""), row.reference, *cells]))
         lines.append("")
-        lines += [f"- {row.refusal}" for row in rows if row.refusal]
-    lines += [f"- {note}" for note in report.notes]
+    lines += [f"- {sentence}" for sentence in (*report.refusals, *report.notes)]
     lines += ["", "## Runs", "", _line(["run", "composition", "seed", "iterations", "wall time", "images/s"])]
     lines.append(_line(["---"] * 6))
     for composition, label in zip(report.compositions, labels, strict=True):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.cli.report import Composition, Entry, Report, Row, cell, duration, number
-from genlab.metrics.cards import BETTER, kind_of, title_of
+from genlab.metrics.cards import BETTER, kind_of, section_of, title_of
 
 if TYPE_CHECKING:
     Curves = dict[str, tuple[list[int], list[float]]]
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLOURS = ("#3b6fb6", "#d9822b", "#2a9d6f", "#b5487b", "#7a5cc0", "#2aa1b3", "#c94f4f", "#8a6d3b")
 PANELS = 12  # of curves
 POINTS_PER_CURVE = 300
+ARROWS = {"lower": "↓", "higher": "↑"}
 THUMBS = 8  # further seeds whose samples are shown
 TOLD = ("extractor", "test_accuracy", "n_fake", "n_real", "split", "resize", "ema", "seed")  # first, in this order
 
@@ -39,23 +40,25 @@ p { margin:6px 0 } .soft { color:var(--soft) } .small { font-size:13px }
 code { font:12.5px/1.4 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace; background:var(--grid);
   padding:1px 6px; border-radius:5px; overflow-wrap:anywhere }
 .box { background:var(--card); border:1px solid var(--line); border-radius:12px; overflow:hidden }
-.cards { display:grid; gap:18px; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)) }
-.cards .box { border-top:4px solid var(--c); display:flex; flex-direction:column; max-width:420px }
+.cards { display:grid; gap:18px; grid-template-columns:repeat(auto-fill,minmax(260px,380px)) }
+.cards .box { border-top:4px solid var(--c); display:flex; flex-direction:column }
 .cards img { width:100%; display:block; background:#fff; aspect-ratio:1; object-fit:contain }
 .cards .text { padding:14px 16px 16px } .cards h3 { margin:0 0 8px; font-size:16px; overflow-wrap:anywhere }
-dl { display:grid; grid-template-columns:auto 1fr; gap:2px 14px; margin:0; font-size:13.5px }
+dl { display:grid; grid-template-columns:auto minmax(0,1fr); gap:2px 14px; margin:0; font-size:13.5px }
 dt { color:var(--soft) } dd { margin:0; text-align:right; font-variant-numeric:tabular-nums; overflow-wrap:anywhere }
 .scroll { overflow-x:auto }
 table { border-collapse:collapse; width:100%; font-size:14px; font-variant-numeric:tabular-nums }
-th,td { padding:9px 14px; text-align:right; border-top:1px solid var(--line); white-space:nowrap; vertical-align:middle }
-thead th { border-top:0; font-weight:600; color:var(--soft); font-size:13px; vertical-align:bottom }
+th,td { padding:8px 14px; text-align:right; border-top:1px solid var(--line); white-space:nowrap;
+  vertical-align:middle }
+td.part { background:var(--page); color:var(--soft); font-size:12.5px; font-weight:600; padding:7px 14px }
+thead th { border-top:0; white-space:normal; font-weight:600; color:var(--soft); font-size:13px; vertical-align:bottom }
 th:first-child,td:first-child { text-align:left; white-space:normal; min-width:190px }
 td.beside { color:var(--soft); font-size:13px } td.best { background:var(--mark); font-weight:650; color:var(--good) }
 td.tie { background:var(--tie) } .way { color:var(--soft); font-weight:400; font-size:12.5px }
 td.left, th.left { text-align:left; white-space:normal }
 .dot { display:inline-block; width:10px; height:10px; border-radius:50%; background:var(--c); margin-right:7px }
-.why { background:var(--warnbg); color:var(--warn); border-radius:10px; padding:10px 16px; margin:10px 0; font-size:14px;
-  overflow-wrap:anywhere }
+.why { background:var(--warnbg); color:var(--warn); border-radius:10px; padding:10px 16px; margin:10px 0;
+  font-size:14px; overflow-wrap:anywhere }
 .panels { display:grid; gap:16px; grid-template-columns:repeat(auto-fill,minmax(340px,1fr)) }
 .panels .box { padding:12px 14px 6px } .panels h3 { font-size:14px; margin:0 0 4px; font-weight:600 }
 svg { display:block } svg text { fill:var(--soft); font-size:11px } svg .g { stroke:var(--grid) }
@@ -75,21 +78,19 @@ def html_page(report: Report) -> str:
     shared = " ".join(f"<code>{escape(f'{k}={v}')}</code>" for k, v in report.shared.items())
     count = f"{runs} run{'s' * (runs > 1)}" + (f" of {compositions} compositions" if compositions > 1 else "")
     wall = sum(e.wall_seconds or 0 for e in report.entries)
-    ranked = [row for row in report.rows if row.refusal is None]
-    refused = [row for row in report.rows if row.refusal is not None]
     now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     lines = [f"{count}, {duration(wall)} of training in all" if wall else count, f"all with {shared}" if shared else ""]
     sections = [
         _cards(report),
-        _section("Scores", _table(report, ranked) + _legend(report)) if ranked else "",
-        _section("Not ranked", _not_ranked(report, refused)) if refused else "",
+        _section("Scores", _table(report, report.ranked) + _legend(report)) if report.ranked else "",
+        _section("Not ranked", _not_ranked(report)) if report.refused else "",
         _notes(report),
         _curves(report),
         _pictures(report),
         _protocol(report),
         _section("Runs", _runs(report)),
     ]
-    title = "genlab: " + ", ".join(c.label for c in report.compositions)
+    title = "genlab: " + "; ".join(c.short for c in report.compositions)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -119,14 +120,14 @@ def _list(pairs: Sequence[tuple[str, Any]]) -> str:
 def _cards(report: Report) -> str:
     """One card per composition: samples, what it is, how fast."""
     boxes = []
-    lead = next((row for row in report.rows if row.best), None) or next(iter(report.rows), None)
+    lead = next((row for row in report.ranked if row.best), None) or next(iter(report.ranked), None)
     for i, composition in enumerate(report.compositions):
         first = composition.entries[0]
         image = _picture(first, "samples.png", 768)
         alt = f"Samples of {composition.label}, {first.name}"
         shown = f'<img src="{image}" alt="{escape(alt, quote=True)}">' if image else ""
         boxes.append(
-            f'<div class="box" style="{_colour(i)}">{shown}<div class="text"><h3>{escape(composition.label)}</h3>'
+            f'<div class="box" style="{_colour(i)}">{shown}<div class="text"><h3>{escape(composition.short)}</h3>'
             f"{_list(_facts(composition, lead.score if lead else None))}</div></div>"
         )
     return f'<div class="cards" style="margin-top:24px">{"".join(boxes)}</div>'
@@ -136,7 +137,7 @@ def _facts(composition: Composition, lead: str | None) -> list[tuple[str, str]]:
     entries = composition.entries
     facts = [("runs", f"{len(entries)}{_seeds(entries)}")]
     if lead is not None and composition.means(lead):
-        facts.append((title_of(lead), cell(composition.means(lead))))
+        facts.append((title_of(lead.partition("/")[0]), cell(composition.means(lead))))
     iterations = sorted({e.record["iterations"] for e in entries if "iterations" in e.record})
     if iterations:
         facts.append(("iterations", " to ".join(f"{n:,}" for n in dict.fromkeys((iterations[0], iterations[-1])))))
@@ -166,19 +167,23 @@ def _short(n: float) -> str:
 
 def _table(report: Report, rows: list[Row]) -> str:
     heads = "".join(
-        f'<th><span class="dot" style="{_colour(i)}"></span>{escape(c.label)}</th>'
+        f'<th><span class="dot" style="{_colour(i)}"></span>{escape(c.short)}</th>'
         for i, c in enumerate(report.compositions)
     )
-    body = []
+    body, section = [], ""
     for row in rows:
-        better = BETTER.get(kind_of(row.score)) if row.refusal is None else None
-        way = f' <span class="way">{better} is better</span>' if better else ""
+        better = BETTER.get(kind_of(row.score)) if row.differs is None else None
+        way = f' <span class="way" title="{better} is better">{ARROWS[better]}</span>' if better else ""
         cells = []
-        for i, values in enumerate(row.values):
+        for i in range(len(row.values)):
             kind = "" if i not in row.best else ' class="best"' if row.best[0] == i else ' class="tie"'
-            cells.append(f"<td{kind}>{escape(cell(values))}</td>")
+            cells.append(f"<td{kind}>{escape(row.cell(i))}</td>")
+        if (part := section_of(row.score)) != section:
+            section = part
+            body.append(f'<tr><td class="part" colspan="{len(row.values) + 3}">{escape(part)}</td></tr>')
+        title = title_of(row.score.partition("/")[0])
         body.append(
-            f'<tr><td>{escape(title_of(row.score))}{way}</td><td class="beside">{escape(row.reference)}</td>'
+            f'<tr><td>{escape(title)}{way}</td><td class="beside">{escape(row.reference)}</td>'
             f"{''.join(cells)}<td>{_strip(report, row)}</td></tr>"
         )
     return (
@@ -224,7 +229,7 @@ def _legend(report: Report) -> str:
     parts = []
     if any(row.best for row in report.rows):
         tie = "; shaded lightly: within one standard deviation of it" if several else ""
-        parts.append(f"Green: the best mean{tie}.")
+        parts.append(f"↓ lower is better, ↑ higher is better. Green: the best mean{tie}.")
         if not several:
             parts.append("One run each says nothing about the spread between seeds.")
     parts += _scoring_spread(report)
@@ -236,17 +241,17 @@ def _scoring_spread(report: Report) -> list[str]:
     for row in report.rows:
         if kind_of(row.score) not in ("fid", "kid", "energy"):
             continue
-        found = [(c.label, s) for c in report.compositions if (s := c.spread_of_scorings(row.score)) is not None]
+        found = [(c.short, s) for c in report.compositions if (s := c.spread_of_scorings(row.score)) is not None]
         if found:
-            listed = ", ".join(f"{label} {s:.2g}" for label, s in found)
+            listed = ", ".join(f"{s:.2g} ({label})" for label, s in found)
             title = title_of(row.score)
             return [f"Runs were scored with several seeds: {title} moves between scorings by a std of {listed}."]
     return []
 
 
-def _not_ranked(report: Report, rows: list[Row]) -> str:
-    reasons = "".join(f'<div class="why">{escape(row.refusal or "")}</div>' for row in rows)
-    return reasons + _table(report, rows)
+def _not_ranked(report: Report) -> str:
+    reasons = "".join(f'<div class="why">{escape(sentence)}</div>' for sentence in report.refusals)
+    return reasons + _table(report, report.refused)
 
 
 def _notes(report: Report) -> str:
@@ -302,7 +307,7 @@ def _plot(lines: list[tuple[int, list[int], list[float]]]) -> str:
     low, high = change(min(ys)), change(max(ys))
     if high == low:
         low, high = low - 0.5, high + 0.5
-    width, height, left, right, top, bottom = 340, 190, 46, 8, 8, 24
+    width, height, left, right, top, bottom = 340, 190, 46, 16, 8, 24
     margin = 0.04 * (high - low)
     low, high = low - margin, high + margin
 

@@ -146,9 +146,12 @@ def load_data(config: dict[str, Any], root: str | None = None, allow_targets: tu
         node["root"] = root
     check_allowed(node, allow_targets)
     check_signatures(node, "data")
-    data: ArrayData = instantiate(node)
-    data.prepare_data()
-    data.setup()
+    try:
+        data: ArrayData = instantiate(node)
+        data.prepare_data()
+        data.setup()
+    except OSError as error:
+        raise UserError(f"{error} Say where the data lie on this machine: data.root=PATH") from error
     return data
 
 

@@ -355,13 +355,13 @@ def trained_on_part(real: ImageSet, device: torch.device) -> Any:
         )
     order = torch.randperm(len(real.x), generator=torch.Generator().manual_seed(0))
     train, test = order[len(order) // 5 :], order[: len(order) // 5]
-    classes = int(real.y.max()) + 1
+    labels, classes = real.y, int(real.y.max()) + 1
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(real.name).resolve().stem).strip("-") or "images"
 
     def labelled() -> ClassifierData:
-        return ClassifierData(real.x[train], real.y[train], real.x[test], real.y[test], classes)
+        return ClassifierData(real.x[train], labels[train], real.x[test], labels[test], classes)
 
     from genlab.data.store import digest
 
-    key = digest(real.fingerprint.encode(), real.y.numpy().tobytes())
+    key = digest(real.fingerprint.encode(), labels.numpy().tobytes())
     return load_or_train(stem, key, labelled, recipe=Recipe(flip=real.x.shape[1] == 3), device=device)

@@ -9,6 +9,7 @@ import genlab
 
 PROTOCOL = 1  # part of every card: raise it when a score is computed differently than before
 # A repetition with other random numbers is the same protocol, and so is another release that computes the same.
+NAMED = 2  # differing fields that a sentence names
 REPEATED = ("seed", "genlab")
 OWN = ("is_", "kid_", "pr_", "ms_ssim_", "nn_")  # fields that concern one score only
 # The name of a score up to "/" or "_<k>" -> which way is better. What is missing here is never ranked.
@@ -30,16 +31,16 @@ BETTER = {
     "kl_modes": "lower",
     "energy": "lower",
 }
-TITLES = {
+TITLES = {  # in the order of tables
     "fid": "FID",
     "is": "Inception score",
     "kid": "KID",
-    "rfid": "FID of reconstructions",
     "precision": "precision",
     "recall": "recall",
     "density": "density",
     "coverage": "coverage",
     "rarest_class": "share of the rarest class",
+    "rfid": "FID of reconstructions",
     "ms_ssim": "diversity, 1 - MS-SSIM",
     "ms_ssim_within": "diversity within classes",
     "nn_ratio": "nearest-neighbour ratio",
@@ -67,6 +68,16 @@ def kind_of(score: str) -> str:
     """`fid/classifier-digits` -> `fid`, `iwae_500` -> `iwae`: what titles and directions are keyed by."""
     name = score.partition("/")[0]
     return "iwae" if name.startswith("iwae_") and not name.endswith("_se") else name
+
+
+def section_of(score: str) -> str:
+    """Under which heading a score stands: what it looks at."""
+    kind, _, extractor = score.partition("/")
+    if extractor:
+        return f"in the eyes of {extractor}"
+    starts = {"ms_ssim": "diversity and memorisation", "nn_": "diversity and memorisation", "recon": "reconstruction"}
+    toy = ("modes", "hq", "kl_modes", "energy")
+    return next((v for k, v in starts.items() if kind.startswith(k)), "modes" if kind in toy else "likelihood")
 
 
 def title_of(score: str) -> str:
@@ -115,28 +126,38 @@ def differences(cards: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in compared if any(_text(card, name) != _text(cards[0], name) for card in cards)]
 
 
-def refusal(score: str, cards: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Why these scores are not ranked, in a sentence that names the field and its values; None if they may be.
+def disagreement(cards: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """In which fields cards differ and who holds what: "n_fake (1000 in 9 scorings, 200 in run B)"; None if they agree.
 
     Args:
-        score: Its name.
-        cards: The card of each one that has the score, by who has it.
+        cards: The card of each scoring, by who was scored.
     """
     fields = differences(list(cards.values()))
     if not fields:
         return None
     parts = []
-    for field in fields[:3]:
+    for field in fields[:NAMED]:
         holders: dict[str, list[str]] = {}
         for who, card in cards.items():
             holders.setdefault(_text(card, field), []).append(who)
-        parts.append(f"{field} ({'; '.join(f'{value}: {_some(who)}' for value, who in holders.items())})")
-    more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
-    return f"{title_of(score)} is not ranked: the cards differ in {', '.join(parts)}{more}."
+        shown = [f"{value} in {_holders(who)}" for value, who in list(holders.items())[:4]]
+        parts.append(f"{field} ({', '.join(shown)}{', ...' if len(holders) > 4 else ''})")
+    return ", ".join(parts) + (f" and {len(fields) - NAMED} more fields" if len(fields) > NAMED else "")
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def refusal(score: str, cards: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Why these scores are not ranked, in a sentence that names the field and its values; None if they may be.
+
+    Args:
+        score: Its name.
+        cards: The card of each scoring that has the score, by who was scored.
+    """
+    words = disagreement(cards)
+    return None if words is None else f"{title_of(score)} is not ranked: the cards differ in {words}."
+
+
+def _holders(names: list[str]) -> str:
+    return " and ".join(names) if len(names) < 3 else f"{len(names)} scorings"
 
 
 def _text(card: Mapping[str, Any], field: str) -> str:

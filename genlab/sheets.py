@@ -1,0 +1,155 @@
+"""Sheets to look at: images in captioned groups, ways over points, maps of codes. All as uint8 arrays [H, W, 3]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from genlab.metrics.images import image_grid
+from genlab.pictures import new_figure, to_array
+
+if TYPE_CHECKING:
+    from PIL.ImageFont import FreeTypeFont
+
+CELL = 60  # pixels that an image is wide at least, after growing by a whole factor
+MARGIN, GUTTER, TITLE, TEXT = 16, 22, 16, 12  # pixels; the last two are sizes of letters
+INK, PALE = (34, 34, 34), (105, 105, 105)
+
+
+def image_sheet(
+    groups: Sequence[tuple[str, Tensor]], title: str, note: str = "", row_labels: Sequence[str] | None = None
+) -> np.ndarray:
+    """Grids of images beside each other, each under its caption, with one row of text per row of images if wanted.
+
+    Args:
+        groups: Captions and uint8 images [R, C_i, channels, H, W]; R is the same for all.
+        title: What is shown; on top, in large letters.
+        note: How it came about; beneath the title.
+        row_labels: R short texts, on the left.
+
+    Returns:
+        uint8 array [height, width, 3].
+    """
+    from PIL import Image, ImageDraw
+
+    scale = max(1, -(-CELL // groups[0][1].shape[-1]))
+    grids = []
+    for _, images in groups:
+        rows, columns = images.shape[:2]
+        wide = scale * columns * images.shape[-1] + 2 * (columns - 1)
+        grids.append(image_grid(images.flatten(0, 1), nrow=columns, min_width=wide))
+    rows, height = groups[0][1].shape[0], grids[0].shape[0]
+    font, small = _font(TITLE), _font(TEXT)
+    left = MARGIN + (round(max(small.getlength(label) for label in row_labels)) + 10 if row_labels else 0)
+    widths = [
+        max(grid.shape[1], round(small.getlength(caption)) if len(groups) > 1 else 0)
+        for (caption, _), grid in zip(groups, grids, strict=True)
+    ]
+    width = left + sum(widths) + GUTTER * (len(grids) - 1) + MARGIN
+    title_lines, note_lines = _wrapped(title, font, width - 2 * MARGIN), _wrapped(note, small, width - 2 * MARGIN)
+    captions = any(caption for caption, _ in groups)
+    top = MARGIN + 22 * len(title_lines) + 17 * len(note_lines) + 6 + (19 if captions else 0)
+    sheet = Image.new("RGB", (width, top + height + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    y = MARGIN - 4
+    for lines, face, colour, step in ((title_lines, font, INK, 22), (note_lines, small, PALE, 17)):
+        for line in lines:
+            draw.text((MARGIN, y), line, fill=colour, font=face)
+            y += step
+    x = left
+    for (caption, _), grid, wide in zip(groups, grids, widths, strict=True):
+        draw.text((x, top - 19), caption, fill=INK, font=small)
+        sheet.paste(Image.fromarray(grid), (x, top))
+        x += wide + GUTTER
+    for i, label in enumerate(row_labels or ()):
+        draw.text((left - 10, top + (i + 0.5) * height / rows), label, fill=INK, font=small, anchor="rm")
+    return np.asarray(sheet)
+
+
+def _font(size: int) -> FreeTypeFont:
+    """The font that plots have, so that sheets and plots look alike; it comes with matplotlib."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def _wrapped(text: str, font: FreeTypeFont, width: int) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def point_ways(ways: Tensor, x_real: Tensor, title: str, labels: Sequence[str] | None = None) -> np.ndarray:
+    """Ways through the plane over real points, each with a dot at its end.
+
+    Args:
+        ways: Places [W, T, 2].
+        x_real: Real points [M, 2].
+        title: What is shown.
+        labels: Names [W] of the ways, for a legend.
+    """
+    figure, axes = new_figure(6.4, 6.4)
+    real, drawn = x_real.detach().float().cpu().numpy(), ways.detach().float().cpu().numpy()
+    axes.scatter(real[:, 0], real[:, 1], s=4, color="#c3cfe2", linewidths=0, zorder=1)
+    colours = _colours(len(drawn))
+    for i, way in enumerate(drawn):
+        axes.plot(way[:, 0], way[:, 1], color=colours[i], linewidth=1.4, alpha=0.9, zorder=2)
+        axes.scatter(*way[-1], s=22, color=[colours[i]], zorder=3, label=labels[i] if labels else None)
+    _frame(axes, title, legend=labels is not None)
+    axes.set_aspect("equal")
+    return to_array(figure)
+
+
+def code_map(codes: Tensor, y: Tensor | None, names: Sequence[str] | None, title: str, axes_names: Any) -> np.ndarray:
+    """Codes in the plane, coloured by class.
+
+    Args:
+        codes: [N, 2].
+        y: Labels [N], -1 where missing; None without.
+        names: Of the classes; None for their numbers.
+        title: What is shown.
+        axes_names: Of the two axes.
+    """
+    figure, axes = new_figure(7.4, 6.4)
+    places = codes.detach().float().cpu().numpy()
+    if y is None:
+        axes.scatter(places[:, 0], places[:, 1], s=12, color="#4878d0", alpha=0.7, linewidths=0)
+    else:
+        classes = [int(c) for c in y.unique().tolist()]
+        # The colours do not jump from run to run: class c has the c-th.
+        colours = _colours(max(classes) + 1)
+        size = 26 if len(places) < 1000 else 9
+        for c in classes:
+            rows = (y == c).numpy()
+            name = "no label" if c < 0 else names[c] if names else str(c)
+            colour = "#bbbbbb" if c < 0 else colours[c]
+            axes.scatter(places[rows, 0], places[rows, 1], s=size, color=[colour], alpha=0.85, linewidths=0, label=name)
+    _frame(axes, title, legend=y is not None and len(classes) <= 30)
+    axes.set_xlabel(axes_names[0], fontsize=9)
+    axes.set_ylabel(axes_names[1], fontsize=9)
+    return to_array(figure)
+
+
+def _colours(n: int) -> list[Any]:
+    import matplotlib
+
+    if n <= 10:
+        return [matplotlib.colormaps["tab10"](i) for i in range(10)]
+    return [matplotlib.colormaps["turbo"]((i + 0.5) / n) for i in range(n)]
+
+
+def _frame(axes: Any, title: str, legend: bool) -> None:
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    if legend:
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.2)

@@ -1,0 +1,6 @@
+"""Looks into a trained model: `python scripts/visualize.py run=outputs/latest what=interpolations`."""
+
+from genlab.cli.visualize import main
+
+if __name__ == "__main__":
+    main()
