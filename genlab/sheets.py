@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,28 +89,36 @@ def _wrapped(text: str, font: FreeTypeFont, width: int) -> list[str]:
     return lines
 
 
-def point_ways(ways: Tensor, x_real: Tensor, title: str, labels: Sequence[str] | None = None) -> np.ndarray:
+def point_ways(
+    ways: Tensor, x_real: Tensor, title: str, note: str = "", labels: Sequence[str] | None = None
+) -> np.ndarray:
     """Ways through the plane over real points, each with a dot at its end.
 
     Args:
         ways: Places [W, T, 2].
         x_real: Real points [M, 2].
         title: What is shown.
+        note: How it came about.
         labels: Names [W] of the ways, for a legend.
     """
     figure, axes = new_figure(6.4, 6.4)
     real, drawn = x_real.detach().float().cpu().numpy(), ways.detach().float().cpu().numpy()
     axes.scatter(real[:, 0], real[:, 1], s=4, color="#c3cfe2", linewidths=0, zorder=1)
-    colours = _colours(len(drawn))
+    # Beyond ten, colours tell no way from its neighbour.
+    few = len(drawn) <= 10
+    colours = _colours(len(drawn)) if few else ["#d1495b"] * len(drawn)
     for i, way in enumerate(drawn):
         axes.plot(way[:, 0], way[:, 1], color=colours[i], linewidth=1.4, alpha=0.9, zorder=2)
-        axes.scatter(*way[-1], s=22, color=[colours[i]], zorder=3, label=labels[i] if labels else None)
-    _frame(axes, title, legend=labels is not None)
+        name = labels[i] if labels else None
+        axes.scatter(*way[-1], s=22 if few else 9, color=[colours[i]], zorder=3, label=name)
+    _frame(axes, title, note, legend=labels is not None)
     axes.set_aspect("equal")
     return to_array(figure)
 
 
-def code_map(codes: Tensor, y: Tensor | None, names: Sequence[str] | None, title: str, axes_names: Any) -> np.ndarray:
+def code_map(
+    codes: Tensor, y: Tensor | None, names: Sequence[str] | None, title: str, note: str, axes_names: Sequence[str]
+) -> np.ndarray:
     """Codes in the plane, coloured by class.
 
     Args:
@@ -117,6 +126,7 @@ def code_map(codes: Tensor, y: Tensor | None, names: Sequence[str] | None, title
         y: Labels [N], -1 where missing; None without.
         names: Of the classes; None for their numbers.
         title: What is shown.
+        note: How it came about.
         axes_names: Of the two axes.
     """
     figure, axes = new_figure(7.4, 6.4)
@@ -133,7 +143,7 @@ def code_map(codes: Tensor, y: Tensor | None, names: Sequence[str] | None, title
             name = "no label" if c < 0 else names[c] if names else str(c)
             colour = "#bbbbbb" if c < 0 else colours[c]
             axes.scatter(places[rows, 0], places[rows, 1], s=size, color=[colour], alpha=0.85, linewidths=0, label=name)
-    _frame(axes, title, legend=y is not None and len(classes) <= 30)
+    _frame(axes, title, note, legend=y is not None and len(classes) <= 30)
     axes.set_xlabel(axes_names[0], fontsize=9)
     axes.set_ylabel(axes_names[1], fontsize=9)
     return to_array(figure)
@@ -147,8 +157,9 @@ def _colours(n: int) -> list[Any]:
     return [matplotlib.colormaps["turbo"]((i + 0.5) / n) for i in range(n)]
 
 
-def _frame(axes: Any, title: str, legend: bool) -> None:
-    axes.set_title(title, fontsize=11, loc="left")
+def _frame(axes: Any, title: str, note: str, legend: bool) -> None:
+    axes.figure.suptitle(title, fontsize=12, x=0.02, ha="left")
+    axes.set_title(textwrap.fill(note, 92), fontsize=8.5, loc="left", color="#696969")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     if legend:

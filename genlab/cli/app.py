@@ -71,8 +71,26 @@ def hydra_app(task: Callable[[Any], Any], config_name: str, arguments: Sequence[
     """Runs `task` under Hydra (composition, run folders, sweeps, completion) on these arguments."""
     import hydra
 
+    check_sweeper(arguments)
     sys.argv = [sys.argv[0], *quote_paths(arguments)]
     hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=config_name)(task)()
+
+
+def check_sweeper(arguments: Sequence[str]) -> None:
+    """Says how to get Optuna's sweeper where a search asks for it and it is missing.
+
+    Raises:
+        UserError: If it is missing.
+    """
+    from importlib.util import find_spec
+
+    asked = [a for a in arguments if re.fullmatch(r"\+?search=optuna\w*|hydra/sweeper=optuna", a)]
+    try:
+        missing = bool(asked) and find_spec("hydra_plugins.hydra_optuna_sweeper") is None
+    except ModuleNotFoundError:  # no plugin at all
+        missing = True
+    if missing:
+        raise UserError(f'{asked[0]} needs Optuna\'s sweeper for Hydra: pip install "genlab[optuna]"')
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[str, Any]:
@@ -162,7 +180,7 @@ def list_options(group: str) -> None:
     from rich.table import Table
 
     groups = sorted({path.parent.name for path in config_dir().glob("*/*.yaml")})
-    asked, group = group, group if group in groups else group.removesuffix("s")
+    asked, group = group, next((g for g in (group, group[:-1], group[:-2]) if g in groups), group)
     if group not in groups:
         raise UserError(f"There is no group {asked!r} to list; there are {', '.join(groups)}.")
     table = Table(title=f"{group}=...", title_justify="left")

@@ -29,6 +29,9 @@ BARS = {"dcgan at 32x32, batch 64": 1.05, "gan with mlp on ring": 1.25, "vae wit
 def main() -> None:
     """`python scripts/benchmark.py [seconds=60] [out=DIR] [overrides ...]`; without overrides the standard set."""
     with app.errors_as_sentences():
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(main.__doc__)
+            return
         seconds, arguments = app.take_path(sys.argv[1:], "seconds")
         out, arguments = app.take_path(arguments, "out")
         cases = {" ".join(arguments): arguments} if arguments else STANDARD

@@ -318,6 +318,8 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
         )
     if "nn" in groups:
         groups["nn"].card["train_fingerprint"] = sets["train"].fingerprint
+        if groups["nn"]["nn_test"] == 0:
+            notes.append("Most images of real= are in train= too, so that the ratio measures nothing.")
     elif "nn" in wanted:
         notes.append("The memorisation ratio needs the images that were trained on: train=PATH.")
     common = {
@@ -325,7 +327,7 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
         "genlab": genlab.__version__,
         "seed": options["seed"],
         "split": "real",
-        "data": sets["real"].name,
+        "data": Path(options["real"]).name,
         "fingerprint": sets["real"].fingerprint,
         "shape": list(real.shape[1:]),
         "sizes": rule,

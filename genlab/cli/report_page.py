@@ -62,7 +62,7 @@ td.left, th.left { text-align:left; white-space:normal }
 .panels { display:grid; gap:16px; grid-template-columns:repeat(auto-fill,minmax(340px,1fr)) }
 .panels .box { padding:12px 14px 6px } .panels h3 { font-size:14px; margin:0 0 4px; font-weight:600 }
 svg { display:block } svg text { fill:var(--soft); font-size:11px } svg .g { stroke:var(--grid) }
-.seeds { display:grid; gap:14px; grid-template-columns:repeat(auto-fill,minmax(150px,1fr)); padding:16px }
+.seeds { display:grid; gap:14px; grid-template-columns:repeat(auto-fill,minmax(200px,1fr)); padding:16px }
 .seeds figure { margin:0 } .seeds img { width:100%; display:block; border-radius:6px; background:#fff }
 figcaption { color:var(--soft); font-size:12.5px; padding-top:4px }
 details { border-top:1px solid var(--line); padding:9px 16px } details:first-child { border-top:0 }
@@ -79,7 +79,7 @@ def html_page(report: Report) -> str:
     count = f"{runs} run{'s' * (runs > 1)}" + (f" of {compositions} compositions" if compositions > 1 else "")
     wall = sum(e.wall_seconds or 0 for e in report.entries)
     now = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    lines = [f"{count}, {duration(wall)} of training in all" if wall else count, f"all with {shared}" if shared else ""]
+    lines = [f"{count}, {duration(wall)} in all" if wall else count, f"all with {shared}" if shared else ""]
     sections = [
         _cards(report),
         _section("Scores", _table(report, report.ranked) + _legend(report)) if report.ranked else "",
@@ -403,24 +403,22 @@ def _pictures(report: Report) -> str:
 
 
 def _protocol(report: Report) -> str:
-    """The card of each score, once where all runs share it."""
-    blocks = []
+    """The card of each score: once where runs share it, and once for scores that share it."""
+    titles: dict[str, list[str]] = {}
     for row in report.rows:
         cards: dict[str, list[str]] = {}
         for composition in report.compositions:
-            for entry in composition.entries:
-                for scoring in entry.scorings:
-                    if row.score in scoring.scores:
-                        card = _card(scoring.cards.get(row.score, {}))
-                        holders = cards.setdefault(card, [])
-                        if composition.label not in holders:
-                            holders.append(composition.label)
+            for scoring in (s for entry in composition.entries for s in entry.scorings if row.score in s.scores):
+                holders = cards.setdefault(_card(scoring.cards.get(row.score, {})), [])
+                holders += [composition.short] if composition.short not in holders else []
         body = "".join(
-            (f'<p class="small soft">{escape(", ".join(who))}</p>' if len(cards) > 1 else "") + card
+            (f'<p class="small soft">{escape("; ".join(who))}</p>' if len(cards) > 1 else "") + card
             for card, who in cards.items()
         )
-        if body:
-            blocks.append(f"<details><summary>{escape(title_of(row.score))}</summary>{body}</details>")
+        titles.setdefault(body, []).append(title_of(row.score))
+    blocks = [
+        f"<details><summary>{escape(', '.join(names))}</summary>{body}</details>" for body, names in titles.items()
+    ]
     note = '<p class="soft small">The conditions of each score. Scores are ranked only where these agree.</p>'
     return _section("Protocol cards", note + f'<div class="box">{"".join(blocks)}</div>') if blocks else ""
 

@@ -190,6 +190,13 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
             f"To go on further: trainer.max_steps={2 * resume_step}"
         )
     main_process = trainer.is_global_zero
+    if main_process:
+        log.info(_headline(parts, run_dir, resume_step))
+        with _mistakes_named(config):  # before anything is written: files may be missing or broken
+            parts.data.prepare_data()
+            parts.data.setup()
+            if parts.judge is not None:
+                parts.judge.prepare(parts.data, trainer.strategy.root_device)
     record = runs.RunRecord(run_dir, config) if main_process else None
     if record:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -197,14 +204,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
         if not one_device:
             runs.point_latest(run_dir)
         record.write(parameters={name: sum(p.numel() for p in ps) for name, ps in parts.model.players.items()})
-        log.info(_headline(parts, run_dir, resume_step))
     status = "failed"
     try:
-        with _mistakes_named(config):  # preparing data may find that files are missing or broken
-            parts.data.prepare_data()
-            parts.data.setup()
-            if parts.judge is not None:
-                parts.judge.prepare(parts.data, trainer.strategy.root_device)
         trainer.fit(parts.model, datamodule=parts.data, ckpt_path=resume, weights_only=True)
         status = "interrupted" if trainer.global_step < trainer.max_steps else "done"
         return _finish(parts, trainer, run_dir, record)

@@ -59,7 +59,9 @@ def print_summary(
     shown = [name for name in ("samples.png", "reconstructions.png", "curves.png") if (run_dir / name).is_file()]
     table.add_row("folder", f"{run_dir}/  {', '.join(shown)}, metrics.csv, config.yaml")
     table.add_row("draw more", f"python scripts/sample.py run={run_dir} n=64")
-    table.add_row("go on", f"python train.py resume={run_dir} trainer.max_steps={2 * record['iterations']}")
+    done, planned = record["iterations"], parts.config["trainer"]["max_steps"]
+    longer = f" trainer.max_steps={2 * done}" if done >= planned else ""
+    table.add_row("go on", f"python train.py resume={run_dir}{longer}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)  # a log file has room for whole paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,11 @@ def _task(config: Any) -> float | None:
         resolved = app.resolve(config, dict(hydra.runtime.choices))
         from genlab.cli.running import train
 
-        return train(resolved, Path(hydra.runtime.output_dir), one_device=many).monitored
+        run_dir = Path(hydra.runtime.output_dir)
+        monitored = train(resolved, run_dir, one_device=many).monitored
+        if resolved["dry_run"] and {p.name for p in run_dir.iterdir()} <= {".hydra", "train.log"}:
+            shutil.rmtree(run_dir, ignore_errors=True)  # Hydra made it, but there is no run
+        return monitored
     except (UserError, TrainingStopped) as error:
         if many:  # the other jobs go on; Hydra reports this one at the end, without a traceback
             raise CompactHydraException(str(error)) from None

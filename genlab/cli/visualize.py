@@ -224,7 +224,7 @@ class Looks:
         x = self.decode(interpolate(a, b, 100 if points else FRAMES, self.model.latent_prior))
         title = f"{self.name}: interpolations"
         if points:
-            return point_ways(x, self.real(2000)[0], f"{title} between {self.n} pairs of latents, {self.way}")
+            return point_ways(x, self.real(2000)[0], title, f"From one prior draw to another (dot), {self.way}.")
         return image_sheet([("", self.images(x))], title, f"Each row: from one prior draw to another, {self.way}.")
 
     def mirror(self) -> np.ndarray:
@@ -290,7 +290,10 @@ class Looks:
         labels = [f"z{d}: {v:.2f}" for d, v in zip(dims.tolist(), values[dims].tolist(), strict=True)]
         title = f"{self.name}: traversals"
         if points:
-            return point_ways(x, self.real(2000)[0], f"{title} from -{reach} to {reach}, through {from_where}", labels)
+            note = (
+                f"One latent goes from -{reach} to {reach} (dot), others stay at {from_where}. Beside each: {measure}."
+            )
+            return point_ways(x, self.real(2000)[0], title, note, labels)
         note = (
             f"Each row: one latent goes from -{reach} to {reach}, the others stay at {from_where}. "
             f"The {count} {which}; beside each the {measure}."
@@ -324,8 +327,9 @@ class Looks:
         error = (x - made).square().mean()
         title = f"{self.name}: reconstructions"
         if points:
-            title += f", mean squared error {error:.3g}"
-            return point_ways(torch.stack([x, made], dim=1), self.real(2000)[0], title)
+            note = f"Lines from {self.options['split']} points to what the model makes of them (dot)."
+            note += f" Mean squared error {error:.3g}."
+            return point_ways(torch.stack([x, made], dim=1), self.real(2000)[0], title, note)
         pairs = [
             ("real, model", self.images(torch.stack([a, b], dim=1)))
             for a, b in zip(x.split(self.n), made.split(self.n), strict=True)
@@ -406,7 +410,7 @@ class Looks:
         self.need("latent_map", "encode")
         x, y = self.real(CODES)
         codes = self.encode(x).flatten(1)
-        title = f"{self.name}: codes of {len(x)} {self.options['split']} samples"
+        note = f"The codes of {len(x)} {self.options['split']} samples"
         names = [f"z{i}" for i in range(codes.shape[1])]
         if codes.shape[1] == 1:
             codes = torch.cat([codes, (torch.zeros(len(x)) if y is None else y)[:, None].to(codes)], dim=1)
@@ -416,8 +420,10 @@ class Looks:
             _, values, directions = torch.linalg.svd(centred, full_matrices=False)
             shares = values.square() / values.square().sum().clamp_min(1e-300)
             names = [f"principal component {i + 1} ({shares[i]:.0%} of the variance)" for i in range(2)]
+            note += f", {codes.shape[1]} numbers each, in their first two principal components"
             codes = centred @ directions[:2].T
-        return code_map(codes, y, self.spec.class_names, title, names)
+        note += "." if y is None else ", coloured by class."
+        return code_map(codes, y, self.spec.class_names, f"{self.name}: latent map", note, names)
 
 
 def _choice(size: int, n: int, seed: int) -> Tensor:

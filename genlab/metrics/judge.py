@@ -15,7 +15,7 @@ from genlab.metrics.cache import cached_stats
 from genlab.metrics.cards import common_card
 from genlab.metrics.features import Extractor, FeatureStats, features_of
 from genlab.metrics.images import to_uint8
-from genlab.metrics.scores import Scores, fid, inception_score, kid, precision_recall
+from genlab.metrics.scores import MIN_IMAGES, Scores, fid, inception_score, kid, precision_recall
 from genlab.metrics.suite import real_rows
 from genlab.metrics.toy import energy_distance, mode_coverage
 
@@ -193,6 +193,7 @@ class ImageJudge(Judge):
         self.kind, self.weights, self.wanted, self.splits = extractor, inception_weights, tuple(scores), splits
         self.extractor: Extractor | None = None
         self._real: dict[str, FeatureStats] = {}
+        self._small: set[str] = set()  # splits that are too small to be judged on, once each
 
     def prepare(self, data: Data, device: torch.device) -> None:
         """Trains or loads the extractor; data without labels go without scores, with a warning."""
@@ -214,6 +215,11 @@ class ImageJudge(Judge):
         if self.extractor is None:
             return {}
         n = min(self.num_samples, len(data.split(split)))
+        if n < MIN_IMAGES:
+            if split not in self._small:
+                self._small.add(split)
+                log.warning("No %s scores: they need %d images or more, and there are %d.", split, MIN_IMAGES, n)
+            return {}
         if split not in self._real:
             self._real[split] = real_stats(self.extractor, data, split, n)
         real, fake = self._real[split], self._fake(model, n)

@@ -136,3 +136,20 @@ def test_a_sweep_reports_the_failed_job_and_runs_the_others(tmp_path):
     assert result.returncode == 1 and "ema.decay must lie in" in result.stderr and "Traceback" not in result.stderr
     done = sorted(p.parent.parent.name for p in Path(tmp_path).glob("sweep/*/checkpoints/last.ckpt"))
     assert done == ["0", "2"]
+
+
+def test_too_few_images_to_score_are_no_mistake(tmp_path, caplog):
+    """Forty labelled images: four of them for validation. Training goes on, without scores, and says why."""
+    for label in ("cats", "dogs"):
+        images(tmp_path / "pictures" / label, n=20)
+    arguments = ["data=folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=16", "trainer.max_steps=2"]
+    result = train(compose([*arguments, "network.width=8", "data.batch_size=4"]), tmp_path / "run")
+    assert result.scores == {} and "need 20 images" in caplog.text
+    assert (tmp_path / "run" / "samples.png").is_file()
+
+
+def test_nothing_is_made_for_data_that_are_missing(tmp_path):
+    """Neither a run folder that holds no run, nor a `latest` that points to one."""
+    with pytest.raises(UserError):
+        train(compose([*QUICK, "data=folder", "data.root=nowhere"]), tmp_path / "outputs" / "run")
+    assert not (tmp_path / "outputs").exists()

@@ -95,6 +95,18 @@ def test_the_second_stage_stands_alone(run, tmp_path):
         genlab.load(copy / "prior")
 
 
+def test_gradients_reach_the_first_stages_input(run):
+    """A search in latent space goes through both models."""
+    model = genlab.load(run / "prior", allow_targets=ALLOW)
+    z = torch.randn(4, 3, requires_grad=True)
+    with model.inference(gradients=True):
+        x = model.decode(z)
+        assert torch.equal(x, model.first_stage.decode(model.prior(z)))
+        x.sum().backward()
+    assert z.grad.abs().sum() > 0 and all(p.grad is None for p in model.parameters())
+    assert not model.decode(z).requires_grad and not model.first_stage.decode(z).requires_grad
+
+
 def assert_same(run, other):
     """Bit for bit."""
     for name in STEPS:
@@ -148,6 +160,14 @@ def test_resume_from_the_command_line(broken, run, tmp_path, monkeypatch):
     assert_same(tmp_path / "run", run)
 
 
+def test_resume_of_stages_takes_no_other_overrides(run, monkeypatch, capsys):
+    """As a run of one stage: what cannot be changed is refused, not passed over."""
+    monkeypatch.setattr("sys.argv", ["train.py", f"resume={run}", "seed=3"])
+    with pytest.raises(SystemExit) as stopped:
+        command.main()
+    assert stopped.value.code == 2 and "'seed=3' cannot be changed" in capsys.readouterr().err
+
+
 def fail_second(build):
     """Breaks off when the second stage is built."""
 
@@ -174,15 +194,18 @@ def test_a_first_stage_by_hand(run, tmp_path):
     assert moved(state(tmp_path / "alone")["state_dict"], state(run / "prior")["state_dict"]) == set()
 
 
-def test_a_first_stage_of_the_users_own(tmp_path):
+@pytest.mark.parametrize("place", ["in its stage", "at the top"])
+def test_a_first_stage_of_the_users_own(place, tmp_path):
     """A model outside genlab may be a first stage as well: its config is the user's, in one command."""
     walk = {"_target_": "tests.models.toys.Walk", "optimizer": SGD}
     over = {"_target_": "tests.models.toys.Over"}
-    stages = [
-        {"name": "walk", "model": walk, "trainer": {"max_steps": 2}},
-        {"name": "over", "model": over, "trainer": {"max_steps": 2}},
-    ]
-    running.train(config(["data=ring"], 2, stages=stages), tmp_path / "run")
+    first = {"name": "walk", "trainer": {"max_steps": 2}}
+    stages = [first, {"name": "over", "model": over, "trainer": {"max_steps": 2}}]
+    if place == "in its stage":
+        whole = config(["data=ring"], 2, stages=[{**first, "model": walk}, stages[1]])
+    else:
+        whole = config(["data=ring"], 2, stages=stages, model=walk)
+    running.train(whole, tmp_path / "run")
     assert state(tmp_path / "run" / "over")["state_dict"]["first_stage.generator.count"] == 4
 
 

@@ -78,6 +78,63 @@ def test_simultaneous_gradients_equal_those_of_one_graph(tmp_path):
             assert mine.abs().sum() > 0 and torch.equal(mine, theirs)
 
 
+def losses_of(name, model, x, draws):
+    """What each update of one iteration minimises, from the batch and the random draws in their order; as the paper."""
+    if name == "vae":
+        mu, logvar = model.posterior(x)
+        z = mu + (0.5 * logvar).exp() * draws[0]
+        log_q, log_p = torch.distributions.Normal(mu, (0.5 * logvar).exp()), torch.distributions.Normal(0.0, 1.0)
+        kl = torch.distributions.kl_divergence(log_q, log_p).sum(dim=1)
+        yield (kl - model.likelihood.log_prob(x, model.decoder(z))).mean()
+    elif name == "gan":
+        fake = model.generator(draws[0]).detach()
+        yield -(model.discriminator(x).sigmoid().log() + (1 - model.discriminator(fake).sigmoid()).log()).mean()
+        yield -model.discriminator(model.generator(draws[1])).sigmoid().log().mean()
+    else:
+        for i, part in enumerate(x.split(8)):  # fresh data for each of the five
+            z, alpha = draws[2 * i], draws[2 * i + 1].view(len(part), 1)  # a position for each sample
+            fake = model.generator(z).detach()
+            between = (alpha * part + (1 - alpha) * fake).requires_grad_()
+            (slope,) = torch.autograd.grad(model.critic(between).sum(), between, create_graph=True)
+            penalty = 10 * (slope.square().sum(dim=1).sqrt() - 1).square()
+            yield (model.critic(fake) - model.critic(part) + penalty).mean()
+        yield -model.critic(model.generator(draws[-1])).mean()
+
+
+@pytest.mark.parametrize("name", ["gan", "wgan_gp", "vae"])
+def test_each_gradient_is_that_of_the_papers_loss(name, tmp_path):
+    """In float64, at the parameters of the moment, on the same noise: also which data and noise each update uses."""
+    checked = []
+
+    class Compare(Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.draws, draw = [], pl_module._draw
+            pl_module._draw = lambda *args: self.draws.append(draw(*args)) or self.draws[-1]
+            for player, optimizer in zip(pl_module.players, trainer.optimizers, strict=True):
+                optimizer.register_step_pre_hook(lambda *_, player=player: self.compare(pl_module, player))
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.x, self.update = batch.x, 0
+
+        def compare(self, model, player):
+            parameters = model.players[player]
+            found = [p.grad for p in parameters]
+            with torch.enable_grad():
+                # The generator's loss is the last: the others' need noise that was drawn before it.
+                losses = losses_of(name, model, self.x, self.draws)
+                loss = next(loss for i, loss in enumerate(losses) if i == self.update)
+                expected = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for mine, theirs in zip(found, expected, strict=True):
+                theirs = torch.zeros_like(mine) if theirs is None else theirs
+                assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+            assert sum(g.abs().sum() for g in found) > 0
+            self.update += 1
+            checked.append(player)
+
+    fit(METHODS[name], 1, tmp_path, [Compare()], trainer={"precision": "64-true"})
+    assert checked == ORDER[name]
+
+
 def test_k_follows_the_balance_of_the_whole_iteration(tmp_path):
     """k starts at 0, moves by lambda_k (gamma L(x) - L(G(z))), and is recorded after its update."""
     memory = Memory()
@@ -86,6 +143,7 @@ def test_k_follows_the_balance_of_the_whole_iteration(tmp_path):
     k = 0.0
     for step in range(1, 6):
         real, fake = (memory.curves[f"train/{name}"][step] for name in ("l_real", "l_fake"))
+        assert fake == memory.curves["train/g_loss"][step]  # of the generator's samples, not the discriminator's
         k = min(1.0, max(0.0, k + 0.5 * (0.5 * real - fake)))
         assert_close(memory.curves["train/k"][step], k, rtol=1e-5, atol=1e-6)
         assert_close(memory.curves["train/m_global"][step], real + abs(0.5 * real - fake), rtol=1e-5, atol=1e-6)

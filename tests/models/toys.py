@@ -140,6 +140,10 @@ class Prior(GenerativeModel):
     def sample(self, n, y=None, rng=None):
         return self.first_stage.decode(self.prior(self.noise(n, rng)))
 
+    @inference
+    def decode(self, z):
+        return self.first_stage.decode(self.prior(z))
+
     def training_step(self, batch, batch_idx):
         code = self.first_stage.encode(batch.x)
         with self.turn("prior") as prior:

@@ -1,0 +1,374 @@
+"""`genlab-export`, `python scripts/export.py run=...`: weights and sampler in formats that need no genlab."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import genlab
+from genlab.cli import app
+from genlab.cli.sample import parse
+from genlab.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from genlab.models.base import GenerativeModel
+
+log = logging.getLogger("genlab")
+FORMATS = ("safetensors", "pt2", "onnx")
+FILES = {"safetensors": "weights.safetensors", "pt2": "sampler.pt2", "onnx": "sampler.onnx"}
+PACKAGES = {"safetensors": ("safetensors",), "pt2": (), "onnx": ("onnx", "onnxruntime", "onnxscript")}
+SPEC = "spec.json"
+FORMAT = 1  # of spec.json
+TOLERANCE = 1e-4  # of the exported samples' largest absolute value; one grey level is 80 times as much
+PRIORS = {"normal": "standard normal", "uniform": "uniform on [-1, 1]"}
+CHECKED = (1, 3, 8)  # latents at a time; not all of them the number that was traced
+HELP = f"""genlab-export: take a trained model out of genlab; the files go to RUN/export/.
+
+  genlab-export run=outputs/latest                 all formats that this machine and the model allow
+  genlab-export run=RUN/checkpoints/best.ckpt formats=safetensors,onnx out=FOLDER
+
+Files
+  {FILES["safetensors"]:<20} all weights, averaged where the run kept an average
+  {FILES["pt2"]:<20} latents to samples, for torch.export.load: no genlab needed
+  {FILES["onnx"]:<20} the same for onnxruntime and others; any number of latents
+  {SPEC:<20} what the data are, what the latents are drawn from, the model's config, and the checks
+
+The folder holds one export: the files of an earlier one are replaced or removed.
+Every exported sampler is read back and must draw what the model draws from the same latents, to {TOLERANCE:g} of the
+samples' largest value; else it is not written.
+
+Keys: run, formats (all), out, seed (0: of the latents that are compared), allow_targets ([mypackage.*])"""
+TEXT = ("run", "formats", "out")
+DEFAULTS: dict[str, Any] = {"run": None, "formats": None, "out": None, "seed": 0, "allow_targets": []}
+
+
+def main() -> None:
+    """The command line."""
+    with app.errors_as_sentences():
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(HELP)
+            return
+        typed = {key: app.take_path(sys.argv[1:], key)[0] for key in TEXT}
+        options = parse([a for a in sys.argv[1:] if a.partition("=")[0] not in TEXT], DEFAULTS)
+        options |= {key: value for key, value in typed.items() if value not in (None, "null")}
+        folder, spec = export(options)
+        for name, facts in spec["files"].items():
+            check = f"largest difference {facts['largest_difference']:.1e}" if "largest_difference" in facts else ""
+            print(f"{folder / name}  {check}")
+        print(folder / SPEC)
+        for reason in spec["left_out"].values():
+            print(reason, file=sys.stderr)
+
+
+def export(options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Writes weights, samplers and their description.
+
+    Args:
+        options: See `HELP`; what is missing has its default.
+
+    Returns:
+        The folder, and the content of its `spec.json`.
+
+    Raises:
+        UserError: If the run cannot be read, or a format that was asked for by name cannot be made, or draws something
+            else.
+    """
+    import torch
+
+    from genlab.cli.runs import find_run, read_checkpoint
+    from genlab.files import write_json
+    from genlab.seeding import preserved_random_states
+
+    options = {**DEFAULTS, **options}
+    wanted, named = _formats(options["formats"])
+    if options["run"] is None:
+        raise UserError("Say what to export: run=outputs/latest, another run folder, or a .ckpt file.")
+    folder, path = find_run(options["run"])
+    home = Path(options["out"] or folder / "export")
+    allow = tuple(options["allow_targets"])
+    left_out: dict[str, str] = {}
+    files: dict[str, dict[str, Any]] = {}
+    with preserved_random_states():
+        model = genlab.load(path, allow_targets=allow)
+        averaged = keep_averages(model)
+        rng = torch.Generator().manual_seed(options["seed"])
+        latents = [model.noise(n, rng) for n in CHECKED] if model.can("decode") else []
+        samples = [model.decode(z) for z in latents]
+        for name in wanted:
+            try:
+                content, draw = _make(name, model, latents)
+                facts: dict[str, Any] = {}
+                if latents:
+                    facts = {"largest_difference": compare(draw, latents, samples, name), "tolerance": TOLERANCE}
+            except UserError as error:
+                if named:
+                    raise
+                left_out[name] = str(error)
+                continue
+            _write(home / FILES[name], content)
+            files[FILES[name]] = facts
+    if not files:
+        raise UserError(f"Nothing could be exported. {next(iter(left_out.values()))}")
+    spec = {
+        "format": FORMAT,
+        "genlab": genlab.__version__,
+        "torch": torch.__version__,
+        "checkpoint": path.name,
+        "iteration": int(read_checkpoint(path)["global_step"]),
+        "averaged": averaged,
+        "data": model.spec.to_dict(),
+        "to_uint8": "x * 127.5 + 128, cut to 0..255, rounded down" if model.spec.kind == "image" else None,
+        "latents": {"size": getattr(model, "latent_dim", None), "prior": PRIORS[model.latent_prior]},
+        "choices": model.run_config.get("choices", {}),
+        "model": model.run_config.get("model"),
+        "files": files,
+        "left_out": left_out,
+    }
+    for name in set(FILES.values()) - files.keys():  # of an earlier export, perhaps of another checkpoint
+        (home / name).unlink(missing_ok=True)
+    write_json(home / SPEC, spec)
+    return home, spec
+
+
+def load_export(folder: str | Path, allow_targets: Sequence[str] = ()) -> GenerativeModel:
+    """The model of an export folder: built from its `spec.json`, with the weights of its safetensors.
+
+    Raises:
+        UserError: If a file is missing or damaged, or the config names what it may not.
+    """
+    import json
+
+    folder = Path(folder)
+    try:
+        spec = json.loads((folder / SPEC).read_text())
+        content = (folder / FILES["safetensors"]).read_bytes()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is no complete export of genlab: {error}") from error
+    return _model_of(content, spec["model"], spec["data"], allow_targets)
+
+
+def _model_of(content: bytes, config: Any, data: Any, allow_targets: Sequence[str]) -> GenerativeModel:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from genlab.cli.instantiate import check_allowed, check_signatures, instantiate
+    from genlab.data.spec import DataSpec
+
+    check_allowed(config, allow_targets)
+    check_signatures(config, "model")
+    model: GenerativeModel = instantiate(config)
+    try:
+        model.load_state_dict(load(content))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"The exported weights cannot be read or do not fit the model: {error}") from error
+    model.spec = DataSpec.from_dict(data)
+    return model.eval()
+
+
+def _write(path: Path, content: bytes) -> None:
+    from genlab.files import write_atomic
+
+    try:
+        write_atomic(path, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}). Try out=FOLDER.") from error
+
+
+def _formats(asked: str | Sequence[str] | None) -> tuple[tuple[str, ...], bool]:
+    """The formats, and whether the user named them."""
+    if asked is None:
+        return FORMATS, False
+    names = asked.strip("[]").replace(" ", "").split(",") if isinstance(asked, str) else list(asked)
+    for name in names:
+        if name not in FORMATS:
+            raise UserError(f"formats takes {', '.join(FORMATS)}, got {name!r}.")
+    return tuple(names), True
+
+
+def keep_averages(model: GenerativeModel) -> bool:
+    """Puts the moving averages in place of the live weights, for good; whether there were any."""
+    averaged = bool(model._ema)
+    with model.ema():
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_ema({})
+    model.load_state_dict(weights)
+    model.requires_grad_(False)
+    return averaged
+
+
+def compare(draw: Callable[[Tensor], Tensor], latents: list[Tensor], samples: list[Tensor], name: str) -> float:
+    """The largest difference between samples drawn by an export and the model's own from the same latents.
+
+    Raises:
+        UserError: If it exceeds the tolerance, or something else than samples comes out.
+    """
+    largest = 0.0
+    for z, x in zip(latents, samples, strict=True):
+        drawn = draw(z)
+        if drawn.shape != x.shape:
+            raise UserError(f"The {name} sampler draws {list(drawn.shape)} where the model draws {list(x.shape)}.")
+        largest = max(largest, float((drawn - x).abs().max()))
+    bound = TOLERANCE * max(float(x.abs().max()) for x in samples)
+    if not largest <= bound:
+        raise UserError(
+            f"The {name} sampler draws other samples than the model from the same latents (largest difference "
+            f"{largest:.2g}, allowed {bound:.2g}), so it was not written. The other formats: formats="
+            f"{','.join(f for f in FORMATS if f != name)}"
+        )
+    return largest
+
+
+# --- The formats ----------------------------------------------------------------------------------------------------
+
+
+def _make(name: str, model: GenerativeModel, latents: list[Tensor]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    """The bytes of a file, and what draws from them as they were read back.
+
+    Raises:
+        UserError: If a package is missing, or the model does not allow it.
+    """
+    missing = [package for package in PACKAGES[name] if find_spec(package) is None]
+    if missing:
+        raise UserError(f'{FILES[name]} needs {" and ".join(missing)}: pip install "genlab[export]"')
+    if name == "safetensors":
+        return _safetensors(model)
+    if not latents:
+        raise UserError(
+            f"{FILES[name]} cannot be made: {type(model).__name__} has no `decode` from latents to samples."
+        )
+    return (_pt2 if name == "pt2" else _onnx)(model, latents[-1])
+
+
+def _safetensors(model: GenerativeModel) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    from safetensors.torch import save
+
+    # Each tensor by itself: safetensors refuses weights that share memory.
+    weights = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
+    content = save(weights, metadata={"format": "pt", "genlab": genlab.__version__})
+    # Its config passed the list of allowed targets when the run was loaded.
+    copy = _model_of(content, model.run_config["model"], model.spec.to_dict(), ("*",))
+    return content, copy.decode
+
+
+def _pt2(model: GenerativeModel, z: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    import torch
+
+    file = io.BytesIO()
+    torch.export.save(trace(model, z), file)
+    content = file.getvalue()
+    sampler = torch.export.load(io.BytesIO(content)).module()
+    return content, lambda z: sampler(z)
+
+
+def _onnx(model: GenerativeModel, z: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    import onnxruntime
+    import torch
+
+    program = trace(model, z)
+    try:
+        with _quiet():
+            made = torch.onnx.export(program, (z,), dynamo=True, verbose=False, input_names=["z"], output_names=["x"])
+        assert made is not None
+        content = made.model_proto.SerializeToString()
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:  # whatever the exporter meets: an operator without a counterpart, a model beyond 2 GB
+        raise UserError(f"{FILES['onnx']} cannot be made of {type(model).__name__}: {_first_line(error)}") from error
+    return content, lambda z: torch.from_numpy(session.run(None, {"z": z.numpy()})[0])
+
+
+def trace(model: GenerativeModel, z: Tensor) -> Any:
+    """The model's `decode` as a `torch.export` program for any number of latents, with the weights that it needs.
+
+    Args:
+        model: With the weights that are meant, see `keep_averages`.
+        z: Latents [N, Z], N >= 2.
+
+    Raises:
+        UserError: If the model's code cannot be traced.
+    """
+    import torch
+
+    class Sampler(torch.nn.Module):
+        """Latents to samples, and nothing else."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.model.decode(z)
+
+    sampler = Sampler().eval()
+    number = torch.export.Dim("n", min=1)
+    try:
+        with model.inference(gradients=True), torch.no_grad(), _quiet():
+            program = torch.export.export(sampler, (z,), dynamic_shapes=({0: number},))
+            unused = _unused(program)
+            if unused:  # a discriminator is of no use to a sampler
+                with _without(sampler, unused):
+                    try:
+                        program = torch.export.export(sampler, (z,), dynamic_shapes=({0: number},))
+                    except Exception as error:  # the code looks at a weight that it does not calculate with
+                        log.debug("The sampler keeps weights that it does not use: %s", error)
+            return program
+    except Exception as error:  # torch's own classes of errors change from version to version
+        raise UserError(f"{type(model).__name__} cannot be traced by torch.export: {_first_line(error)}") from error
+
+
+def _unused(program: Any) -> list[str]:
+    """Names of the weights and buffers that a program carries but does not calculate with."""
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    return [names[node.name] for node in nodes if not node.users]
+
+
+@contextmanager
+def _without(module: nn.Module, names: list[str]) -> Iterator[None]:
+    """Inside, these weights and buffers are not there."""
+    taken = []
+    for name in names:
+        owner, _, key = name.rpartition(".")
+        inside = module.get_submodule(owner)
+        store: dict[str, Any] = inside._parameters if key in inside._parameters else inside._buffers
+        taken.append((store, key, store[key]))
+        store[key] = None
+    try:
+        yield
+    finally:
+        for store, key, value in taken:
+            store[key] = value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what the exporters tell about their own insides."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+if __name__ == "__main__":
+    main()

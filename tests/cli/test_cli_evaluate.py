@@ -1,0 +1,313 @@
+"""`scripts/evaluate.py`: scores of runs and of images that anything made, and what it must leave alone."""
+
+import hashlib
+import json
+import random
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import genlab
+from genlab.cli import evaluate, train_classifier
+from genlab.cli.app import compose
+from genlab.cli.evaluate import evaluate_images, evaluate_run, find_runs
+from genlab.cli.running import train
+from genlab.errors import UserError
+from genlab.metrics.cards import differences
+from tests.cli.helpers import command
+
+QUICK = ["trainer.max_steps=3", "callbacks=none", "logger=csv"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A GAN on digits, a VAE on grey and one on binary digits, a GAN on points; three iterations each."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, overrides in {
+        "gan": [],
+        "grey": ["model=vae"],
+        "binary": ["model=vae", "data.binarize=static", "metrics=none"],
+        "gauss": ["model=vae", "likelihood=gaussian", "metrics=none"],
+        "ring": ["data=ring"],
+    }.items():
+        train(compose([*overrides, *QUICK]), folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gan_record(runs):
+    return evaluate_run(runs / "gan")
+
+
+def contents(folder):
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def states():
+    name, keys, *rest = np.random.get_state()
+    return torch.get_rng_state().tolist(), (name, keys.tolist(), *rest), random.getstate()
+
+
+# --------------------------------------------------------------------------------------------------------------- a run
+def test_a_run_gets_all_scores_with_their_cards(runs, gan_record):
+    record = json.loads((runs / "gan" / "scores" / "test-classifier-digits-seed2020.json").read_text())
+    assert {k: record[k] for k in record} == {k: gan_record[k] for k in record}
+    names = {name.partition("/")[0] for name in record["scores"]}
+    assert {"fid", "is", "is_std", "is_real", "kid", "kid_std", "precision", "recall", "density", "coverage"} <= names
+    assert {"ms_ssim", "ms_ssim_real", "ms_ssim_noised", "ms_ssim_within", "nn_ratio", "rarest_class"} <= names
+    card = record["cards"][record["group"]["fid/classifier-digits"]]
+    wanted = {"n_real": 359, "n_fake": 359, "split": "test", "resize": "none", "seed": 2020, "ema": True}
+    assert wanted.items() <= card.items() and card["test_accuracy"] > 0.9 and len(card["checksum"]) == 64
+    assert {"fingerprint", "binarize", "genlab", "protocol", "sampler", "data"} <= card.keys()
+    assert record["checkpoint"]["iteration"] == 3 and record["checkpoint"]["file"] == "last.ckpt"
+
+
+def test_the_figures_are_the_runs_own(runs, gan_record):
+    """Same latents, same test images, same judge: what the run printed, to the last digits, under the same card."""
+    own = json.loads((runs / "gan" / "run.json").read_text())
+    for name in ("fid/classifier-digits", "is/classifier-digits", "is_real/classifier-digits"):
+        assert gan_record["scores"][name] == pytest.approx(own["scores"][f"test/{name}"], rel=1e-9)
+    from genlab.metrics.cards import card_of
+
+    mine = gan_record["cards"]["fid"]
+    assert differences([mine, card_of("fid/classifier-digits", own["cards"]["classifier-digits"])]) == []
+
+
+def test_nothing_is_touched_but_the_scores(runs, gan_record):
+    before, random_states = contents(runs / "gan"), states()
+    torch.manual_seed(5)
+    random_states = states()
+    evaluate_run(runs / "gan", {"seed": 7, "scores": ["fid", "is", "kid", "pr", "ms_ssim", "nn"]})
+    assert states() == random_states
+    after = contents(runs / "gan")
+    new = after.keys() - before.keys()
+    assert new == {"scores/test-classifier-digits-seed7.json"}
+    assert {name: after[name] for name in before} == before
+    model = genlab.load(runs / "gan")
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    averages = {k: v.clone() for k, v in model._ema.items()}
+    model.sample(40, rng=torch.Generator().manual_seed(0))
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in weights.items())
+    assert all(torch.equal(v, model._ema[k]) for k, v in averages.items())
+
+
+def test_a_seed_is_a_repetition_and_repeats(runs, gan_record):
+    wanted = {"scores": ["fid", "kid"]}
+    other, again = (evaluate_run(runs / "gan", {**wanted, "seed": 8}) for _ in range(2))
+    assert other["scores"] == again["scores"]
+    name = "fid/classifier-digits"
+    assert other["scores"][name] != gan_record["scores"][name]
+    assert differences([other["cards"]["fid"], gan_record["cards"]["fid"]]) == []
+    few = evaluate_run(runs / "gan", {**wanted, "n": 100, "seed": 9})
+    assert differences([few["cards"]["fid"], gan_record["cards"]["fid"]]) == ["n_fake", "n_real"]
+
+
+def test_scores_taken_later_join_those_of_the_same_checkpoint(runs):
+    first = evaluate_run(runs / "gan", {"scores": ["fid"], "seed": 11})
+    both = evaluate_run(runs / "gan", {"scores": ["ms_ssim"], "seed": 11})
+    assert "fid/classifier-digits" in first["scores"] and "ms_ssim" not in first["scores"]
+    assert {"fid/classifier-digits", "ms_ssim"} <= both["scores"].keys()
+    assert both["cards"]["fid"] == first["cards"]["fid"]
+
+
+def test_real_statistics_are_extracted_once(runs, monkeypatch):
+    from genlab.metrics import judge
+
+    def refuse(*_, **__):
+        raise AssertionError("the statistics should come from the cache")
+
+    evaluate_run(runs / "gan", {"scores": ["fid"], "seed": 12})
+    monkeypatch.setattr(judge, "features_of", refuse)
+    evaluate_run(runs / "gan", {"scores": ["fid"], "seed": 13})
+    with pytest.raises(AssertionError, match="cache"):  # other images are other statistics
+        evaluate_run(runs / "gan", {"scores": ["fid"], "seed": 13, "n": 77})
+
+
+def test_likelihood_and_reconstruction(runs):
+    options = {"scores": ["likelihood", "reconstruction"], "iwae_samples": 20, "likelihood_images": 60}
+    binary = evaluate_run(runs / "binary", options)
+    scores = binary["scores"]
+    assert scores["elbo"] == pytest.approx(scores["elbo_recon"] - scores["elbo_kl"])
+    assert scores["elbo"] < scores["iwae_20"] < 0 and scores["iwae_20_se"] > 0
+    assert scores["bits_per_dim"] == pytest.approx(-scores["iwae_20"] / (64 * np.log(2)))
+    assert 0 <= scores["active_units"] <= 32 and {"recon_mse", "recon_psnr", "recon_ssim"} <= scores.keys()
+    card = binary["cards"]["likelihood"]
+    assert card["iwae_samples"] == 20 and card["n_real"] == 60 and card["binarize"] == "static"
+    grey = evaluate_run(runs / "grey", options)
+    assert not any(name.startswith(("elbo", "iwae", "bits")) for name in grey["scores"])
+    assert "objective" in grey["scores"] and "no likelihood" in grey["notes"][0]
+    assert "rfid/classifier-digits" in grey["scores"]
+    gauss = evaluate_run(runs / "gauss", options)
+    assert gauss["cards"]["likelihood"]["dequantised"] == "uniform" and gauss["scores"]["bits_per_dim"] > 0
+
+
+def test_points_stand_beside_a_perfect_generator(runs):
+    record = evaluate_run(runs / "ring")
+    scores = record["scores"]
+    assert scores["modes_real"] == 8 and 0.97 < scores["hq_real"] <= 1 and scores["kl_modes_real"] < 0.01
+    assert abs(scores["energy_real"]) < 0.05 < scores["energy"]
+    rows = {title: beside for title, _, beside, _ in evaluate.score_rows(record)}
+    assert rows["modes"] == "perfect 8, of 8" and rows["high-quality share"].startswith("perfect 0.98")
+
+
+def test_several_runs_go_on_after_a_broken_one(runs, tmp_path, monkeypatch, capsys):
+    for name in ("0", "1", "2"):
+        shutil.copytree(runs / "ring", tmp_path / "many" / name, ignore=shutil.ignore_patterns("scores"))
+    (tmp_path / "many" / "2" / "checkpoints" / "last.ckpt").write_bytes(b"nothing")
+    assert [p.name for p in find_runs([str(tmp_path / "many")])] == ["0", "1", "2"]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", f"run={tmp_path / 'many'}"])
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and "1 of 3 runs could not be scored" in printed.err and "damaged" in printed.err
+    assert "energy distance (lower is better)" in printed.out
+    assert len(list((tmp_path / "many").glob("*/scores/test-points-seed2020.json"))) == 2
+
+
+def test_another_checkpoint_has_another_file(runs, tmp_path):
+    run = shutil.copytree(runs / "ring", tmp_path / "run")
+    shutil.copy(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt")
+    assert evaluate_run(run / "checkpoints" / "best.ckpt")["file"].endswith("test-points-seed2020-best.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "Say what to score"),
+        (["run={runs}/nothing"], "There is no run"),
+        (["run={runs}/gan", "n=10"], "n must be a whole number from 20 on, got 10"),
+        (["run={runs}/gan", "scores=[fd]"], "There is no score 'fd'"),
+        (["run={runs}/gan", "scores=[likelihood]"], "GAN on image data offers sample"),
+        (["run={runs}/gan", "split=dev"], "split must be train, val or test"),
+        (["run={runs}/gan", "sede=3"], "Did you mean seed=?"),
+        (["run={runs}/gan", "extractor=clasifier"], "classifier, inception or a file"),
+        (["run={runs}/gan", "extractor=inception"], "inception_weights=PATH"),
+        (["run={runs}/gan", "real=x"], "not both"),
+        (["real=x.npz"], "both real=PATH and fake=PATH"),
+    ],
+)
+def test_mistakes(arguments, words, runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *(a.format(runs=runs) for a in arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in error and "metrics." not in error
+
+
+def test_a_real_command_line(runs, tmp_path):
+    result = command(
+        [f"run={runs / 'gan'}", "scores=[ms_ssim]", f"out={tmp_path}"], tmp_path, script="scripts/evaluate.py"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "diversity, 1 - MS-SSIM" in result.stdout and "noised" in result.stdout
+    assert len(list(tmp_path.glob("*.json"))) == 1
+
+
+# -------------------------------------------------------------------------------------------------- images of any make
+@pytest.fixture
+def digits():
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None], bunch.target
+
+
+def write_folder(folder, images, size=None):
+    folder.mkdir()
+    for i, image in enumerate(images):
+        picture = Image.fromarray(image[:, :, 0])
+        (picture.resize(size) if size else picture).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def test_a_folder_a_zip_and_an_npz_of_the_same_images_score_alike(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, y = digits
+    np.savez("real.npz", x=x[:400], y=y[:400])
+    np.savez("fake.npz", x=x[500:600])
+    folder = write_folder(tmp_path / "fake", x[500:600])
+    with zipfile.ZipFile("fake.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, f"inside/{path.name}")
+    np.savez("train.npz", x=x[500:900])
+    wanted = {"real": "real.npz", "scores": ["fid", "kid", "ms_ssim", "nn"], "train": "train.npz"}
+    records = [evaluate_images({**wanted, "fake": fake}) for fake in ("fake.npz", "fake", "fake.zip")]
+    assert records[0]["scores"] == records[1]["scores"] == records[2]["scores"]
+    assert differences([r["cards"]["fid"] for r in records]) == []
+    assert records[0]["cards"]["fid"]["extractor"] == "classifier-real"
+    assert records[0]["scores"]["nn_ratio"] < 0.01  # all of them are training images
+    same = evaluate_images({**wanted, "fake": "real.npz", "scores": ["fid", "nn"], "train": "real.npz"})
+    assert abs(same["scores"]["fid/classifier-real"]) < 1e-3
+    assert "the ratio measures nothing" in same["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": np.zeros((30, 8, 8, 1), np.uint8)}, "holds `images`, but no array `x`"),
+        ({"x": np.zeros((30, 8, 8, 1), np.float32)}, "`x` as float32 of shape"),
+        ({"x": np.zeros((30, 8, 8), np.uint8)}, "of shape [30, 8, 8]"),
+        ({"x": np.zeros((30, 1, 8, 8), np.uint8)}, "of shape [30, 1, 8, 8]"),
+        ({"x": np.array([{}] * 30, dtype=object)}, "cannot be read"),
+        ({"x": np.zeros((30, 8, 8, 1), np.uint8), "y": np.zeros(3)}, "`y` as float64"),
+    ],
+)
+def test_an_unknown_layout_is_told_what_is_expected(arrays, words, tmp_path):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    np.savez(tmp_path / "real.npz", x=np.zeros((30, 8, 8, 1), np.uint8))
+    with pytest.raises(UserError) as error:
+        evaluate_images({"real": tmp_path / "real.npz", "fake": tmp_path / "bad.npz"})
+    assert words in str(error.value) and "uint8 array `x` of shape [N, H, W, C]" in str(error.value)
+
+
+def test_broken_few_and_unequal_images_are_named(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, _ = digits
+    np.savez("real.npz", x=x[:50])
+    broken = write_folder(tmp_path / "broken", x[:30])
+    (broken / "007.png").write_bytes((broken / "007.png").read_bytes()[:40])
+    options = {"real": "real.npz", "scores": ["ms_ssim"]}
+    with pytest.raises(UserError, match=r"fake=broken: 1 of 30 images cannot be read: 007.png .*skip_broken=true"):
+        evaluate_images({**options, "fake": "broken"})
+    assert evaluate_images({**options, "fake": "broken", "skip_broken": True})["cards"]["ms_ssim"]["n_fake"] == 29
+    write_folder(tmp_path / "few", x[:5])
+    with pytest.raises(UserError, match="Scores need 20 images or more, and fake=few holds 5"):
+        evaluate_images({**options, "fake": "few"})
+    write_folder(tmp_path / "large", x[:30], (16, 12))
+    with pytest.raises(UserError, match=r"real: 8x8; fake: 12x16.* set size=8"):
+        evaluate_images({**options, "fake": "large"})
+    record = evaluate_images({**options, "fake": "large", "size": 8})
+    assert record["cards"]["ms_ssim"]["sizes"] == "centre crop, Lanczos to 8x8"
+    for path in ("nothing", "real.txt"):
+        (tmp_path / "real.txt").write_text("no images")
+        with pytest.raises(UserError, match="expected is a folder or zip of images"):
+            evaluate_images({**options, "fake": path})
+
+
+# ---------------------------------------------------------------------------------------------------------- classifier
+def test_train_classifier(tmp_path, monkeypatch, capsys, runs):
+    monkeypatch.setattr("sys.argv", ["train_classifier.py", "data=digits", f"out={tmp_path / 'judge.pt'}"])
+    train_classifier.main()
+    assert "of the test images right; 10 classes, images 1x8x8" in capsys.readouterr().out
+    record = evaluate_run(
+        runs / "gan", {"extractor": str(tmp_path / "judge.pt"), "scores": ["fid"], "out": str(tmp_path)}
+    )
+    assert "fid/classifier-digits" in record["scores"]
+    for arguments, words in ((["data=ring"], "ring holds points"), (["model=vae"], "is not understood")):
+        with pytest.raises(UserError, match=words):
+            train_classifier.train(arguments)

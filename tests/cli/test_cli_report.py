@@ -1,0 +1,185 @@
+"""`scripts/report.py`: runs that are made up, so that every figure on the page is known."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+from genlab.cli import report as cli
+from genlab.cli.report import cell, collect, markdown, number
+from genlab.cli.report_page import html_page
+from genlab.errors import UserError
+from genlab.metrics.images import save_png
+
+FID = "fid/classifier-digits"
+CARD = {"extractor": "classifier-digits", "checksum": "c" * 64, "n_real": 359, "n_fake": 359, "split": "test"}
+
+
+def make_run(folder, model="gan", seed=0, scores=None, weight=1.0, card=None, scoring_seeds=(2020,), curves=True):
+    """A run folder as training and evaluation leave it, without the training."""
+    folder.mkdir(parents=True)
+    config = {
+        "seed": seed,
+        "choices": {"model": model, "data": "digits"},
+        "model": {"_target_": f"genlab.models.{model}", "kl_weight": weight},
+        "data": {"_target_": "genlab.data.images.Digits", "seed": seed, "root": str(folder)},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    session = {
+        "command": "train.py",
+        "wall_seconds": 90.0,
+        "status": "done",
+        "hardware": {"cpu": "A CPU", "threads": 1},
+    }
+    record = {
+        "choices": config["choices"],
+        "seed": seed,
+        "sessions": [session],
+        "iterations": 1000,
+        "images_per_second": 1234.5,
+        "parameters": {"generator": 66_688},
+        "scores": {f"test/{FID}": 50.0},
+        "cards": {"classifier-digits": CARD},
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    for i, scoring_seed in enumerate(scoring_seeds if scores else ()):
+        values = {name: value + i for name, value in scores.items()}
+        content = {
+            "format": 1,
+            "checkpoint": {"file": "last.ckpt"},
+            "scores": values,
+            "group": {name: name for name in values},
+            "cards": {name: {**CARD, **(card or {}), "seed": scoring_seed} for name in values},
+            "notes": [],
+        }
+        (folder / "scores").mkdir(exist_ok=True)
+        (folder / "scores" / f"test-classifier-digits-seed{scoring_seed}.json").write_text(json.dumps(content))
+    save_png(folder / "samples.png", np.full((32, 32, 3), 40 * seed % 255, np.uint8))
+    if curves:
+        rows = [f"{step},{step / 10},train/d_loss,{1 + step / 100}" for step in range(1, 50)]
+        rows += [f"{step},{step / 10},val/{FID},{1000 / step}" for step in (1, 20, 40)]
+        (folder / "metrics.csv").write_text("\n".join(["step,seconds,metric,value", *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two compositions with three and two seeds, in a multirun folder."""
+    for i, (model, seed, fid) in enumerate(
+        [("gan", 1, 10), ("gan", 2, 12), ("gan", 3, 14), ("vae", 1, 30), ("vae", 2, 40)]
+    ):
+        make_run(tmp_path / "sweep" / str(i), model, seed, {FID: fid, "is/classifier-digits": 5.0})
+    (tmp_path / "sweep" / "multirun.yaml").write_text("{}")
+    (tmp_path / "sweep" / "latest").symlink_to("0", target_is_directory=True)
+    return tmp_path / "sweep"
+
+
+def rows_of(report):
+    return {row.score: row for row in report.rows}
+
+
+def test_seeds_are_averaged_and_the_best_is_marked(sweep):
+    report = collect([str(sweep)])
+    assert [c.label for c in report.compositions] == ["model=gan", "model=vae"]
+    assert [len(c.entries) for c in report.compositions] == [3, 2] and report.shared == {"data": "digits"}
+    row = rows_of(report)[FID]
+    assert row.values == [[10, 12, 14], [30, 40]] and row.differs is None and row.best == [0]
+    text = markdown(report)
+    assert "| FID (classifier-digits) ↓ |  | **12 ± 2** | 35 ± 7.1 |" in text
+    assert rows_of(report)["is/classifier-digits"].best == [0, 1]  # equal: within one standard deviation
+    assert (
+        "| 3 | model=vae | 1 | 1000 | 90 s | 1,234 |" in text or "| 3 | model=vae | 1 | 1000 | 90 s | 1,235 |" in text
+    )
+
+
+def test_cards_that_differ_are_not_ranked_and_the_field_is_named(sweep, tmp_path):
+    make_run(tmp_path / "odd", "vae", 3, {FID: 1.0}, card={"n_fake": 50})
+    report = collect([str(sweep), str(tmp_path / "odd")])
+    row = rows_of(report)[FID]
+    assert row.best == [] and row.mixed == [False, True]
+    sentence = "FID (classifier-digits) is not ranked: the cards differ in n_fake (359 in 5 scorings, 50 in odd)."
+    assert report.refusals == [sentence]
+    assert sentence in markdown(report) and sentence in html_page(report) and "1 to 40, mixed" in markdown(report)
+    assert rows_of(report)["is/classifier-digits"].differs is None  # what can be ranked still is
+
+
+def test_a_run_that_was_scored_twice_counts_once(tmp_path):
+    for seed, fid in ((1, 10.0), (2, 20.0)):
+        make_run(tmp_path / "runs" / str(seed), "gan", seed, {FID: fid}, scoring_seeds=(1, 2, 3))
+    report = collect([str(tmp_path / "runs")])
+    assert rows_of(report)[FID].values == [[11.0, 21.0]]
+    assert report.compositions[0].spread_of_scorings(FID) == 1.0  # of 10, 11, 12
+    assert "moves between scorings by a std of 1 " in html_page(report)
+
+
+def test_labels_name_what_differs(tmp_path):
+    for i, weight in enumerate((1.0, 4.0)):
+        make_run(tmp_path / "runs" / str(i), "vae", 1, {FID: 10.0}, weight=weight)
+    labels = [c.label for c in collect([str(tmp_path / "runs")]).compositions]
+    assert labels == ["model.kl_weight=1.0", "model.kl_weight=4.0"]
+
+
+def test_a_runs_own_scores_serve_where_it_was_not_evaluated(tmp_path):
+    make_run(tmp_path / "run")
+    report = collect([str(tmp_path / "run")])
+    assert rows_of(report)[FID].values == [[50.0]] and rows_of(report)[FID].best == []
+
+
+def test_the_page_stands_alone(sweep):
+    """Nothing is fetched and nothing runs: no script, no link, pictures and curves inside."""
+    page = html_page(collect([str(sweep)]))
+    assert not re.search(r"https?:|<script|<link|@import|url\(", page)
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == 7 and all(s.startswith("data:image/png;base64,") for s in sources)  # 2 large, 5 small
+    assert page.count("<polyline") == 10 and "<h2>Curves</h2>" in page and "prefers-color-scheme: dark" in page
+    assert "12 ± 2" in page and "90 s" in page and "1,23" in page and "Protocol cards" in page
+
+
+def test_a_strangers_texts_are_escaped(tmp_path):
+    evil = "<script>alert(1)</script>"
+    make_run(tmp_path / "run", evil, 1, {FID: 1.0, f"is/{evil}": 2.0}, card={"extractor": evil})
+    (tmp_path / "run" / "samples.png").write_bytes(b"no picture")
+    page = html_page(collect([str(tmp_path / "run")]))
+    assert evil not in page and "&lt;script&gt;" in page
+
+
+def test_score_files_stand_for_images(tmp_path):
+    for name, fid in (("theirs", 5.0), ("ours", 6.0)):
+        make_run(tmp_path / "tmp" / name, "gan", 1, {FID: fid})
+        content = json.loads(next((tmp_path / "tmp" / name / "scores").glob("*.json")).read_text())
+        (tmp_path / "scores").mkdir(exist_ok=True)
+        (tmp_path / "scores" / f"{name}.json").write_text(json.dumps({**content, "run": f"/data/{name}.npz"}))
+    report = collect([str(tmp_path / "scores")])
+    assert [c.label for c in report.compositions] == ["ours.npz", "theirs.npz"] and rows_of(report)[FID].best[0] == 1
+    assert "theirs.npz" in html_page(report)
+
+
+def test_files_and_mistakes(sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["report.py", f"runs={sweep}"])
+    cli.main()
+    assert (sweep / "report.html").is_file() and (sweep / "report.md").read_text().startswith("All runs: `data=digits`")
+    assert "report.html" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    for arguments, words in (
+        ([], "Say what"),
+        ([str(tmp_path / "empty")], "nothing in it"),
+        (["nowhere"], "no run folder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            collect(arguments)
+    (sweep / "0" / "scores" / "test-classifier-digits-seed2020.json").write_text("{")  # cut off: the rest is shown
+    assert rows_of(collect([str(sweep)]))["is/classifier-digits"].values[0] == [5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (12.0, "12"), (12.3456, "12.35"), (0.012345, "0.01235"), (-57.678, "-57.68"), (1e6, "1e+06")],
+)
+def test_numbers(value, text):
+    assert number(value) == text
+
+
+def test_cells():
+    assert [cell([]), cell([1.5]), cell([1.0, 2.0])] == ["–", "1.5", "1.5 ± 0.71"]

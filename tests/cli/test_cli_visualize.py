@@ -1,0 +1,235 @@
+"""Looks into trained models: the pictures that come out, and what is said where none can."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import genlab.sheets
+from genlab.cli.app import compose
+from genlab.cli.running import train
+from genlab.cli.visualize import DEFAULTS, FRAMES, WHAT, Looks, visualize
+from genlab.errors import UserError
+from genlab.models.base import GenerativeModel, inference
+from tests.cli.helpers import command
+
+QUICK = ["metrics=none", "callbacks=none", "logger=none", "trainer=cpu", "threads=1", "trainer.max_steps=20"]
+CELL = 64  # pixels of an enlarged digit
+RUNS = {
+    "gan": ["model=gan"],
+    "began": ["model=began", "network=mlp_image"],
+    "vae": ["model=vae"],
+    "points": ["model=vae", "data=swiss_roll", "likelihood=gaussian", "model.latent_dim=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A short run of each kind."""
+    folders = {}
+    for name, overrides in RUNS.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        train(compose([*overrides, *QUICK]), folders[name])
+    return folders
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What goes onto the sheets: the arguments of each call, by name."""
+    calls = {}
+
+    def spy(name):
+        draw = getattr(genlab.sheets, name)
+
+        def noted(*args, **kwargs):
+            calls[name] = (args, kwargs)
+            return draw(*args, **kwargs)
+
+        monkeypatch.setattr(genlab.sheets, name, noted)
+
+    for name in ("image_sheet", "point_ways", "code_map"):
+        spy(name)
+    return calls
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+def looks(run, **options):
+    return Looks(genlab.load(run), {**DEFAULTS, "n": 4, **options})
+
+
+def test_all_looks_of_a_vae(runs, capsys):
+    before = {p: p.read_bytes() for p in (runs["vae"] / "checkpoints").iterdir()}
+    state = torch.get_rng_state()
+    drawn = visualize({"run": runs["vae"], "n": 3, "steps": 3})
+    assert list(drawn) == list(WHAT)
+    for name, path in drawn.items():
+        picture = read(path)
+        assert path == runs["vae"] / "pictures" / f"{name}.png"
+        assert picture.ndim == 3 and picture.shape[2] == 3
+        assert picture.std() > 10 and len(np.unique(picture)) > 20, name
+    assert read(drawn["interpolations"]).shape[1] >= FRAMES * CELL
+    assert read(drawn["reconstructions"]).shape[1] >= 12 * CELL  # six columns of pairs
+    assert 3 * CELL < read(drawn["neighbours"]).shape[0] < 5 * CELL  # three rows and the text above
+    assert capsys.readouterr().err == ""
+    assert before == {p: p.read_bytes() for p in (runs["vae"] / "checkpoints").iterdir()}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_all_leaves_out_what_does_not_fit_and_says_why(runs, capsys):
+    drawn = visualize({"run": runs["gan"], "n": 2, "steps": 2})
+    assert list(drawn) == ["interpolations", "mirror", "traversals", "neighbours"]
+    said = capsys.readouterr().err
+    assert "reconstructions: GAN has no `reconstruct`" in said and "latent_map: GAN has no `encode`" in said
+
+
+def test_points_are_drawn_as_ways_in_the_plane(runs, capsys):
+    drawn = visualize({"run": runs["points"], "n": 2})
+    assert list(drawn) == ["interpolations", "traversals", "reconstructions", "latent_map"]
+    assert all(read(path).std() > 10 for path in drawn.values())
+    assert "for images, not points" in capsys.readouterr().err
+
+
+def test_one_seed_draws_one_picture(runs, tmp_path):
+    options = {"run": runs["gan"], "what": "interpolations,traversals", "n": 2}
+    one, two = (visualize({**options, "out": tmp_path / str(i)}) for i in range(2))
+    other = visualize({**options, "out": tmp_path / "other", "seed": 1})
+    for name in one:
+        assert one[name].read_bytes() == two[name].read_bytes() != other[name].read_bytes()
+
+
+def test_interpolations_go_from_latent_to_latent(runs, seen):
+    """Along the arc for a normal prior, straight for BEGAN's uniform one; the ends are samples."""
+    for name, word in (("gan", "slerp"), ("began", "straight")):
+        look = looks(runs[name])
+        look.interpolations()
+        (groups, _, note), _ = seen["image_sheet"]
+        images = groups[0][1]
+        assert images.shape == (4, FRAMES, 1, 8, 8) and images.dtype == torch.uint8 and word in note
+        a, b = look.latents(8).chunk(2)
+        assert torch.equal(images[:, 0], look.images(look.decode(a)))
+        assert torch.equal(images[:, -1], look.images(look.decode(b)))
+
+
+class Linear(GenerativeModel):
+    """G(z) = W z on images of 2 x 4 pixels, with a latent that does nothing."""
+
+    def __init__(self, spec, run_config, prior="normal"):
+        super().__init__()
+        self.spec, self.run_config, self.latent_dim, self.latent_prior = spec, run_config, 4, prior
+        weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) / 20
+        weight[2] = 0
+        self.register_buffer("weight", weight)
+
+    @inference
+    def decode(self, z):
+        return (z @ self.weight).unflatten(1, (1, 8, 8))
+
+    @inference
+    def encode(self, x):
+        return x.flatten(1) @ torch.linalg.pinv(self.weight)
+
+
+@pytest.fixture(scope="module")
+def linear(runs):
+    model = genlab.load(runs["gan"])
+    return Linear(model.spec, model.run_config)
+
+
+def test_mirror_finds_the_latents_of_an_image_and_of_its_mirror_image(linear, seen, monkeypatch):
+    look = Looks(linear, {**DEFAULTS, "n": 2, "steps": 800})
+    z = torch.randn(2, 4, generator=torch.Generator().manual_seed(5))
+    x = linear.decode(z)
+    monkeypatch.setattr(look, "real", lambda n: (x, None))
+    linear.weight.copy_((linear.weight.view(4, 8, 8) + linear.weight.view(4, 8, 8).flip(2)).flatten(1) / 2)
+    x = linear.decode(z)  # symmetric: image and mirror image have one latent, and all between them is the image
+    look.mirror()
+    (groups, _, _), _ = seen["image_sheet"]
+    assert [images.shape[1] for _, images in groups] == [1, FRAMES, 1]
+    wanted = look.images(x)[:, None].expand(2, FRAMES, 1, 8, 8).int()
+    assert (groups[1][1].int() - wanted).abs().max() <= 1
+    assert torch.equal(groups[0][1][:, 0], look.images(x))
+
+
+def test_traversals_show_the_active_latents(linear, seen):
+    look = Looks(linear, {**DEFAULTS, "n": 8})
+    look.traversals()
+    (groups, _, note, labels), _ = seen["image_sheet"]
+    assert groups[0][1].shape[:2] == (3, 11)  # of four latents one does nothing
+    assert "3 active" in note and sorted(label.partition(":")[0] for label in labels) == ["z0", "z1", "z3"]
+
+
+def test_a_model_without_an_encoder_shows_the_latents_that_move_it(runs, seen):
+    look = looks(runs["gan"])
+    look.traversals()
+    (groups, _, note, labels), _ = seen["image_sheet"]
+    values = [float(label.partition(":")[2]) for label in labels]
+    assert groups[0][1].shape[:2] == (4, 11) and "move it most" in note
+    assert values == sorted(values, reverse=True) and values[-1] > 0
+
+
+def test_planted_copies_are_seen_as_copies(runs, seen, monkeypatch):
+    look = looks(runs["gan"])
+    train_images = look.data.split("train").gather(torch.arange(4))
+    monkeypatch.setattr(look.model, "sample", lambda n, rng: train_images.float() / 127.5 - 1, raising=False)
+    look.neighbours()
+    (groups, _, note, labels), _ = seen["image_sheet"]
+    assert labels == ["0.00"] * 4 and "1258 training images" in note
+    assert [images.shape[1] for _, images in groups] == [1, 5, 5] and "classifier-digits" in groups[2][0]
+    for _, images in groups:
+        assert torch.equal(images[:, 0], train_images)
+
+
+def test_reconstructions_stand_beside_their_originals(runs, seen):
+    look = looks(runs["vae"])
+    look.reconstructions()
+    (groups, _, note), _ = seen["image_sheet"]
+    x, _ = look.real(24)
+    assert torch.equal(groups[1][1][:, 0], look.images(x[4:8]))
+    assert torch.equal(groups[1][1][:, 1], look.images(look.model.reconstruct(x[4:8])))
+    assert f"{(look.model.reconstruct(x) - x).square().mean():.4f}" in note
+
+
+def test_the_latent_map_is_the_codes_or_their_principal_components(runs, seen):
+    look = looks(runs["points"])
+    look.latent_map()
+    (codes, y, *_), _ = seen["code_map"]
+    torch.testing.assert_close(codes, look.encode(look.real(5000)[0]))
+    assert y is None
+    look = looks(runs["vae"])
+    look.latent_map()
+    (codes, y, *_, axes), _ = seen["code_map"]
+    own = look.encode(look.real(5000)[0]).double()
+    spread = torch.linalg.eigvalsh(own.T.cov()).flip(0)
+    torch.testing.assert_close(codes.T.cov(), spread[:2].diag(), atol=1e-9, rtol=1e-6)
+    assert len(y) == len(codes) == len(look.store) and f"{spread[0] / spread.sum():.0%}" in axes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Say what to look into"),
+        ({"run": "nowhere"}, "no run at nowhere"),
+        ({"run": "RUN", "what": "dreams"}, "what=dreams is not to be seen; there are interpolations"),
+        ({"run": "RUN", "what": "latent_map"}, "GAN has no `encode`"),
+        ({"run": "RUN", "n": 0}, "n must be at least 1"),
+        ({"run": "RUN", "split": "best"}, "split must be"),
+    ],
+)
+def test_mistakes_are_one_sentence(options, message, runs):
+    if options.get("run") == "RUN":
+        options = {**options, "run": runs["gan"]}
+    with pytest.raises(UserError, match=message) as caught:
+        visualize(options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command(runs, tmp_path):
+    run = runs["gan"]
+    done = command([f"run={run}", "what=interpolations", "n=2", "out=here"], tmp_path, script="scripts/visualize.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["here/interpolations.png"] and (tmp_path / "here/interpolations.png").is_file()
+    wrong = command([f"run={run}", "step=9"], tmp_path, script="scripts/visualize.py")
+    assert wrong.returncode == 2 and "Did you mean steps=?" in wrong.stderr
