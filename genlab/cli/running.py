@@ -207,6 +207,7 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
     status = "failed"
     try:
         trainer.fit(parts.model, datamodule=parts.data, ckpt_path=resume, weights_only=True)
+        parts.model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU, and it is still to be judged
         status = "interrupted" if trainer.global_step < trainer.max_steps else "done"
         return _finish(parts, trainer, run_dir, record)
     except KeyboardInterrupt:
@@ -230,7 +231,6 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: runs.RunRe
     stop = next(c for c in callbacks if isinstance(c, CleanStop))
     checkpoints = next(c for c in callbacks if isinstance(c, Checkpoints))
     progress = next((c for c in callbacks if hasattr(c, "images_per_second")), None)
-    seconds = getattr(progress, "seconds", 0.0)
     if trainer.global_step < trainer.max_steps:
         if record:
             print(f"Stopped after iteration {trainer.global_step}. Go on with: python train.py resume={run_dir}")
@@ -257,7 +257,7 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: runs.RunRe
         )
         for logger in trainer.loggers:
             logger.finalize("success")
-        summary.print_summary(parts, run_dir, record.content, scores, seconds)
+        summary.print_summary(parts, run_dir, record.content, scores)
     return Result(parts.model, scores, checkpoints.best_score)
 
 
@@ -323,6 +323,7 @@ def _quiet() -> None:
         "Using ModelCheckpoint with manual optimization",
         ".*configure_optimizers` returned `None`.*",
         ".*does not have many workers.*",
+        ".*module.s. in eval mode at the start of training.*",
         ".*You have overridden `transfer_batch_to_device`.*",
         ".*train_dataloader.*IterableDataset.*",
         ".*GPU available but not used.*",

@@ -84,7 +84,8 @@ def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
     runs.write_config(run_dir, config)
     result: Result | None = None
     before: Path | None = None
-    own = [node["_target_"] for _, node in targets(config["stages"])]  # what the user's own config builds is trusted
+    # What the user's own config builds is trusted.
+    own = [node["_target_"] for part in ("model", "stages") for _, node in targets(config[part])]
     for name, stage in stage_configs(config):
         folder = run_dir / name
         stage["allow_targets"] = [*config["allow_targets"], *own]

@@ -61,7 +61,9 @@ def _resume(path: str, overrides: list[str]) -> None:
 
     folder = Path(path)
     if (folder / "config.yaml").is_file() and read_config(folder).get("stages"):
-        train(read_config(folder), folder)  # passes over what is done
+        config = read_config(folder)
+        _override(config, overrides)
+        train(config, folder)  # passes over what is done
         return
     run_dir, checkpoint = find_run(path)
     config = read_config(run_dir)

@@ -529,12 +529,15 @@ class GenerativeModel(pl.LightningModule):
             module.training = False
         for parameter in learned:
             parameter.requires_grad_(False)
-        self._differentiable = gradients
+        nested = [module for module, _ in modes if isinstance(module, GenerativeModel)]  # this one, and first stages
+        for model in nested:
+            model._differentiable = gradients
         try:
             with torch.set_grad_enabled(gradients), self.ema():
                 yield
         finally:
-            self._differentiable = False
+            for model in nested:
+                model._differentiable = False
             for parameter in learned:
                 parameter.requires_grad_(True)
             for module, mode in modes:
