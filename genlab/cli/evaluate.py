@@ -147,10 +147,8 @@ def find_runs(named: Sequence[str | Path]) -> list[Path]:
         raise UserError("Say what to score: run=outputs/latest, several run=..., or real=PATH fake=PATH.")
     found: dict[Path, Path] = {}
     for path in (Path(name).expanduser() for name in named):
-        if path.is_file() or not path.exists() or (path / "config.yaml").is_file() or (path / "checkpoints").is_dir():
-            runs = [path]  # `find_run` explains what is wrong with it, if something is
-        else:
-            runs = runs_in(path)
+        alone = path.is_file() or not path.exists() or (path / "checkpoints").is_dir()
+        runs = [path] if alone else runs_in(path)  # `find_run` explains what is wrong with one, if something is
         if not runs:
             raise UserError(f"{path} is neither a run folder nor a folder of runs: nothing in it holds a run.json.")
         found |= {run.resolve(): run for run in runs if run.resolve() not in found}

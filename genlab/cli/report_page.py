@@ -40,7 +40,7 @@ p { margin:6px 0 } .soft { color:var(--soft) } .small { font-size:13px }
 code { font:12.5px/1.4 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace; background:var(--grid);
   padding:1px 6px; border-radius:5px; overflow-wrap:anywhere }
 .box { background:var(--card); border:1px solid var(--line); border-radius:12px; overflow:hidden }
-.cards { display:grid; gap:18px; grid-template-columns:repeat(auto-fill,minmax(260px,380px)) }
+.cards { display:grid; gap:18px; align-items:start; grid-template-columns:repeat(auto-fill,minmax(260px,380px)) }
 .cards .box { border-top:4px solid var(--c); display:flex; flex-direction:column }
 .cards img { width:100%; display:block; background:#fff; aspect-ratio:1; object-fit:contain }
 .cards .text { padding:14px 16px 16px } .cards h3 { margin:0 0 8px; font-size:16px; overflow-wrap:anywhere }

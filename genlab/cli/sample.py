@@ -15,8 +15,11 @@ HELP = """genlab-sample: draw from a trained model.
   genlab-sample run=outputs/latest n=10000 format=npz arrays `x` (uint8 images [N, H, W, C], or points) and `y`
   genlab-sample run=RUN n=500 format=images out=DIR   one PNG each
   genlab-sample run=RUN/checkpoints/best.ckpt y=3     another checkpoint; a class, where the model knows classes
+  genlab-sample run=RUN sampler=drs sampler.gamma_percentile=95
 
 Keys: run, n (64), seed (0), y, format (grid | images | npz), out, batch_size (256), device (cpu),
+sampler (prior | truncated | drs | ddls | gmm | flow; settings as sampler.KEY=VALUE, see configs/sampler; what was
+fitted is kept in samplers/ of the run folder), data.root (where the run's data lie, for samplers that are fitted),
 allow_targets ([mypackage.*]: further parts that a stranger's config may build)."""
 DEFAULTS: dict[str, Any] = {
     "run": None,
@@ -28,6 +31,9 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 256,
     "device": "cpu",
     "allow_targets": [],
+    "sampler": None,
+    "sampler_settings": {},
+    "data.root": None,
 }
 
 
@@ -37,9 +43,23 @@ def main() -> None:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(HELP)
             return
-        options = parse(sys.argv[1:], DEFAULTS)
+        options = read_options(sys.argv[1:])
         path = sample(options)
         print(f"{options['n']} samples in {path}")
+
+
+def read_options(arguments: list[str]) -> dict[str, Any]:
+    """The options of the command line over `DEFAULTS`.
+
+    Raises:
+        UserError: If a key is unknown or a value has the wrong type.
+    """
+    from genlab.cli.samplers import take_sampler
+
+    name, settings, rest = take_sampler(arguments)
+    root, rest = app.take_path(rest, "data.root")
+    known = {key: value for key, value in DEFAULTS.items() if key != "sampler_settings"}
+    return {**parse(rest, known), "sampler": name, "sampler_settings": settings, "data.root": root}
 
 
 def parse(arguments: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +105,9 @@ def sample(options: dict[str, Any]) -> Path:
 
     import genlab
     from genlab.cli.runs import find_run
+    from genlab.cli.samplers import ready_sampler
 
+    options = {**DEFAULTS, **options}
     n, kind = options["n"], options["format"]
     if options["run"] is None:
         raise UserError("Say what to draw from: run=outputs/latest, another run folder, or a .ckpt file.")
@@ -93,7 +115,10 @@ def sample(options: dict[str, Any]) -> Path:
         raise UserError(f"n and batch_size must be at least 1, got {n} and {options['batch_size']}.")
     if kind not in ("grid", "images", "npz"):
         raise UserError(f"format must be grid, images or npz, got {kind!r}.")
-    model = genlab.load(options["run"], device=options["device"], allow_targets=tuple(options["allow_targets"]))
+    name = options["sampler"] or "prior"
+    folder, checkpoint = find_run(options["run"])
+    allow = tuple(options["allow_targets"])
+    model = genlab.load(options["run"], device=options["device"], allow_targets=allow)
     if not model.can("sample"):
         raise UserError(f"{type(model).__name__} cannot draw samples: it has no `sample`.")
     y = options["y"]
@@ -102,15 +127,19 @@ def sample(options: dict[str, Any]) -> Path:
         raise UserError(f"{type(model).__name__} knows no classes, so y={y} means nothing to it. Leave it out.")
     if y is not None and not (isinstance(y, int) and classes and 0 <= y < classes):
         raise UserError(f"y must be a class from 0 to {(classes or 0) - 1}, got {y!r}.")
+    settings, root = options["sampler_settings"], options["data.root"]
+    sampler = ready_sampler(name, settings, model, checkpoint, root, allow)
     rng = torch.Generator().manual_seed(options["seed"])
     parts = []
     sizes = [min(options["batch_size"], n - i) for i in range(0, n, options["batch_size"])]
     for size in track(sizes, description="drawing", disable=len(sizes) < 4):
         labels = None if y is None else torch.full((size,), y, device=model.device)
-        parts.append(model.sample(size, y=labels, rng=rng).cpu())
-    folder, _ = find_run(options["run"])
-    name = f"samples_n{n}_seed{options['seed']}" + ("" if y is None else f"_y{y}")
-    return write(model.spec, torch.cat(parts), y, kind, options["out"], folder / name)
+        parts.append(sampler.sample(model, size, y=labels, rng=rng).cpu())
+    if sampler.report:
+        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in sampler.report.items()))
+    stem = f"samples_n{n}_seed{options['seed']}" + ("" if y is None else f"_y{y}")
+    stem += "" if name == "prior" else f"_{name}"
+    return write(model.spec, torch.cat(parts), y, kind, options["out"], folder / stem)
 
 
 def write(spec: Any, x: Any, y: int | None, kind: str, out: str | None, default: Path) -> Path:

@@ -20,9 +20,7 @@ def write_pictures(parts: Parts, run_dir: Path) -> None:
         curves(read_metrics(run_dir / "metrics.csv"), run_dir / "curves.png")
 
 
-def print_summary(
-    parts: Parts, run_dir: Path, record: dict[str, Any], scores: dict[str, float], seconds: float
-) -> None:
+def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: dict[str, float]) -> None:
     """Prints the closing table.
 
     Args:
@@ -30,7 +28,6 @@ def print_summary(
         run_dir: Where it is.
         record: The content of `run.json`.
         scores: Test scores by name.
-        seconds: Seconds of training.
     """
     from rich.console import Console
     from rich.table import Table

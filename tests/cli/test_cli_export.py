@@ -13,7 +13,6 @@ from genlab.cli.app import compose
 from genlab.cli.export import CHECKED, FILES, TOLERANCE, export, keep_averages, load_export, trace
 from genlab.cli.running import train
 from genlab.errors import UserError
-from tests.cli.helpers import command
 
 QUICK = ["metrics=none", "callbacks=none", "logger=none", "trainer=cpu", "threads=1", "ema.decay=0.9"]
 
@@ -79,6 +78,7 @@ def test_a_sampler_carries_the_generator_alone(run, exported):
     assert names and all(name.startswith("model.generator.") for name in names)
 
 
+@pytest.mark.slow
 def test_the_sampler_needs_no_genlab(exported, tmp_path):
     code = (
         "import sys, torch; sys.modules['genlab'] = None; "
@@ -162,9 +162,13 @@ def test_a_damaged_export_is_said_in_a_sentence(exported, tmp_path):
         load_export(tmp_path)
 
 
-def test_the_command(run, tmp_path):
-    done = command([f"run={run}", "formats=pt2", "out=there"], tmp_path, script="scripts/export.py")
-    assert done.returncode == 0, done.stderr
-    assert "sampler.pt2  largest difference" in done.stdout and (tmp_path / "there/sampler.pt2").is_file()
-    wrong = command([f"run={run}", "format=pt2"], tmp_path, script="scripts/export.py")
-    assert wrong.returncode == 2 and "Did you mean formats=?" in wrong.stderr
+def test_the_command_line(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["genlab-export", f"run={run}", "formats=pt2", "out=there=[1]"])
+    module.main()
+    assert "sampler.pt2  largest difference" in capsys.readouterr().out
+    assert (tmp_path / "there=[1]" / "sampler.pt2").is_file()
+    monkeypatch.setattr(sys, "argv", ["genlab-export", f"run={run}", "format=pt2"])
+    with pytest.raises(SystemExit) as left:
+        module.main()
+    assert left.value.code == 2 and "Did you mean formats=?" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Looks into trained models: the pictures that come out, and what is said where none can."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from PIL import Image
 import genlab.sheets
 from genlab.cli.app import compose
 from genlab.cli.running import train
-from genlab.cli.visualize import DEFAULTS, FRAMES, WHAT, Looks, visualize
+from genlab.cli.visualize import DEFAULTS, FRAMES, WHAT, Looks, main, visualize
 from genlab.errors import UserError
 from genlab.models.base import GenerativeModel, inference
 from tests.cli.helpers import command
@@ -226,10 +228,21 @@ def test_mistakes_are_one_sentence(options, message, runs):
     assert "\n" not in str(caught.value)
 
 
-def test_the_command(runs, tmp_path):
+def test_the_command_line(runs, tmp_path, monkeypatch, capsys):
     run = runs["gan"]
-    done = command([f"run={run}", "what=interpolations", "n=2", "out=here"], tmp_path, script="scripts/visualize.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["genlab-visualize", f"run={run}", "what=interpolations", "n=2", "out=a=[b]"])
+    main()
+    assert capsys.readouterr().out.split() == ["a=[b]/interpolations.png"]
+    assert (tmp_path / "a=[b]" / "interpolations.png").is_file()
+    monkeypatch.setattr(sys, "argv", ["genlab-visualize", f"run={run}", "step=9"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2 and "Did you mean steps=?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["visualize", "export"])
+def test_the_scripts(name, runs, tmp_path):
+    done = command([f"run={runs['gan']}", f"out={tmp_path}"], tmp_path, script=f"scripts/{name}.py")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["here/interpolations.png"] and (tmp_path / "here/interpolations.png").is_file()
-    wrong = command([f"run={run}", "step=9"], tmp_path, script="scripts/visualize.py")
-    assert wrong.returncode == 2 and "Did you mean steps=?" in wrong.stderr

@@ -1,0 +1,209 @@
+"""`sampler=NAME sampler.KEY=VALUE`: builds samplers, fits them to a run, and keeps what was fitted."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genlab.cli import app
+from genlab.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genlab.models.base import GenerativeModel
+    from genlab.sampling.base import Sampler
+
+log = logging.getLogger("genlab")
+FORMAT = 1  # of the files in samplers/
+FIT_SEED = 2020  # of what is drawn in a fit: one fit serves all seeds of sampling
+
+
+def take_sampler(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], list[str]]:
+    """The last `sampler=NAME`, all `sampler.KEY=VALUE`, and the other arguments."""
+    name, rest = app.take_path(list(arguments), "sampler")
+    dotted = [a for a in rest if a.startswith("sampler.")]
+    for argument in dotted:
+        if "=" not in argument:
+            raise UserError(f"{argument!r} is not understood. Write {argument}=VALUE.")
+    settings = {key.removeprefix("sampler."): _value(text) for key, _, text in (a.partition("=") for a in dotted)}
+    return (None if name == "null" else name), settings, [a for a in rest if a not in dotted]
+
+
+def _value(text: str) -> Any:
+    """A value as Hydra reads it: yaml, in which plain YAML would take 1e-3 for a text."""
+    import yaml
+
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def sampler_config(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The shipped config of a sampler with some settings changed.
+
+    Raises:
+        UserError: If there is no such sampler or setting, or a value is of another kind than the shipped one.
+    """
+    if name not in app.options("sampler"):
+        raise UserError(f"There is no sampler {name!r}; sampler takes {', '.join(app.options('sampler'))}.")
+    config = app.read_option("sampler", name)
+    keys = [key for key in config if key != "_target_"]
+    for key, value in settings.items():
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1)
+            hint = f"Did you mean sampler.{near[0]}=?" if near else f"It has {', '.join(keys) or 'no settings'}."
+            raise UserError(f"sampler={name} has no setting {key!r}. {hint}")
+        default = config[key]
+        if not _is_like(value, default):
+            wanted = {bool: "true or false", int: "a whole number", list: "a list of whole numbers", str: "a word"}
+            raise UserError(f"sampler.{key} must be {wanted.get(type(default), 'a number')}, got {value!r}.")
+        config[key] = value
+    return config
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value is of the kind of the shipped one; numbers may stand for null and null for a real number."""
+    if isinstance(default, (bool, str)):
+        return isinstance(value, type(default))
+    if isinstance(default, list):
+        return isinstance(value, list) and all(_is_like(part, 1) for part in value)
+    number = isinstance(value, int) or (isinstance(value, float) and not isinstance(default, int))
+    return (number and not isinstance(value, bool)) or (value is None and not isinstance(default, int))
+
+
+def build_sampler(name: str, settings: Mapping[str, Any] | None = None) -> Sampler:
+    """A sampler by the name of its config, not yet fitted.
+
+    Raises:
+        UserError: If name or settings are not right.
+    """
+    from genlab.cli.instantiate import check_allowed, check_signatures, instantiate
+
+    config = sampler_config(name, settings or {})
+    check_allowed(config)
+    check_signatures(config, "sampler")
+    sampler: Sampler = instantiate(config)
+    return sampler
+
+
+def ready_sampler(
+    name: str,
+    settings: Mapping[str, Any],
+    model: GenerativeModel,
+    checkpoint: Path,
+    data_root: str | None = None,
+    allow_targets: tuple[str, ...] = (),
+) -> Sampler:
+    """A sampler that is fitted to a checkpoint: from what was kept beside it, or fitted now and kept.
+
+    Args:
+        name: Of the config.
+        settings: What is changed in it.
+        model: The model of the checkpoint.
+        checkpoint: Its file; `samplers/<name>-<hash>.pt` lies in the folder above.
+        data_root: Where the run's data lie on this machine.
+        allow_targets: As for `genlab.load`.
+
+    Raises:
+        UserError: If the sampler does not fit the model, or its data cannot be read.
+    """
+    import torch
+
+    from genlab.metrics.files import file_checksum
+    from genlab.seeding import preserved_random_states
+
+    sampler = build_sampler(name, settings)
+    sampler.check(model)
+    if not sampler.fitted_by:
+        return sampler
+    home = checkpoint.resolve().parent.parent / "samplers"
+    path = home / f"{name}-{file_checksum(checkpoint)[:12]}.pt"
+    fitted_by = {key: _plain(value) for key, value in fit_settings(name, settings, sampler).items()}
+    if _take_kept(sampler, path, fitted_by):
+        return sampler
+    data = None
+    if sampler.needs_data != "no":
+        data = _real_samples(sampler, model, data_root, allow_targets)
+    log.info("fitting sampler=%s; it is kept in %s", name, path)
+    with preserved_random_states():
+        sampler.fit(model, data, torch.Generator().manual_seed(FIT_SEED))
+    _keep(sampler, path, fitted_by)
+    return sampler
+
+
+def fit_settings(name: str, settings: Mapping[str, Any], sampler: Sampler) -> dict[str, Any]:
+    """The settings that a fit depends on."""
+    config = sampler_config(name, settings)
+    return {key: config[key] for key in sampler.fitted_by}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _take_kept(sampler: Sampler, path: Path, fitted_by: dict[str, Any]) -> bool:
+    """Loads what was kept, if it is readable and was fitted with the same settings."""
+    import torch
+
+    if not path.is_file():
+        return False
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        if kept["format"] != FORMAT or kept["fitted_by"] != fitted_by:
+            return False
+        sampler.load_state_dict(kept["state"])
+        sampler.report = dict(kept["report"])
+    except Exception as error:  # torch raises whatever the damage leads to
+        log.warning("%s cannot be read (%s); the sampler is fitted anew.", path, str(error).partition("\n")[0][:100])
+        return False
+    return True
+
+
+def _keep(sampler: Sampler, path: Path, fitted_by: dict[str, Any]) -> None:
+    """Writes plain containers and tensors; a folder that may not be written to costs only the keeping."""
+    import torch
+
+    from genlab.files import write_atomic
+
+    state = {key: value.detach().cpu().contiguous() for key, value in sampler.state_dict().items()}
+    content = {
+        "format": FORMAT,
+        "sampler": sampler.name,
+        "fitted_by": fitted_by,
+        "state": state,
+        "report": sampler.report,
+    }
+    try:
+        write_atomic(path, lambda file: torch.save(content, file))
+    except OSError as error:
+        log.warning("The fitted sampler could not be kept in %s (%s).", path, error.strerror)
+
+
+def _real_samples(sampler: Sampler, model: GenerativeModel, root: str | None, allow: tuple[str, ...]) -> Tensor:
+    """Samples of the run's own data, always the same ones.
+
+    Raises:
+        UserError: If they cannot be read.
+    """
+    import torch
+
+    from genlab.cli.runs import load_data
+
+    try:
+        store = load_data(model.run_config, root, allow).split(sampler.split)
+    except UserError as error:
+        without = " Or do without them, less well: sampler.calibrate=false sampler.d_steps=0"
+        raise UserError(
+            f"sampler={sampler.name} is fitted to the run's data, which are not there. {error}"
+            + (without if sampler.needs_data == "optional" else "")
+        ) from error
+    rows = torch.randperm(len(store), generator=torch.Generator().manual_seed(FIT_SEED))[: sampler.data_samples]
+    return store.gather(rows.sort().values)

@@ -1,0 +1,75 @@
+"""Sampling from the prior, as it is or truncated."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from genlab.errors import UserError
+from genlab.sampling.base import Model, Sampler
+
+
+class Prior(Sampler):
+    """The model's own way: `model.sample`."""
+
+    name = "prior"
+
+    def _sample(self, model: Model, n: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
+        return model.sample(n, y=y, rng=rng)
+
+
+class Truncated(Sampler):
+    """Latents nearer to the centre: fewer strange samples, less variety.
+
+    Either of two tricks. `threshold` is that of Brock, Donahue & Simonyan (2019), arXiv:1809.11096, section 3.1: each
+    coordinate of a standard normal latent that falls outside [-threshold, threshold] is drawn again. `psi` is that of
+    Karras, Laine & Aila (2019), arXiv:1812.04948, appendix B, with z in the place of w: latents are multiplied by psi.
+    """
+
+    name = "truncated"
+    needs: ClassVar[tuple[str, ...]] = ("decode",)
+
+    def __init__(self, threshold: float | None = None, psi: float | None = None) -> None:
+        """Chooses the trick; exactly one of the two is a number.
+
+        Args:
+            threshold: Largest coordinate, in standard deviations, above 0.
+            psi: Factor of the latents, from 0 (all equal) to 1 (the prior).
+
+        Raises:
+            UserError: If not exactly one is given, or it is out of its range.
+        """
+        super().__init__()
+        if (threshold is None) == (psi is None):
+            raise UserError(
+                f"sampler=truncated takes either sampler.threshold or sampler.psi and null for the other, "
+                f"got {threshold} and {psi}."
+            )
+        if threshold is not None and not threshold > 0:
+            raise UserError(f"sampler.threshold must be above 0, got {threshold}. Try sampler.threshold=1.0.")
+        if psi is not None and not 0 <= psi <= 1:
+            raise UserError(f"sampler.psi must be from 0 to 1, got {psi}. Try sampler.threshold=null sampler.psi=0.7.")
+        self.threshold, self.psi = threshold, psi
+
+    def check(self, model: Model) -> None:
+        """As in the base; latents must be standard normal too."""
+        super().check(model)
+        self.check_normal(model)
+
+    def latents(self, model: Model, n: int, rng: torch.Generator) -> Tensor:
+        """Truncated latents, [n, Z]."""
+        z = model.noise(n, rng)
+        if self.psi is not None:
+            return self.psi * z
+        assert self.threshold is not None
+        # Drawing again until all are inside would take thousands of rounds for a small threshold. Instead each normal
+        # draw becomes the uniform number Phi(z), and that the truncated normal's quantile: one draw, the same law.
+        mass = math.erf(self.threshold / math.sqrt(2))
+        inside = math.sqrt(2) * torch.erfinv(mass * torch.erf(z.double() / math.sqrt(2)))
+        return inside.to(z.dtype)
+
+    def _sample(self, model: Model, n: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
+        return model.decode(self.latents(model, n, rng))
