@@ -97,8 +97,8 @@ class LogRatio:
             self.slope, self.offset = logistic_regression(real, drawn)
             if self.slope <= 0:
                 log.warning(
-                    "The discriminator gives drawn samples the higher logits (slope %.3g): it tells nothing about the "
-                    "data. Train it on with sampler.d_steps=3000.",
+                    "The discriminator gives drawn samples the higher logits (slope %.3g): it is untrained "
+                    "or was trained against another generator. Train it on with sampler.d_steps=3000.",
                     float(self.slope),
                 )
             ratio = self._affine(drawn)
@@ -189,6 +189,8 @@ def _score_parameters(model: Model, x: Tensor) -> tuple[list[str], list[torch.nn
         for _, parameter in named:
             parameter.requires_grad_(True)
         total = model.score_logits(x).sum()
+        if not total.requires_grad:
+            return [], []
         gradients = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
     used = [pair for pair, gradient in zip(named, gradients, strict=True) if gradient is not None]
     return [name for name, _ in used], [parameter for _, parameter in used]
