@@ -61,6 +61,6 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
     table.add_row("go on", f"python train.py resume={run_dir}{longer}")
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)  # a log file has room for whole paths
+        console = Console(width=240)  # a log file has room for whole paths
     console.print()
     console.print(table)

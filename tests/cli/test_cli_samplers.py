@@ -61,10 +61,7 @@ def test_a_fit_is_kept_and_taken_again(runs, monkeypatch):
     """The second command reads neither data nor trains; the samples are the same; the checkpoint is untouched."""
     checkpoint = runs / "gan" / "checkpoints" / "last.ckpt"
     before = digest(checkpoint)
-    torch.manual_seed(3)
-    stream = torch.get_rng_state()
     first = draw(runs / "gan", "sampler=drs", *SMALL_TEXT)
-    assert torch.equal(stream, torch.get_rng_state())
     kept = list((runs / "gan" / "samplers").iterdir())
     assert [p.name for p in kept] == [f"drs-{before[:12]}.pt"] and digest(checkpoint) == before
     content = torch.load(kept[0], weights_only=True)
