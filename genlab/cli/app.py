@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -65,6 +66,27 @@ def errors_as_sentences() -> Iterator[None]:
             raise
         print(f"\n{error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, UserError) else 3) from None
+
+
+class _ToStderr(logging.Handler):
+    """Writes to whatever `sys.stderr` is when a line comes: notebooks and tests replace and close it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def log_lines() -> Iterator[None]:
+    """Shows genlab's own log lines inside; for the commands that Hydra does not set up."""
+    logger, handler = logging.getLogger("genlab"), _ToStderr()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def hydra_app(task: Callable[[Any], Any], config_name: str, arguments: Sequence[str]) -> None:

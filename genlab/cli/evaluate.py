@@ -86,11 +86,10 @@ DEFAULTS: dict[str, Any] = {
 
 def main() -> None:
     """The command line. Exit code 2 if one of several runs could not be scored; the others are."""
-    with app.errors_as_sentences():
+    with app.errors_as_sentences(), app.log_lines():
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(HELP)
             return
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
         warnings.showwarning = _one_line
         named, options = read_options(sys.argv[1:])
         if options["real"] is not None or options["fake"] is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,11 @@ Keys: data and data.* as in training; out (a file), device (cpu)."""
 
 def main() -> None:
     """The command line."""
-    with app.errors_as_sentences():
+    with app.errors_as_sentences(), app.log_lines():
         arguments = sys.argv[1:]
         if {"-h", "--help"} & set(arguments):
             print(HELP)
             return
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
         out, arguments = app.take_path(arguments, "out")
         device, arguments = app.take_path(arguments, "device")
         extractor = train(arguments, out, device or "cpu")
