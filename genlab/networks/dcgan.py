@@ -119,6 +119,7 @@ class Discriminator(nn.Module):
     def __init__(self, shape: Sequence[int], width: int = 64, norm: str = "batch") -> None:
         super().__init__()
         self.trunk, channels, base = _downward(shape, width, norm)
+        self.end = (channels, *base)
         self.head = nn.Conv2d(channels, 1, base, bias=False)
         dcgan_init_(self)
 
@@ -126,9 +127,13 @@ class Discriminator(nn.Module):
         """[N, C, H, W] -> [N, F], what the head reads, flattened."""
         return self.trunk(x).flatten(1)
 
+    def logits(self, features: Tensor) -> Tensor:
+        """[N, F] -> logits [N], a linear map."""
+        return self.head(features.unflatten(1, self.end)).flatten()
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> logits [N]."""
-        return self.head(self.trunk(x)).flatten()
+        return self.logits(self.features(x))
 
 
 class Encoder(nn.Module):

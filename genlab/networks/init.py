@@ -3,7 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from genlab.errors import UserError
 
@@ -125,3 +128,54 @@ def glorot_init_(module: nn.Module, gain: float = 1.0) -> None:
             nn.init.xavier_uniform_(layer.weight, gain)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def spectrally_normalised(network: nn.Module) -> nn.Module:
+    """Divides the weight of every layer by its largest singular value, in place; layers that are so already stay so.
+
+    Miyato et al. (2018), "Spectral Normalization for Generative Adversarial Networks", arXiv:1802.05957, section 2.1,
+    as torch's parametrization: one power iteration per forward in training mode, none in eval mode.
+
+    Args:
+        network: A discriminator of any family.
+
+    Returns:
+        The same network.
+    """
+    for layer in [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
+        if not is_parametrized(layer, "weight"):
+            spectral_norm(layer)
+    return network
+
+
+@torch.no_grad()
+def feature_count(discriminator: nn.Module, shape: Sequence[int]) -> int:
+    """F of a discriminator's `features`: [N, *shape] -> [N, F]. Its state and torch's random numbers stay as they are.
+
+    Raises:
+        UserError: If it has no features.
+    """
+    features = getattr(discriminator, "features", None)
+    if features is None:
+        raise UserError(f"{type(discriminator).__name__} has no `features` to build on. Try network=mlp.")
+    modes = [(module, module.training) for module in discriminator.modules()]
+    discriminator.eval()  # no statistics, no power iteration
+    count = int(features(torch.zeros(1, *shape)).shape[1])
+    for module, mode in modes:
+        module.training = mode
+    return count
+
+
+def start_output_bias(decoder: nn.Module, bias: Tensor) -> None:
+    """Starts the bias of a decoder's last layer at an output that fits the data without any latent.
+
+    Nothing happens where the last linear layer has no bias of that size: convolutions have one number per channel.
+
+    Args:
+        decoder: Whose last linear layer gives its output.
+        bias: The output, without the dimension of the batch.
+    """
+    last = [m for m in decoder.modules() if isinstance(m, nn.Linear)][-1:]
+    if last and last[0].bias is not None and last[0].out_features == bias.numel():
+        with torch.no_grad():
+            last[0].bias.copy_(bias.flatten())

@@ -156,9 +156,13 @@ class Discriminator(nn.Module):
         """[N, *shape] -> [N, hidden[-1]], what the head reads."""
         return self.trunk(x.flatten(1))
 
+    def logits(self, features: Tensor) -> Tensor:
+        """[N, hidden[-1]] -> logits [N], a linear map."""
+        return self.head(features).squeeze(1)
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, *shape] -> logits [N]."""
-        return self.head(self.features(x)).squeeze(1)
+        return self.logits(self.features(x))
 
 
 class Encoder(nn.Module):

@@ -210,9 +210,13 @@ class Discriminator(nn.Module):
         h = self.trunk(x)
         return h.mean(dim=(2, 3)) if self.pooling == "mean" else h.sum(dim=(2, 3))
 
+    def logits(self, features: Tensor) -> Tensor:
+        """[N, width] -> logits [N], a linear map."""
+        return self.head(features).squeeze(1)
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> logits [N]."""
-        return self.head(self.features(x)).squeeze(1)
+        return self.logits(self.features(x))
 
 
 class Encoder(nn.Module):

@@ -1,0 +1,89 @@
+"""Vector quantisation with a codebook that follows the encoder by moving averages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genlab.errors import UserError
+
+
+class Codebook(nn.Module):
+    """K vectors; each is the moving average of the encodings nearest to it. All state is in buffers, in float32.
+
+    van den Oord, Vinyals & Kavukcuoglu (2017), arXiv:1711.00937, Appendix A.1. A code whose share of the encodings
+    falls below `restart_below` of an equal share begins anew at a random encoding of the batch (as in Dhariwal et al.,
+    2020, "Jukebox", arXiv:2005.00341, section 3.1).
+
+    Args:
+        codes: K.
+        dim: D, length of a code.
+        decay: gamma of the moving averages.
+        restart_below: Of an equal share, below which a code is dead; 0 for never.
+    """
+
+    vectors: Tensor
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, codes: int, dim: int, decay: float = 0.99, restart_below: float = 0.05) -> None:
+        super().__init__()
+        if codes < 2 or dim < 1:
+            raise UserError(f"A codebook needs at least 2 codes of at least 1 number, got {codes} and {dim}.")
+        if not 0 <= decay < 1 or not 0 <= restart_below < 1:
+            raise UserError(f"A codebook's decay and restart_below lie in [0, 1), got {decay} and {restart_below}.")
+        self.decay, self.restart_below = decay, restart_below
+        self.register_buffer("vectors", torch.zeros(codes, dim))
+        self.register_buffer("counts", torch.zeros(codes))  # per batch, averaged
+        self.register_buffer("sums", torch.zeros(codes, dim))  # of the encodings of a batch, averaged
+
+    def start(self, encodings: Tensor, order: Tensor) -> None:
+        """Puts the codes on encodings [M, D] in a random order [M], again and again where M < K."""
+        chosen = order.repeat(-(-len(self.vectors) // len(order)))[: len(self.vectors)]
+        self.vectors.copy_(encodings[chosen])
+        self.counts.fill_(1.0)
+        self.sums.copy_(self.vectors)
+
+    def nearest(self, encodings: Tensor) -> Tensor:
+        """Index [M] of the code nearest to each encoding [M, D]."""
+        with torch.autocast(encodings.device.type, enabled=False):
+            e = encodings.detach().to(self.vectors.dtype)
+            # |e|^2 - 2 e.c + |c|^2 without the first term, which is the same for all codes.
+            return (self.vectors.square().sum(dim=1) - 2 * e @ self.vectors.T).argmin(dim=1)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes [..., D] of indices [...]."""
+        return self.vectors[indices]
+
+    @torch.no_grad()
+    def update(self, encodings: Tensor, indices: Tensor, uniform: Tensor) -> None:
+        """One step of the moving averages: N <- gamma N + (1 - gamma) n, m <- gamma m + (1 - gamma) sum, e = m / N.
+
+        Args:
+            encodings: Of the batch over all processes, [M, D].
+            indices: The code nearest to each, [M].
+            uniform: Random numbers [M], alike on all processes, which choose where dead codes begin anew.
+        """
+        encodings = encodings.to(self.vectors.dtype)
+        count = torch.bincount(indices, minlength=len(self.vectors)).to(self.counts)
+        total = torch.zeros_like(self.sums).index_add_(0, indices, encodings)
+        self.counts.lerp_(count, 1 - self.decay)
+        self.sums.lerp_(total, 1 - self.decay)
+        share = self.counts.sum() / len(self.counts)  # an equal one
+        if self.restart_below:
+            dead = self.counts < self.restart_below * share
+            order = uniform.argsort()
+            chosen = order.repeat(-(-len(self.counts) // len(order)))[: len(self.counts)]
+            anew = encodings[chosen]
+            self.counts.copy_(torch.where(dead, share, self.counts))
+            self.sums.copy_(torch.where(dead[:, None], share * anew, self.sums))
+        # A code that nothing was near to for long keeps its place: its sum and count fade alike.
+        tiny = torch.finfo(self.counts.dtype).tiny
+        used = self.counts > 1e-5 * share + tiny
+        self.vectors.copy_(torch.where(used[:, None], self.sums / self.counts.clamp_min(tiny)[:, None], self.vectors))
+
+
+def perplexity(indices: Tensor, codes: int) -> Tensor:
+    """exp of the entropy of the codes' frequencies among indices [...]: how many are in even use, 1..K."""
+    p = torch.bincount(indices.flatten(), minlength=codes).double() / indices.numel()
+    return torch.special.entr(p).sum().exp().float()

@@ -1,0 +1,116 @@
+"""Virtual batch normalisation: statistics of a fixed reference batch and of the sample itself, of no other.
+
+Salimans et al. (2016), "Improved Techniques for Training GANs", arXiv:1606.03498, section 3.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genlab.networks.init import check_positive
+
+
+class VirtualBatchNorm(nn.Module):
+    """Normalises each sample by the statistics of the reference batch with the sample added to it.
+
+    The first `reference_size` samples that come are the reference batch; they are normalised by their own statistics.
+    """
+
+    def __init__(self, num_features: int, reference_size: int, eps: float = 1e-5) -> None:
+        """Makes scale and shift.
+
+        Args:
+            num_features: Channels C.
+            reference_size: n, samples of the reference batch.
+            eps: Added to variances.
+        """
+        super().__init__()
+        self.reference_size, self.eps = reference_size, eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n + N, C] or [n + N, C, H, W] -> the same, reference batch included."""
+        n, places = self.reference_size, tuple(range(2, x.dim()))  # of one sample: its positions, if it has any
+        reference, rest = x[:n], x[n:]
+        mu_r = reference.mean(dim=(0, *places), keepdim=True)
+        var_r = reference.var(dim=(0, *places), unbiased=False, keepdim=True)
+        mu_x, var_x = rest, torch.zeros_like(rest)
+        if places:
+            mu_x = rest.mean(dim=places, keepdim=True)
+            var_x = rest.var(dim=places, unbiased=False, keepdim=True)
+        share = 1 / (n + 1)
+        mu = share * mu_x + (1 - share) * mu_r
+        # E x^2 - mu^2 of the mixture, without the difference of large numbers.
+        var = share * var_x + (1 - share) * var_r + share * (1 - share) * (mu_x - mu_r).square()
+        normal = torch.cat(
+            [(reference - mu_r) * (var_r + self.eps).rsqrt(), (rest - mu) * (var + self.eps).rsqrt()],
+        )
+        scale = (1, -1, *[1] * len(places))
+        return normal * self.weight.view(scale) + self.bias.view(scale)
+
+
+class VirtuallyNormalised(nn.Module):
+    """A network whose batch norms have become virtual ones. It sends its reference batch along with each batch.
+
+    What it gives for a sample depends on no batch mate, in training mode as in eval mode.
+    """
+
+    reference: Tensor
+
+    def __init__(self, network: nn.Module, shape: Sequence[int], reference_size: int = 64) -> None:
+        """Replaces every batch norm of a network, in place.
+
+        Args:
+            network: Maps [N, *shape] to anything with N rows; no layer but its batch norms couples them.
+            shape: Of one input: of a latent for a generator, of a sample for a discriminator.
+            reference_size: Inputs in the reference batch.
+        """
+        super().__init__()
+        check_positive("reference_size", reference_size)
+        self.network: Any = _replaced(network, reference_size)
+        self.reference_size = reference_size
+        # Until another is set: standard normal, which for a generator is as good a reference as any other.
+        rng = torch.Generator().manual_seed(0)
+        self.register_buffer("reference", torch.randn(reference_size, *shape, generator=rng))
+
+    @torch.no_grad()
+    def set_reference(self, x: Tensor) -> None:
+        """Fixes the reference batch; a model does so in `initialise`, and checkpoints keep it.
+
+        Args:
+            x: At least `reference_size` inputs [n, *shape]; the first so many are taken.
+
+        Raises:
+            ValueError: If they are fewer, or of another shape.
+        """
+        if len(x) < self.reference_size or x.shape[1:] != self.reference.shape[1:]:
+            raise ValueError(f"The reference batch is {list(self.reference.shape)}, got inputs {list(x.shape)}.")
+        self.reference.copy_(x[: self.reference_size])
+
+    def features(self, x: Tensor) -> Tensor:
+        """A discriminator's features [N, F]."""
+        return self.network.features(torch.cat([self.reference, x]))[self.reference_size :]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """A discriminator's logits [N] of its features [N, F]."""
+        return self.network.logits(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, *shape] -> the network's output, without the reference batch's."""
+        return self.network(torch.cat([self.reference, x]))[self.reference_size :]
+
+
+def _replaced(module: nn.Module, reference_size: int) -> nn.Module:
+    """The module with virtual batch norms, which take over scales and shifts, in place of its batch norms."""
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        virtual = VirtualBatchNorm(module.num_features, reference_size, module.eps)
+        virtual.load_state_dict({"weight": module.weight, "bias": module.bias})
+        return virtual
+    for name, child in module.named_children():
+        setattr(module, name, _replaced(child, reference_size))
+    return module
