@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from genlab.errors import UserError
+from genlab.randomness import Drawing
 
 
-class AdversarialLoss(nn.Module):
-    """What the discriminator and the generator of a GAN minimise. `loss=...` chooses one of its subclasses."""
+class AdversarialLoss(Drawing):
+    """What the discriminator and the generator of a GAN minimise. `loss=...` chooses one of its subclasses.
+
+    Attributes:
+        needs_lipschitz: Whether it means something only for a critic whose slope is bounded.
+    """
+
+    needs_lipschitz: ClassVar[bool] = False
 
     @abstractmethod
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
@@ -21,10 +33,58 @@ class AdversarialLoss(nn.Module):
 
 
 class NonSaturating(AdversarialLoss):
-    """The GAN with the generator that maximises log D(G(z)). Goodfellow et al. (2014), arXiv:1406.2661, section 3."""
+    """The GAN with the generator that maximises log D(G(z)). Goodfellow et al. (2014), arXiv:1406.2661, section 3.
+
+    The discriminator's labels may be softened: one-sided smoothing is `real_labels=[0.9, 0.9]`, of Salimans et al.
+    (2016), arXiv:1606.03498, section 3.4 (then D is 0.9 p / (p + q) at its best); soft and noisy ones are uniform in a
+    range, and now and then the other side's. The generator's side is never softened.
+    """
+
+    def __init__(
+        self,
+        real_labels: Sequence[float] = (1.0, 1.0),
+        fake_labels: Sequence[float] = (0.0, 0.0),
+        flip: float = 0.0,
+    ) -> None:
+        """Sets the discriminator's labels.
+
+        Args:
+            real_labels: Smallest and largest label of real samples.
+            fake_labels: Of fakes.
+            flip: Share of the labels that are drawn from the other side's range.
+
+        Raises:
+            UserError: If a range is none, its mean is not in [0, 1], or flip is not.
+        """
+        super().__init__()
+        for name, ends in (("real_labels", real_labels), ("fake_labels", fake_labels)):
+            if len(ends) != 2 or not ends[0] <= ends[1] or not 0 <= sum(ends) / 2 <= 1:
+                raise UserError(
+                    f"loss.{name} must be [smallest, largest] with a mean in [0, 1], got {list(ends)}. "
+                    f"Try loss.{name}={'[0.9,0.9]' if name == 'real_labels' else '[0.0,0.3]'}."
+                )
+        if not 0 <= flip <= 1:
+            raise UserError(f"loss.flip must be in [0, 1], got {flip}. Try loss.flip=0.05.")
+        self.real_labels, self.fake_labels, self.flip = tuple(real_labels), tuple(fake_labels), flip
+
+    def labels(self, n: int, like: Tensor, own: Sequence[float], other: Sequence[float]) -> Tensor:
+        """Labels [n] of one side, of the type and at the place of `like`."""
+        labels = like.new_full((n,), own[0])
+        if own[0] != own[1]:
+            labels = own[0] + (own[1] - own[0]) * self.rand(n).to(like)
+        if self.flip:
+            drawn = other[0] + (other[1] - other[0]) * self.rand(n).to(like)
+            labels = torch.where(self.rand(n).to(like) < self.flip, drawn, labels)
+        return labels
 
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """-E log D(x) - E log(1 - D(G(z))): log 4 - 2 JSD at the optimum."""
+        """-E log D(x) - E log(1 - D(G(z))): log 4 - 2 JSD at the optimum; cross-entropies with softened labels."""
+        if (self.real_labels, self.fake_labels, self.flip) != ((1.0, 1.0), (0.0, 0.0), 0.0):
+            real = self.labels(len(logits_real), logits_real, self.real_labels, self.fake_labels)
+            fake = self.labels(len(logits_fake), logits_fake, self.fake_labels, self.real_labels)
+            return (F.softplus(logits_real) - real * logits_real).mean() + (
+                F.softplus(logits_fake) - fake * logits_fake
+            ).mean()
         return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()  # -log sigmoid(l) = softplus(-l)
 
     def generator(self, logits_fake: Tensor) -> Tensor:
@@ -80,6 +140,8 @@ class Wasserstein(AdversarialLoss):
 
     It needs a critic that is kept Lipschitz: `model=wgan_gp`. A shift of all logits leaves it unchanged.
     """
+
+    needs_lipschitz = True
 
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
         """E f(G(z)) - E f(x): minus the estimated distance."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from genlab.losses.numerics import at_least_float32
 
 
 class EnergyLoss(nn.Module):
@@ -65,3 +68,58 @@ class BoundaryEquilibrium(EnergyLoss):
         balance = self.gamma * energy_real - energy_fake
         self.k.add_(self.lambda_k * balance).clamp_(0, 1)
         return energy_real + balance.abs()
+
+
+class Margin(EnergyLoss):
+    """EBGAN. Zhao, Mathieu & LeCun (2017), arXiv:1609.03126, Eq. 1 and 2.
+
+    At the Nash equilibrium the discriminator gives the same energy, between 0 and m, everywhere, and its loss is m.
+    """
+
+    def __init__(self, m: float = 10.0) -> None:
+        """Sets the margin.
+
+        Args:
+            m: The energy up to which the discriminator raises that of fakes; in squared units of the data, summed over
+                the dimensions of a sample.
+
+        Raises:
+            ValueError: If it is not positive.
+        """
+        super().__init__()
+        if m <= 0:
+            raise ValueError(f"loss.m must be positive, got {m}. Try loss.m=10.")
+        self.m = m
+
+    def energy(self, x: Tensor, x_recon: Tensor) -> Tensor:
+        """D(x) = |x - AE(x)|^2 of each sample, [N]; squared, where Eq. 4 has the norm itself: smooth at 0."""
+        return (x - x_recon).square().flatten(1).sum(dim=1)
+
+    def discriminator(self, energy_real: Tensor, energy_fake: Tensor) -> Tensor:
+        """E D(x) + E max(0, m - D(G(z))), a scalar."""
+        return energy_real.mean() + F.relu(self.m - energy_fake).mean()
+
+    def generator(self, energy_fake: Tensor) -> Tensor:
+        """E D(G(z)), a scalar."""
+        return energy_fake.mean()
+
+
+def pulling_away(codes: Tensor) -> Tensor:
+    """f_PT, how parallel the codes of a batch are: the mean squared cosine over its pairs.
+
+    Zhao, Mathieu & LeCun (2017), arXiv:1609.03126, Eq. 5.
+
+    Args:
+        codes: Codes [N, ...] of the whole batch of fakes, over all processes; N at least 2.
+
+    Returns:
+        A scalar in [0, 1]: 0 where all codes are orthogonal, 1 where all are the same up to sign and length.
+
+    Raises:
+        ValueError: If there is no pair.
+    """
+    if len(codes) < 2:
+        raise ValueError("The pulling-away term compares the samples of a batch, got one. Try data.batch_size=64.")
+    unit = F.normalize(at_least_float32(codes).flatten(1), dim=1)
+    squares = (unit @ unit.T).square()
+    return (squares.sum() - squares.diagonal().sum()) / (len(codes) * (len(codes) - 1))

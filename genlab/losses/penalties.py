@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from genlab.losses.numerics import at_least_float32, eager
 
 
 def gradient_norms(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """|grad_x critic(x)| of each sample, [N], differentiable in the critic's parameters."""
-    with torch.autocast(x.device.type, enabled=False):
-        x = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
+    with torch.autocast(x.device.type, enabled=False), eager():
+        x = at_least_float32(x.detach())
         x.requires_grad_(True)
         (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
     return gradient.flatten(1).norm(dim=1)
@@ -43,3 +46,103 @@ def gradient_penalty(
     alpha = alpha.view(-1, *[1] * (x_real.dim() - 1))
     x_hat = alpha * x_real + (1 - alpha) * x_fake
     return (gradient_norms(critic, x_hat) - 1).square().mean()
+
+
+def check_one_of_each_sample(critic: nn.Module) -> None:
+    """Refuses a critic whose gradient at one sample depends on the others of its batch.
+
+    Raises:
+        ValueError: If it normalises over the batch.
+    """
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules()):
+        raise ValueError(
+            "The gradient penalty is one of each sample, and batch normalisation in the critic couples samples. "
+            "Try network.norm=none."
+        )
+
+
+Critic = Callable[[Tensor], Tensor]
+
+
+class Penalty(nn.Module):
+    """A term that any adversarial discriminator can add to its loss. `penalty=...` chooses one of the subclasses.
+
+    It is one of each sample: a discriminator that couples the samples of a batch (batch normalisation, minibatch
+    discrimination) has no gradient of its own at each.
+    """
+
+    @abstractmethod
+    def forward(self, critic: Critic, x_real: Tensor, x_fake: Tensor, rand: Callable[..., Tensor]) -> Tensor:
+        """The weighted penalty, a scalar.
+
+        Args:
+            critic: Maps samples [N, ...] to logits [N], each from its own sample alone.
+            x_real: Real samples, [N, ...].
+            x_fake: Generated samples of the same shape.
+            rand: `rand(n, *shape)` gives uniform draws in [0, 1), [n, *shape]: the model's own stream.
+        """
+
+
+class GradientPenalty(Penalty):
+    """WGAN-GP's, lambda E (|grad D(x_hat)| - 1)^2 between real and fake. See `gradient_penalty`."""
+
+    def __init__(self, weight: float = 10.0) -> None:
+        """Sets lambda."""
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, critic: Critic, x_real: Tensor, x_fake: Tensor, rand: Callable[..., Tensor]) -> Tensor:
+        """One position per sample, uniform between its fake and its real one."""
+        return self.weight * gradient_penalty(critic, x_real, x_fake, alpha=rand(len(x_real)))
+
+
+class R1(Penalty):
+    """gamma / 2 E |grad D(x)|^2 at real samples. Mescheder, Geiger & Nowozin (2018), arXiv:1801.04406, Eq. 9."""
+
+    def __init__(self, gamma: float = 10.0) -> None:
+        """Sets gamma."""
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, critic: Critic, x_real: Tensor, x_fake: Tensor, rand: Callable[..., Tensor]) -> Tensor:
+        """Looks at real samples only, and draws nothing."""
+        return 0.5 * self.gamma * gradient_norms(critic, x_real).square().mean()
+
+
+class R2(Penalty):
+    """gamma / 2 E |grad D(G(z))|^2 at fake samples. Mescheder, Geiger & Nowozin (2018), arXiv:1801.04406, Eq. 10."""
+
+    def __init__(self, gamma: float = 10.0) -> None:
+        """Sets gamma."""
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, critic: Critic, x_real: Tensor, x_fake: Tensor, rand: Callable[..., Tensor]) -> Tensor:
+        """Looks at fake samples only, and draws nothing."""
+        return 0.5 * self.gamma * gradient_norms(critic, x_fake).square().mean()
+
+
+class DRAGAN(Penalty):
+    """lambda E (|grad D(x + delta)| - k)^2 near real samples. Kodali et al. (2017), arXiv:1705.07215, Algorithm 1.
+
+    The noise is that of the authors' code, alpha c u with alpha uniform on [0, 1) for each sample and u for each of
+    its dimensions, where the paper has a Gaussian. Their c is half the standard deviation of the batch; here it is a
+    number, so that no sample depends on its batch.
+    """
+
+    def __init__(self, weight: float = 10.0, k: float = 1.0, noise: float = 0.3) -> None:
+        """Sets the constants.
+
+        Args:
+            weight: lambda.
+            k: The slope that is wanted.
+            noise: c, in units of the data.
+        """
+        super().__init__()
+        self.weight, self.k, self.noise = weight, k, noise
+
+    def forward(self, critic: Critic, x_real: Tensor, x_fake: Tensor, rand: Callable[..., Tensor]) -> Tensor:
+        """Two draws: how far, and in which direction."""
+        alpha = rand(len(x_real)).view(-1, *[1] * (x_real.dim() - 1))
+        x_hat = x_real + alpha * self.noise * rand(*x_real.shape)
+        return self.weight * (gradient_norms(critic, x_hat) - self.k).square().mean()

@@ -1,10 +1,12 @@
-"""BEGAN's energies and the control of k_t."""
+"""BEGAN's energies and the control of k_t, EBGAN's margin and its pulling-away term."""
+
+import math
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from genlab.losses.energy import BoundaryEquilibrium
+from genlab.losses.energy import BoundaryEquilibrium, Margin, pulling_away
 
 
 def value(number):
@@ -80,3 +82,58 @@ def test_k_moves_without_a_graph():
     energy = value(1.0).requires_grad_()
     m = loss.update(energy, 0.2 * energy)
     assert not loss.k.requires_grad and not m.requires_grad
+
+
+# -------------------------------------------------------------------------------------------------------------- EBGAN
+
+
+def test_the_energy_is_the_squared_error_of_a_sample():
+    x = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert_close(Margin().energy(*x), (x[0] - x[1]).flatten(1).norm(dim=1).square())
+
+
+@pytest.mark.parametrize("level", [0.0, 2.5, 10.0])
+def test_equal_energies_within_the_margin_cost_the_margin(level):
+    """D(x) = D(G(z)) = gamma in [0, m]: the value of the game is m, whatever gamma is (Theorem 2)."""
+    energies = torch.full((4,), level, dtype=torch.float64)
+    assert_close(Margin(10.0).discriminator(energies, energies), value(10.0))
+    assert_close(Margin(10.0).generator(energies), value(level))
+
+
+def test_the_best_discriminator_pays_m_times_one_minus_the_total_variation():
+    """For P = N(0, 1) and Q = N(1, 1) it gives m where q > p and 0 elsewhere (Lemma 1)."""
+    u = (torch.arange(500_000, dtype=torch.float64) + 0.5) / 500_000
+    x = math.sqrt(2) * torch.erfinv(2 * u - 1)
+    real, fake = (10 * (part > 0.5).double() for part in (x, x + 1))  # q > p right of 1/2
+    assert_close(Margin(10.0).discriminator(real, fake), value(6.17075), rtol=0, atol=3e-5)
+
+
+def test_the_margin_is_where_fakes_stop_to_push():
+    fake = value([1.0, 9.0, 11.0]).requires_grad_()
+    Margin(10.0).discriminator(value([0.0]), fake).backward()
+    assert_close(fake.grad, value([-1 / 3, -1 / 3, 0.0]))
+    with pytest.raises(ValueError, match=r"loss\.m must be positive, got 0"):
+        Margin(0)
+
+
+def test_pulling_away():
+    """Cosines of (1, 0), (0, 1), (1, 1): squared 0, 1/2, 1/2. Neither sign nor length matters."""
+    codes = value([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    assert_close(pulling_away(codes), value(1 / 3))
+    assert_close(pulling_away(codes * value([[-3.0], [1.0], [0.2]])), value(1 / 3))
+    assert_close(pulling_away(value([[2.0, 1.0]] * 5)), value(1.0))
+    assert_close(pulling_away(torch.eye(4, dtype=torch.float64)), value(0.0))
+    assert_close(pulling_away(codes[:, :, None, None]), value(1 / 3))  # feature maps
+
+
+def test_pulling_away_spreads():
+    codes = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(pulling_away, (codes,))
+    before = pulling_away(codes)
+    before.backward()
+    assert pulling_away(codes.detach() - 0.1 * codes.grad) < before
+    zero = torch.zeros(3, 2, requires_grad=True)  # a dead encoder
+    pulling_away(zero).backward()
+    assert zero.grad.isfinite().all()
+    with pytest.raises(ValueError, match="compares the samples of a batch"):
+        pulling_away(codes[:1])

@@ -1,4 +1,4 @@
-"""The gradient penalty against closed forms."""
+"""Penalties on a critic's gradient against closed forms."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from genlab.losses.adversarial import Wasserstein
-from genlab.losses.penalties import gradient_norms, gradient_penalty
+from genlab.losses.penalties import DRAGAN, R1, R2, GradientPenalty, gradient_norms, gradient_penalty
 
 
 def draw(*shape, seed=0):
@@ -113,3 +113,112 @@ def test_copies_of_a_batch_do_not_matter():
 def test_unequal_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(4, 3\) and \(2, 3\)"):
         gradient_penalty(lambda x: x.sum(dim=1), draw(4, 3), draw(2, 3))
+
+
+# ---------------------------------------------------------------------------------------------- penalties of any loss
+
+PENALTIES = {"wgan_gp": GradientPenalty, "r1": R1, "r2": R2, "dragan": DRAGAN}
+
+
+def stream(seed=0):
+    """A `rand` that notes what it is asked for."""
+    rng, asked = torch.Generator().manual_seed(seed), []
+
+    def rand(n, *shape):
+        asked.append((n, *shape))
+        return torch.rand(n, *shape, dtype=torch.float64, generator=rng)
+
+    return rand, asked
+
+
+@pytest.mark.parametrize(
+    ("penalty", "expected"),
+    [
+        (GradientPenalty(weight=3.0), lambda n: 3 * (n - 1) ** 2),
+        (R1(gamma=4.0), lambda n: 2 * n**2),
+        (R2(gamma=4.0), lambda n: 2 * n**2),
+        (DRAGAN(weight=3.0, k=0.5), lambda n: 3 * (n - 0.5) ** 2),
+    ],
+)
+def test_penalties_of_a_linear_critic(penalty, expected):
+    """D(x) = <w, x> + b has gradient w everywhere."""
+    w = draw(3 * 4 * 4, seed=1)
+    x_real, x_fake = draw(2, 5, 3, 4, 4)
+    assert_close(penalty(lambda x: x.flatten(1) @ w + 2, x_real, x_fake, stream()[0]), expected(w.norm()))
+
+
+def half_square(x):
+    """D(x) = |x|^2 / 2 has gradient x."""
+    return 0.5 * x.flatten(1).square().sum(dim=1)
+
+
+@pytest.mark.parametrize(("penalty", "where"), [(R1(gamma=6.0), 0), (R2(gamma=6.0), 1)])
+def test_where_the_zero_centred_penalties_look(penalty, where):
+    samples = draw(2, 5, 3)
+    rand, asked = stream()
+    expected = 3 * samples[where].square().sum(dim=1).mean()
+    assert_close(penalty(half_square, *samples, rand), expected)
+    assert asked == []
+
+
+def test_dragan_looks_near_real_samples():
+    """alpha c u away from them, alpha for each sample, u for each of its dimensions; the fakes do not matter."""
+    x_real, x_fake = draw(2, 6, 2, 3)
+    rand, asked = stream()
+    found = DRAGAN(weight=2.0, k=0.7, noise=0.5)(half_square, x_real, x_fake, rand)
+    assert asked == [(6,), (6, 2, 3)]
+    again = stream()[0]
+    x_hat = x_real + again(6).view(6, 1, 1) * 0.5 * again(6, 2, 3)
+    assert_close(found, 2 * (x_hat.flatten(1).norm(dim=1) - 0.7).square().mean())
+    assert_close(DRAGAN(2.0, 0.7, 0.5)(half_square, x_real, 10 * x_fake, stream()[0]), found)
+    without = DRAGAN(2.0, 0.7, 0.0)(half_square, x_real, x_fake, stream()[0])
+    assert_close(without, 2 * (x_real.flatten(1).norm(dim=1) - 0.7).square().mean())
+
+
+def test_the_gradient_penalty_draws_one_position_per_sample():
+    x_real, x_fake = draw(2, 6, 2, 3)
+    rand, asked = stream()
+    found = GradientPenalty(5.0)(half_square, x_real, x_fake, rand)
+    assert asked == [(6,)]
+    assert_close(found, 5 * gradient_penalty(half_square, x_real, x_fake, stream()[0](6)))
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_are_differentiable_twice(name):
+    critic = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    x_real, x_fake = draw(2, 4, 3)
+
+    def value(weight):
+        parameters = {**dict(critic.named_parameters()), "0.weight": weight}
+        called = lambda x: torch.func.functional_call(critic, parameters, x)[:, 0]  # noqa: E731
+        return PENALTIES[name]()(called, x_real, x_fake, stream()[0])
+
+    assert torch.autograd.gradcheck(value, (critic[0].weight.detach().clone().requires_grad_(),))
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_leave_the_samples_and_their_makers_alone(name):
+    x_real, x_fake = draw(2, 4, 3)
+    x_fake.requires_grad_()
+    w = draw(3).requires_grad_()
+    PENALTIES[name]()(lambda x: x.square() @ w, x_real, x_fake, stream()[0]).backward()
+    assert x_fake.grad is None and not x_real.requires_grad and w.grad.abs().sum() > 0
+
+
+def test_r1_makes_a_circling_game_converge():
+    """The Dirac-GAN of the paper: f(-theta psi) + f(0), real data at 0; without R1 the two circle for ever."""
+    radii = {}
+    for gamma in (0.0, 1.0):
+        theta, psi = torch.ones(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        for _ in range(500):
+            theta.requires_grad_(), psi.requires_grad_()
+            critic = lambda x, psi=psi: x[:, 0] * psi  # noqa: E731
+            d_loss = nn.functional.softplus(critic(theta.detach())) + R1(gamma)(
+                critic, 0 * theta.detach(), theta.detach(), stream()[0]
+            )
+            g_loss = -nn.functional.softplus(critic(theta))
+            (d_psi,) = torch.autograd.grad(d_loss.sum(), psi)
+            (d_theta,) = torch.autograd.grad(g_loss.sum(), theta)
+            theta, psi = (theta - 0.1 * d_theta).detach(), (psi - 0.1 * d_psi).detach()
+        radii[gamma] = torch.hypot(theta.squeeze(), psi.squeeze()).item()
+    assert radii[0.0] > 1.4 and radii[1.0] < 1e-3, radii

@@ -1,0 +1,140 @@
+"""What a variational objective makes of the KL divergence: warm-up, cycles, free bits, a capacity.
+
+Each maps KL(q || p) of a batch, split into terms (one per latent where there is a closed form, else one), to a number
+that the model multiplies by its `kl_weight` and adds to the reconstruction. A schedule is a function of the iteration
+alone, so that a resumed run goes on with it exactly.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+
+class KLTerm(nn.Module):
+    """The KL's part of an objective, in nats per sample, before `kl_weight`."""
+
+    @abstractmethod
+    def forward(self, kl: Tensor, iteration: int) -> Tensor:
+        """A scalar.
+
+        Args:
+            kl: The terms of each sample's KL, [N, G], in nats; of the batch over all processes.
+            iteration: Iterations done.
+        """
+
+
+class Constant(KLTerm):
+    """The KL itself: with kl_weight 1 the ELBO's; else the beta-VAE, Higgins et al. (2017)."""
+
+    def forward(self, kl: Tensor, iteration: int) -> Tensor:
+        """Its mean."""
+        return kl.sum(dim=1).mean()
+
+
+class WarmUp(KLTerm):
+    """The KL times a factor that rises linearly from 0 to 1.
+
+    Bowman et al. (2016), arXiv:1511.06349, section 3.1; linear as in Sonderby et al. (2016), arXiv:1602.02282.
+    """
+
+    def __init__(self, steps: int) -> None:
+        """Sets the length.
+
+        Args:
+            steps: Iterations until the full weight.
+        """
+        super().__init__()
+        _check_steps("steps", steps)
+        self.steps = steps
+
+    def forward(self, kl: Tensor, iteration: int) -> Tensor:
+        """min(1, t / steps) times its mean."""
+        return min(1.0, iteration / self.steps) * kl.sum(dim=1).mean()
+
+
+class Cyclical(KLTerm):
+    """The KL times a factor that rises from 0 to 1 and stays there, again and again.
+
+    Fu et al. (2019), "Cyclical Annealing Schedule", arXiv:1903.10145, Eq. 6 and 7.
+    """
+
+    def __init__(self, period: int, rising: float = 0.5) -> None:
+        """Sets the cycle.
+
+        Args:
+            period: Iterations of a cycle.
+            rising: Share of it in which the factor rises (R of the paper).
+
+        Raises:
+            ValueError: If that is no share.
+        """
+        super().__init__()
+        _check_steps("period", period)
+        if not 0 < rising <= 1:
+            raise ValueError(f"kl.rising must lie in (0, 1], got {rising}.")
+        self.period, self.rising = period, rising
+
+    def forward(self, kl: Tensor, iteration: int) -> Tensor:
+        """min(1, (t mod period) / (rising period)) times its mean."""
+        factor = min(1.0, iteration % self.period / (self.rising * self.period))
+        return factor * kl.sum(dim=1).mean()
+
+
+class FreeBits(KLTerm):
+    """No reward for a term's KL below a number of nats, against latents that say nothing.
+
+    Kingma et al. (2016), "Inverse Autoregressive Flow", arXiv:1606.04934, Eq. 15: the mean over the batch comes before
+    the maximum.
+    """
+
+    def __init__(self, nats: float) -> None:
+        """Sets the floor.
+
+        Args:
+            nats: lambda, of each term: of every latent where the KL has a closed form, else of all together.
+
+        Raises:
+            ValueError: If it is negative.
+        """
+        super().__init__()
+        if nats < 0:
+            raise ValueError(f"kl.nats must be at least 0, got {nats}.")
+        self.nats = nats
+
+    def forward(self, kl: Tensor, iteration: int) -> Tensor:
+        """sum_g max(lambda, mean_n KL_ng)."""
+        return kl.mean(dim=0).clamp_min(self.nats).sum()
+
+
+class Capacity(KLTerm):
+    """The distance of the KL from a capacity that grows linearly; kl_weight is the paper's gamma.
+
+    Burgess et al. (2018), "Understanding disentangling in beta-VAE", arXiv:1804.03599, Eq. 8.
+    """
+
+    def __init__(self, nats: float, steps: int) -> None:
+        """Sets the capacity.
+
+        Args:
+            nats: C at the end.
+            steps: Iterations from 0 to there.
+
+        Raises:
+            ValueError: If the capacity is negative.
+        """
+        super().__init__()
+        _check_steps("steps", steps)
+        if nats < 0:
+            raise ValueError(f"kl.nats must be at least 0, got {nats}.")
+        self.nats, self.steps = nats, steps
+
+    def forward(self, kl: Tensor, iteration: int) -> Tensor:
+        """|KL - C(t)|."""
+        return (kl.sum(dim=1).mean() - min(1.0, iteration / self.steps) * self.nats).abs()
+
+
+def _check_steps(key: str, steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"kl.{key} must be at least 1, got {steps}.")
