@@ -6,7 +6,6 @@ import gzip
 import math
 import os
 import re
-import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,13 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from genlab.data.decode import ImageEntry, ZipMembers
 from genlab.data.module import ArrayData, log
-from genlab.data.store import ArrayStore, ImageEntry, prepare_images, resize_images
+from genlab.data.store import ArrayStore, prepare_images, resize_images
 from genlab.errors import UserError
 
 FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 _SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_MEMBER_LIMIT = 2**30  # bytes that one member of a zip may unpack to
 _DIGIT_NAMES = tuple(str(k) for k in range(10))
 
 
@@ -414,26 +413,14 @@ def _file_entry(root: Path, path: Path) -> tuple[tuple[str, ...], ImageEntry]:
 
 def _zip_entries(archive: zipfile.ZipFile) -> Iterator[tuple[tuple[str, ...], ImageEntry]]:
     """The images in a zip, by their names only."""
-    lock = threading.Lock()
-    for info in archive.infolist():
+    members = ZipMembers(archive)
+    for position, info in enumerate(archive.infolist()):
         parts = tuple(part for part in info.filename.replace("\\", "/").split("/") if part)
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
         if info.is_dir() or not parts or hidden or not parts[-1].lower().endswith(FORMATS):
             continue
-        read: Callable[[], bytes] = partial(_read_member, archive, info, lock)
+        read: Callable[[], bytes] = partial(members.read, position)
         yield parts, ImageEntry("/".join(parts), (info.file_size, info.CRC), read)
-
-
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, lock: threading.Lock) -> bytes:
-    if info.file_size > _MEMBER_LIMIT:
-        raise ValueError(f"unpacks to {info.file_size} bytes")
-    with lock:  # zipfile counts the open members without one; reading itself it guards
-        member = archive.open(info)
-    try:
-        return member.read()  # checks the CRC
-    finally:
-        with lock:
-            member.close()
 
 
 def _unwrapped(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -13,8 +13,9 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from genlab.data.decode import default_workers
 from genlab.data.spec import Batch, DataSpec
-from genlab.data.store import ArrayStore, default_workers
+from genlab.data.store import ArrayStore
 from genlab.data.stream import FixedBatches, NamedStreams, Stream, binarise, stable_seed
 from genlab.errors import UserError
 
@@ -52,7 +53,7 @@ class ArrayData(LightningDataModule):
         binarize: "none"; "static": each pixel is drawn from its grey value once and for all; "dynamic": anew in each
             training batch, once and for all in validation and test.
         limit_train: Use only so many training samples (a fixed random choice).
-        num_workers: Threads that decode images; all cores unless given.
+        num_workers: Threads (of many images: processes) that decode; all cores unless given.
 
     Raises:
         UserError: If the arguments contradict each other or the data set.
@@ -104,7 +105,7 @@ class ArrayData(LightningDataModule):
         self.download, self.skip_broken = download, skip_broken
         self.flip, self.binarize, self.limit_train = flip, binarize, limit_train
         self.workers = num_workers or default_workers()
-        self.batches_per_step = 1  # set by the model's `batches_per_step` before training
+        self.batches_per_step: int | Callable[[int], int] = 1  # set by the model before training
         found = len(self.class_names) if self.class_names else None
         self._spec = DataSpec(
             kind=self.kind,
@@ -289,7 +290,7 @@ class ArrayData(LightningDataModule):
             flip=self.flip,
             binarize=self.binarize == "dynamic",
             with_labels=self.labels,
-            resident_limit=0,  # a few batches do not pay for a copy of the whole set
+            resident_bytes=0,  # a few batches do not pay for a copy of the whole set
         )
         return (stream.batch(i) for i in (count() if n is None else range(n)))
 

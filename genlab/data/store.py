@@ -1,41 +1,42 @@
 """One array store for all data sets: decoded once to uint8 at the training size, then only indexed.
 
-Decoding runs in a thread pool (PIL works outside the interpreter lock); its result is kept on disk under a key made of
-the files' names, sizes and times, so that the second run of any configuration starts at once.
+What was decoded is kept on disk under a key made of the files' names, sizes and times, so that the second run of any
+configuration starts at once. An array that is large beside the free memory stays there and is read through a memory
+map.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from genlab.data.decode import ImageEntry, decode_all, default_workers, fit_image, for_each
 from genlab.errors import UserError
 from genlab.files import cache_dir as genlab_cache
 from genlab.files import write_text
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 log = logging.getLogger("genlab")
 
-MEMORY_LIMIT = 4 * 2**30  # bytes; a larger set is read through a memory map
 _COPY_LIMIT = 256 * 2**20  # bytes; a smaller subset is copied out, a larger one indexes its parent
-_PROGRESS_FROM = 2000  # images; fewer are decoded before a bar could be read
-_CHUNK = 32  # images per task of the thread pool
+_NO_LOCKS = -1  # in place of a file descriptor
 _FORMAT = "genlab-array-1"  # part of every key: change it whenever decoding changes
 
 
@@ -131,10 +132,31 @@ def array_digest(array: np.ndarray) -> str:
     return h.hexdigest()
 
 
-def default_workers() -> int:
-    """Threads for decoding: the cores that this process may use, at most 32."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(32, cores or 1))
+def default_memory_limit() -> int:
+    """Bytes that one set of samples may take in memory: a quarter of what is free, shared by a machine's processes."""
+    return free_memory() // 4 // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+
+
+def free_memory() -> int:
+    """Bytes that this process can still allocate, within the limits of its container; 16 GiB where nobody says."""
+    found = []
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit and used and limit[0].isdigit():
+        cache = [
+            int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line.startswith("inactive_file ")
+        ]
+        found.append(max(0, int(limit[0]) - int(used[0]) + sum(cache)))
+    return min(found, default=16 * 2**30)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def default_cache_dir() -> Path:
@@ -150,7 +172,7 @@ def cached_array(
     shape: Sequence[int],
     fill: Callable[[np.ndarray], dict[str, Any]],
     cache_dir: Path | None = None,
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """A uint8 array that is computed once and kept on disk.
 
@@ -161,6 +183,7 @@ def cached_array(
             passes through, and then nothing is kept.
         cache_dir: Folder of the cache, `default_cache_dir()` unless given.
         memory_limit: A larger array (bytes) is never held in memory: it is written and read through a memory map.
+            `default_memory_limit()` unless given.
 
     Returns:
         The array and its note, which also holds `digest`, the hash of the array's content.
@@ -169,22 +192,42 @@ def cached_array(
         UserError: If the array fits neither into memory nor into the cache folder.
     """
     folder = cache_dir or default_cache_dir()
-    path, note_path = folder / f"{key}.npy", folder / f"{key}.json"
     shape = tuple(shape)
     nbytes = int(np.prod(shape, dtype=np.int64))
-    in_memory = nbytes <= memory_limit
+    in_memory = nbytes <= (default_memory_limit() if memory_limit is None else memory_limit)
+    kept = _read_kept(folder, key, shape, in_memory)
+    if kept is not None:
+        return kept
+    with _preparing(folder, key) as waited:
+        kept = _read_kept(folder, key, shape, in_memory) if waited else None
+        return kept or _make(folder, key, shape, in_memory, fill)
 
-    if path.is_file() and note_path.is_file():
-        try:
-            note = json.loads(note_path.read_text())
-            # Mode "c": pages are shared and read on demand, and a write could never reach the file.
-            array = np.load(path, mmap_mode=None if in_memory else "c", allow_pickle=False)
-            if array.shape == shape and array.dtype == np.uint8:
-                return array, note
-        except (OSError, ValueError, EOFError):
-            pass
-        log.warning("The prepared data %s cannot be used (cut off?) and is made anew.", path)
 
+def _read_kept(
+    folder: Path, key: str, shape: tuple[int, ...], in_memory: bool
+) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """What is in the cache, None if it is not there or not whole."""
+    path, note_path = folder / f"{key}.npy", folder / f"{key}.json"
+    if not (path.is_file() and note_path.is_file()):
+        return None
+    try:
+        note = json.loads(note_path.read_text())
+        # Mode "c": pages are shared and read on demand, and a write could never reach the file.
+        array = np.load(path, mmap_mode=None if in_memory else "c", allow_pickle=False)
+        if array.shape == shape and array.dtype == np.uint8:
+            return array, note
+    except (OSError, ValueError, EOFError):
+        pass
+    log.warning("The prepared data %s cannot be used (cut off?) and is made anew.", path)
+    return None
+
+
+def _make(
+    folder: Path, key: str, shape: tuple[int, ...], in_memory: bool, fill: Callable[[np.ndarray], dict[str, Any]]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Compute an array and put it into the cache, whole or not at all."""
+    path = folder / f"{key}.npy"
+    nbytes = int(np.prod(shape, dtype=np.int64))
     temporary: Path | None = None
     try:
         try:
@@ -220,7 +263,9 @@ def cached_array(
                 else:
                     with temporary.open("wb") as file:
                         np.save(file, array, allow_pickle=False)
-                write_text(note_path, json.dumps(note))
+                        file.flush()
+                        os.fsync(file.fileno())
+                write_text(folder / f"{key}.json", json.dumps(note))
                 os.replace(temporary, path)  # last: the array's presence says that both are whole
             except OSError as error:
                 if not in_memory:
@@ -232,6 +277,65 @@ def cached_array(
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _preparing(folder: Path, key: str) -> Iterator[bool]:
+    """Only one process at a time makes the array `key`; yields whether another one was waited for.
+
+    The kernel lets go of the lock when its holder ends, however it ends. Where a folder knows no locks, two processes
+    may do the same work; the last one's result stays.
+    """
+    file = _lock(folder, key, wait=False)
+    waited = file is None
+    if file is None:
+        log.info("Another process prepares the same data; waiting for it.")
+        file = _lock(folder, key, wait=True)
+    try:
+        if file is not None and file != _NO_LOCKS:
+            _remove_leftovers(folder, key)
+        yield waited
+    finally:
+        _unlock(file, folder, key)
+
+
+def _lock(folder: Path, key: str, wait: bool) -> int | None:
+    """A file descriptor with the lock of `key`; None if another process has it, `_NO_LOCKS` if none can be had."""
+    if fcntl is None:
+        return _NO_LOCKS
+    path = folder / f".{key}.lock"
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError:
+            return _NO_LOCKS
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        except FileNotFoundError:  # the last holder took the file away: lock a new one
+            pass
+        except OSError as error:
+            os.close(file)
+            return None if isinstance(error, BlockingIOError) else _NO_LOCKS
+        os.close(file)
+
+
+def _unlock(file: int | None, folder: Path, key: str) -> None:
+    if file is not None and file != _NO_LOCKS:
+        (folder / f".{key}.lock").unlink(missing_ok=True)  # before it is let go, so that nobody locks a nameless file
+        os.close(file)
+
+
+def _remove_leftovers(folder: Path, key: str) -> None:
+    """Delete what killed preparations have left behind; it may be large, and nobody sees it."""
+    for path in folder.glob(".*.tmp"):
+        other = path.name.split(".")[1]
+        file = None if other == key else _lock(folder, other, wait=False)
+        if other == key or file not in (None, _NO_LOCKS):  # the lock of `key` is ours already
+            path.unlink(missing_ok=True)
+        _unlock(file, folder, other)
 
 
 def _claim(path: Path, shape: tuple[int, ...]) -> None:
@@ -254,23 +358,6 @@ def _claim(path: Path, shape: tuple[int, ...]) -> None:
 # --- Images ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ImageEntry:
-    """One encoded image of a folder or an archive.
-
-    Attributes:
-        name: Name relative to its source, with "/" between the parts.
-        stamp: What changes with the content: (size, time) of a file, (size, CRC) of an archive's member.
-        read: Returns the encoded bytes.
-        label: Class, -1 = none.
-    """
-
-    name: str
-    stamp: tuple[int, int]
-    read: Callable[[], bytes]
-    label: int = -1
-
-
 def prepare_images(
     entries: Sequence[ImageEntry],
     size: tuple[int, int],
@@ -279,7 +366,7 @@ def prepare_images(
     key: str = "",
     workers: int | None = None,
     skip_broken: bool = False,
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int | None = None,
 ) -> ArrayStore:
     """Decode images once, at the training size.
 
@@ -291,9 +378,9 @@ def prepare_images(
         channels: 1 (grey) or 3 (RGB).
         cache_dir: Folder of the cache, `default_cache_dir()` unless given.
         key: Anything else that the result depends on.
-        workers: Threads, `default_workers()` unless given.
+        workers: Threads or processes, `default_workers()` unless given.
         skip_broken: Leave unreadable images out instead of refusing the set.
-        memory_limit: A larger result (bytes) is a memory map.
+        memory_limit: A larger result (bytes) is a memory map; `default_memory_limit()` unless given.
 
     Returns:
         The store of the readable images (its `index` names their positions in `entries` where some were left out),
@@ -308,7 +395,7 @@ def prepare_images(
     parts += [f"{e.name}\0{e.stamp[0]}\0{e.stamp[1]}".encode(errors="surrogateescape") for e in entries]
 
     def fill(array: np.ndarray) -> dict[str, Any]:
-        broken = _decode_all(entries, array, workers or default_workers())
+        broken = decode_all(entries, array, workers or default_workers())
         if broken and not skip_broken:
             raise _broken_error(broken, len(entries))
         return {"broken": broken}
@@ -354,83 +441,12 @@ def resize_images(
             image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
             array[position] = fit_image(image, size, channels)
 
-        _for_each(one, len(images), workers or default_workers())
+        for_each(one, len(images), workers or default_workers())
         return {}
 
     key = digest(f"{_FORMAT}/{size[0]}x{size[1]}x{channels}".encode(), array_digest(images).encode())
     array, note = cached_array(key, (len(images), channels, *size), fill, cache_dir)
     return ArrayStore(torch.from_numpy(array), digest=note["digest"])
-
-
-def fit_image(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
-    """One image at the training size.
-
-    Args:
-        image: Of any mode; transparency is dropped, 16 bits keep their upper eight.
-        size: Height and width in pixels.
-        channels: 1 (grey) or 3 (RGB).
-
-    Returns:
-        uint8 [C, H, W]: the centre of the image in the aspect ratio of `size`, resized with the Lanczos filter.
-    """
-    if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip 16-bit greys to 255 instead
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-    if image.size != (size[1], size[0]):
-        image = _centre_crop(image, size).resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The largest centred part with the aspect of `size`, in whole pixels.
-
-    Cut before the resize: ImageOps.fit would let the filter reach over the edge of the crop (the published CelebA
-    protocol crops first).
-    """
-    width = min(image.width, max(1, round(image.height * size[1] / size[0])))
-    height = min(image.height, max(1, round(image.width * size[0] / size[1])))
-    if (width, height) == image.size:
-        return image
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-def _decode(data: bytes, size: tuple[int, int], channels: int) -> np.ndarray:
-    """One encoded image at the training size, [C, H, W]; raises whatever PIL raises if it is not whole."""
-    with Image.open(io.BytesIO(data)) as image:
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and image.width * image.height > limit:  # PIL itself only warns up to twice the limit
-            raise ValueError(f"{image.width} x {image.height} pixels, more than {limit}: a decompression bomb?")
-        # JPEG decodes large photographs at 1/2, 1/4 or 1/8; twice the target is left for the Lanczos filter.
-        image.draft("RGB", (2 * max(size), 2 * max(size)))
-        image.load()
-        upright = ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
-        return fit_image(upright, size, channels)
-
-
-def _decode_all(entries: Sequence[ImageEntry], array: np.ndarray, workers: int) -> list[tuple[int, str, str]]:
-    """Decode into the rows of `array`; returns (position, name, reason) of each image that cannot be read."""
-    size = (int(array.shape[2]), int(array.shape[3]))
-    broken: list[tuple[int, str, str]] = []
-
-    def one(position: int) -> None:
-        entry = entries[position]
-        try:
-            array[position] = _decode(entry.read(), size, int(array.shape[1]))
-        except MemoryError:
-            raise
-        except Exception as error:  # PIL raises nearly any type at a bad file (struct.error, SyntaxError, ...)
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if isinstance(error, Image.UnidentifiedImageError):
-                reason = "not an image"  # PIL names a BytesIO object
-            broken.append((position, _printable(entry.name), reason[:120]))
-
-    with _strict_pil():
-        _for_each(one, len(entries), workers)
-    return sorted(broken)
 
 
 def _broken_error(broken: Sequence[Sequence[Any]], total: int) -> UserError:
@@ -440,56 +456,3 @@ def _broken_error(broken: Sequence[Sequence[Any]], total: int) -> UserError:
         f"{len(broken)} of {total} images cannot be read: {names}{more}. "
         "Mend or remove them, or leave them out with data.skip_broken=true."
     )
-
-
-def _printable(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()
-
-
-@contextmanager
-def _strict_pil() -> Iterator[None]:
-    """PIL refuses cut-off files and oversized images, whatever another library has set; process-wide for the block."""
-    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # e.g. odd EXIF; what matters raises
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
-
-
-def _for_each(work: Callable[[int], None], total: int, workers: int) -> None:
-    """Call `work(0..total-1)` in threads, with a progress bar where it takes a while; the first error ends it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    def chunk(start: int) -> int:
-        stop = min(start + _CHUNK, total)
-        for position in range(start, stop):
-            work(position)
-        return stop - start
-
-    columns = (TextColumn("Preparing images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    quiet = total <= _PROGRESS_FROM
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
-        bar = progress.add_task("", total=total)
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="genlab-images")
-        try:
-            for done in _bounded(pool, chunk, range(0, total, _CHUNK), 4 * workers):
-                progress.advance(bar, done)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _bounded(pool: ThreadPoolExecutor, work: Callable[[int], int], tasks: Iterable[int], ahead: int) -> Iterator[int]:
-    """Results as they come, with at most `ahead` tasks under way: Ctrl-C and errors end soon, memory stays flat."""
-    running: set[Future[int]] = set()
-    for task in tasks:
-        running.add(pool.submit(work, task))
-        if len(running) >= ahead:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-    for future in running:
-        yield future.result()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from genlab.data.spec import Batch, DataSpec
 from genlab.data.store import ArrayStore
 from genlab.errors import UserError
 
-RESIDENT_LIMIT = 2 * 2**30  # bytes; a smaller training set is kept on the GPU
+_RESIDENT = 2 * 2**30  # bytes of samples that an accelerator keeps if it does not say how much it has
 
 
 def stable_seed(*parts: int | str) -> int:
@@ -41,6 +41,14 @@ def _threshold(x: Tensor, uniform: Tensor) -> Tensor:
     return (uniform.mul_(255.0) < x).to(torch.uint8).mul_(255)  # uniform < 1: value 255 always, 0 never
 
 
+def resident_limit(device: torch.device) -> int:
+    """Bytes of samples that a device may keep: a quarter of its free memory, the rest is for training."""
+    if device.type != "cuda":
+        return _RESIDENT
+    free, _ = torch.cuda.mem_get_info(device)
+    return free // 4
+
+
 class Stream:
     """Endless, exactly resumable training batches.
 
@@ -54,7 +62,8 @@ class Stream:
         spec: What they are.
         batch_size: B, samples per chunk over all processes.
         seed: Seed of order, flips and binarisation.
-        batches_per_step: n, chunks of fresh samples that one batch holds (n_critic needs several).
+        batches_per_step: n, chunks of fresh samples that one batch holds (n_critic needs several); or a function that
+            gives the n of batch number i, where it changes.
         start: Number of the first batch of an iteration over the stream.
         rank: This process.
         world_size: Number of processes; must divide B.
@@ -63,7 +72,8 @@ class Stream:
         binarize: Draw each pixel anew from its grey value, as 0 or 255, in every batch.
         name: Streams of different names (and one seed) have independent orders.
         with_labels: Whether `Batch.y` is filled where the store has labels.
-        resident_limit: A store of at most so many bytes is kept on a GPU.
+        resident_bytes: A store of at most so many bytes is kept on a device that is not the CPU; `resident_limit` of
+            the device unless given.
 
     Raises:
         UserError: If the store is empty or `world_size` does not divide `batch_size`.
@@ -75,7 +85,7 @@ class Stream:
         spec: DataSpec,
         batch_size: int,
         seed: int,
-        batches_per_step: int = 1,
+        batches_per_step: int | Callable[[int], int] = 1,
         start: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -84,7 +94,7 @@ class Stream:
         binarize: bool = False,
         name: str = "train",
         with_labels: bool = True,
-        resident_limit: int = RESIDENT_LIMIT,
+        resident_bytes: int | None = None,
     ) -> None:
         if len(store) == 0:
             raise UserError("The training split is empty; give more images or a larger data.limit_train.")
@@ -94,16 +104,16 @@ class Stream:
                 f"their number, {world_size}; try data.batch_size={max(1, batch_size // world_size) * world_size}."
             )
         self.spec = spec
-        self.batch_size, self.batches_per_step = batch_size, batches_per_step
+        self.batch_size, self.chunks = batch_size, _Chunks(batches_per_step)
         self.seed, self.name, self.start = seed, name, start
         self.rank, self.world_size = rank, world_size
         self.flip, self.binarize, self.with_labels = flip, binarize, with_labels
         self.device = torch.empty(0, device=device or "cpu").device  # "cuda" becomes "cuda:0"
-        if self.device.type != "cpu" and store.nbytes <= resident_limit:
-            store = store.to(self.device)
+        if self.device.type != "cpu":
+            room = resident_limit(self.device) if resident_bytes is None else resident_bytes
+            store = store.to(self.device) if store.nbytes <= room else store
         self.store = store
         self._size = len(store)
-        self._items = batch_size * batches_per_step
         self._place = store.x.device  # of the samples, thus of the indices
         self._order_rng = torch.Generator()  # on the CPU: one order on all devices
         self._noise_rng = torch.Generator(self.device)
@@ -134,12 +144,13 @@ class Stream:
 
     def indices(self, i: int) -> Tensor:
         """Positions [n B] in the store that batch `i` takes over all processes, chunk by chunk."""
-        epoch, offset = divmod(i * self._items, self._size)
+        items = self.chunks.of(i) * self.batch_size
+        epoch, offset = divmod(self.chunks.before(i) * self.batch_size, self._size)
         order = self._order(epoch)
-        if offset + self._items <= self._size:
-            return order[offset : offset + self._items]
+        if offset + items <= self._size:
+            return order[offset : offset + items]
         parts = [order[offset:]]
-        missing = self._items - len(parts[0])
+        missing = items - len(parts[0])
         while missing > 0:
             epoch += 1
             parts.append(self._order(epoch)[:missing])
@@ -170,13 +181,14 @@ class Stream:
         """This process's part of each chunk of a global tensor [n B, ...]."""
         if self.world_size == 1:
             return t
-        chunks = t.view(self.batches_per_step, self.world_size, -1, *t.shape[1:])
+        chunks = t.view(-1, self.world_size, self.batch_size // self.world_size, *t.shape[1:])
         return chunks[:, self.rank].reshape(-1, *t.shape[1:])
 
     def _draw(self, purpose: str, i: int, shape: tuple[int, ...]) -> Tensor:
         """Uniform numbers [n B / world_size, *shape]: drawn for the global batch, sliced by rank."""
         self._noise_rng.manual_seed(stable_seed(self.seed, self.name, purpose, i))
-        return self._share(torch.rand((self._items, *shape), generator=self._noise_rng, device=self.device))
+        items = self.chunks.of(i) * self.batch_size
+        return self._share(torch.rand((items, *shape), generator=self._noise_rng, device=self.device))
 
     def _to_device(self, t: Tensor) -> Tensor:
         if t.device == self.device or self._place == self.device:
@@ -184,6 +196,26 @@ class Stream:
         if self.device.type == "cuda":  # pinned, so that the copy runs beside the GPU's work
             return t.pin_memory().to(self.device, non_blocking=True)
         return t.to(self.device)
+
+
+class _Chunks:
+    """How many chunks of fresh samples each batch of a stream holds, and how many came before it."""
+
+    def __init__(self, per_batch: int | Callable[[int], int]) -> None:
+        self._fixed = per_batch if isinstance(per_batch, int) else None
+        self._given = (lambda _: per_batch) if isinstance(per_batch, int) else per_batch
+        self._known = (0, 0)  # a batch, and the chunks before it: batches are asked for one after the other
+
+    def of(self, i: int) -> int:
+        return self._given(i)
+
+    def before(self, i: int) -> int:
+        if self._fixed is not None:
+            return i * self._fixed
+        start, total = self._known if self._known[0] <= i else (0, 0)
+        total += sum(self._given(j) for j in range(start, i))
+        self._known = (i, total)
+        return total
 
 
 class NamedStreams:

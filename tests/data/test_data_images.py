@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genlab.data import store as store_module
+from genlab.data import decode as decode_module
 from genlab.data.images import CIFAR10, MNIST, CelebA, Digits, FashionMNIST, ImageFolder, ImageZip, MNIST10k, read_idx
 from genlab.errors import UserError
 
@@ -195,8 +195,8 @@ def test_the_cache_serves_the_second_run_until_a_file_changes(tmp_path, monkeypa
     first = source("folder", root)
     first.prepare_data()
     decoded = []
-    real = store_module._decode
-    monkeypatch.setattr(store_module, "_decode", lambda *a: decoded.append(1) or real(*a))
+    real = decode_module.decode_image
+    monkeypatch.setattr(decode_module, "decode_image", lambda *a: decoded.append(1) or real(*a))
     assert source("folder", root).describe() == first.describe()
     assert decoded == []
     save(root / "a" / "0.png", 1234)

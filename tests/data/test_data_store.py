@@ -1,15 +1,21 @@
 """Decoding once: sizes, broken images, the cache, memory maps."""
 
+import errno
 import io
 import logging
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
 
+from genlab.data import decode as decode_module
 from genlab.data import store as store_module
-from genlab.data.store import ArrayStore, ImageEntry, fit_image, prepare_images, resize_images
+from genlab.data.store import ArrayStore, ImageEntry, cached_array, fit_image, prepare_images, resize_images
 from genlab.errors import UserError
 
 
@@ -65,7 +71,7 @@ def test_sixteen_bit_greys_keep_their_upper_byte_and_photographs_stand_upright()
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying: to be turned clockwise by 90 degrees
     data = encode(pixels, "png", exif=exif)
-    decoded = store_module._decode(data, (8, 4), 1)
+    decoded = decode_module.decode_image(data, (8, 4), 1)
     np.testing.assert_array_equal(decoded[0], np.rot90(pixels, -1))
 
 
@@ -119,14 +125,14 @@ def test_a_decompression_bomb_is_broken(tmp_path, monkeypatch):
         prepare_images([entry("bomb.png", data)], (8, 8), 3, tmp_path)
     # Python may come to keep warning filters out of threads; the check does not depend on them.
     with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match="bomb"):
-        store_module._decode(data, (8, 8), 3)
+        decode_module.decode_image(data, (8, 8), 3)
 
 
 def forbid_decoding(monkeypatch):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(store_module, "_decode", fail)
+    monkeypatch.setattr(decode_module, "decode_image", fail)
 
 
 def test_the_second_call_decodes_nothing(tmp_path, monkeypatch):
@@ -256,3 +262,105 @@ def test_wrong_types_are_refused():
         ArrayStore(torch.zeros(3, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match="Labels"):
         ArrayStore(torch.zeros(3, 2), torch.zeros(4, dtype=torch.int64))
+
+
+# --- One preparation at a time, whole or not at all -------------------------------------------------------------------
+
+
+def ones(array: np.ndarray) -> dict:
+    array[:] = 1
+    return {}
+
+
+def names_in(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_who_comes_second_waits_and_takes_what_the_first_has_made(tmp_path, caplog):
+    """Threads stand for processes: the locks of two open files exclude each other within a process too."""
+    entered, go_on, calls = threading.Event(), threading.Event(), []
+
+    def slow(array):
+        calls.append(1)
+        entered.set()
+        go_on.wait(60)
+        return ones(array)
+
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(cached_array("k", (2, 3), slow, tmp_path)))]
+    threads[0].start()
+    assert entered.wait(60)
+    with caplog.at_level(logging.INFO, logger="genlab"):
+        threads.append(threading.Thread(target=lambda: results.append(cached_array("k", (2, 3), slow, tmp_path))))
+        threads[1].start()
+        while "waiting" not in caplog.text and threads[1].is_alive():
+            time.sleep(0.01)
+        go_on.set()
+        for thread in threads:
+            thread.join(60)
+    assert len(calls) == 1
+    for array, note in results:
+        assert array.sum() == 6
+        assert note == results[0][1]
+    assert names_in(tmp_path) == ["k.json", "k.npy"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a copy of the test's own process")
+@pytest.mark.parametrize("memory_limit", [0, 2**20])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_killed_preparation_leaves_nothing_that_counts_and_the_next_one_cleans_up(memory_limit, tmp_path):
+    def deadly(array):
+        array[0] = 7
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        cached_array("k", (2, 3), deadly, tmp_path, memory_limit)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert [name for name in names_in(tmp_path) if name.endswith(".tmp")] != []  # or else this test tests nothing
+    assert not list(tmp_path.glob("k.*"))
+    (tmp_path / ".other.x.tmp").touch()  # of another set, whose preparation was killed long ago
+    array, _ = cached_array("k", (2, 3), ones, tmp_path, memory_limit)
+    assert array.sum() == 6
+    assert names_in(tmp_path) == ["k.json", "k.npy"]
+
+
+def test_leftovers_are_kept_while_somebody_works_on_them(tmp_path):
+    working = store_module._lock(tmp_path, "other", wait=False)
+    (tmp_path / ".other.x.tmp").touch()
+    cached_array("k", (2, 3), ones, tmp_path)
+    assert (tmp_path / ".other.x.tmp").exists()
+    store_module._unlock(working, tmp_path, "other")
+    cached_array("l", (2, 3), ones, tmp_path)
+    assert names_in(tmp_path) == ["k.json", "k.npy", "l.json", "l.npy"]
+
+
+def test_a_folder_without_locks_is_used_without_them(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(store_module.fcntl, "flock", refuse)
+    array, _ = cached_array("k", (2, 3), ones, tmp_path)
+    assert array.sum() == 6
+
+
+def test_what_is_large_beside_the_free_memory_is_mapped(tmp_path, monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(store_module, "free_memory", lambda: 24)
+    assert not isinstance(cached_array("k", (2, 3), ones, tmp_path)[0], np.memmap)
+    assert isinstance(cached_array("l", (1, 7), ones, tmp_path)[0], np.memmap)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two processes of this machine share its memory
+    assert isinstance(cached_array("m", (2, 3), ones, tmp_path)[0], np.memmap)
+
+
+def test_free_memory_is_the_machines_or_the_containers_rest(monkeypatch):
+    files = {"/proc/meminfo": ["MemTotal:  9000 kB", "MemAvailable:  1000 kB"]}
+    monkeypatch.setattr(store_module, "_lines", lambda path: files.get(path, []))
+    assert store_module.free_memory() == 1000 * 1024
+    group = "/sys/fs/cgroup/memory."
+    files |= {group + "max": ["max"], group + "current": ["600"]}
+    assert store_module.free_memory() == 1000 * 1024
+    files |= {group + "max": ["1000"], group + "stat": ["inactive_anon 5", "inactive_file 200"]}
+    assert store_module.free_memory() == 600
+    files.clear()
+    assert store_module.free_memory() == 16 * 2**30

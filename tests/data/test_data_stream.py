@@ -7,7 +7,7 @@ import torch
 
 from genlab.data.spec import Batch, DataSpec
 from genlab.data.store import ArrayStore
-from genlab.data.stream import FixedBatches, NamedStreams, Stream, binarise, normalise
+from genlab.data.stream import FixedBatches, NamedStreams, Stream, binarise, normalise, resident_limit
 from genlab.errors import UserError
 
 SPEC = DataSpec("image", (1, 2, 3), num_classes=4)
@@ -83,6 +83,30 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(n, world):
             chunks = [getattr(part, name).chunk(n) for part in parts]
             joined = torch.cat([chunks[r][c] for c in range(n) for r in range(world)])
             torch.testing.assert_close(joined, getattr(whole, name), rtol=0, atol=0)
+
+
+def changing(i):
+    """Chunks of batch i: many in the first two, then two, and four in every fifth."""
+    return 4 if i < 2 or i % 5 == 0 else 2
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_number_of_chunks_may_change(world):
+    """Batches go on where the last one ended, are functions of their number alone, and are shared as ever."""
+    options = {"n": 100, "batch_size": 8, "flip": True, "binarize": True, "world_size": world}
+    streams = [stream(rank=r, batches_per_step=changing, **options) for r in range(world)]
+    plain = stream(n=100, batch_size=8)
+    used = 0
+    for i in range(12):
+        parts = [s.batch(i) for s in streams]
+        chunks = [part.index.chunk(changing(i)) for part in parts]
+        found = torch.cat([chunks[r][c] for c in range(changing(i)) for r in range(world)])
+        expected = torch.cat([plain.batch(used + c).index for c in range(changing(i))])
+        assert torch.equal(found, expected)
+        used += changing(i)
+    late = stream(rank=0, batches_per_step=changing, start=9, **options)
+    assert_same(next(iter(late)), streams[0].batch(9))
+    assert_same(late.batch(3), streams[0].batch(3))
 
 
 def test_flips_mirror_about_half_of_the_images_and_nothing_else():
@@ -165,6 +189,13 @@ def test_a_batch_that_does_not_divide_is_refused(batch_size, world):
 def test_an_empty_store_is_refused():
     with pytest.raises(UserError, match="empty"):
         stream(0)
+
+
+def test_a_gpu_keeps_what_takes_a_quarter_of_its_free_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4000 + (device.index or 0), 9000))
+    assert resident_limit(torch.device("cuda", 0)) == 1000
+    assert resident_limit(torch.device("cuda", 4)) == 1001
+    assert resident_limit(torch.device("mps")) == 2 * 2**30
 
 
 def test_named_streams_give_named_batches_with_orders_of_their_own():
