@@ -14,6 +14,7 @@ import torch
 from genlab.files import cache_dir as default_cache
 from genlab.files import write_atomic
 from genlab.metrics.features import FeatureStats
+from genlab.metrics.sharing import agreed, is_first
 
 log = logging.getLogger("genlab")
 FORMAT = 1  # of the file; a file of another format is made anew
@@ -37,14 +38,19 @@ def cached_stats(
     facts = {key: str(card.get(key)) for key in ("extractor", "checksum", "resize", "precision")}
     key = hashlib.sha256(repr((FORMAT, content, sorted(facts.items()))).encode()).hexdigest()[:24]
     path = Path(cache_dir or default_cache() / "statistics") / f"{card.get('extractor', 'features')}-{key}.pt"
+    found = None
     if path.is_file():
         try:
-            return load_stats(path)
+            found = load_stats(path)
         except ValueError as error:
             log.warning("%s; it is made anew.", error)
+    if agreed(found is not None):  # processes that share the work read all, or make them together
+        assert found is not None
+        return found
     stats = compute()
     try:
-        save_stats(stats, path)
+        if is_first():
+            save_stats(stats, path)
     except OSError as error:  # a full disk must not cost the scores
         log.warning("The statistics could not be kept in %s: %s. GENLAB_CACHE names another folder.", path, error)
     return stats

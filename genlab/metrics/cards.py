@@ -109,7 +109,8 @@ def common_card(data: Mapping[str, Any], split: str, seed: int, ema: bool) -> di
         "binarize": data["binarize"],
         "sizes": "none",  # how images of different sizes were brought to one
         "ema": ema,
-        "sampler": "prior",
+        "sampler": "prior",  # with its settings: "truncated(threshold=1.0, psi=null)"
+        "y": "none",  # the classes that a conditional model was asked for
     }
 
 
@@ -140,7 +141,9 @@ def disagreement(cards: Mapping[str, Mapping[str, Any]]) -> str | None:
         holders: dict[str, list[str]] = {}
         for who, card in cards.items():
             holders.setdefault(_text(card, field), []).append(who)
-        shown = [f"{value} in {_holders(who)}" for value, who in list(holders.items())[:4]]
+        names = [value.partition("(")[0] if field == "sampler" else value for value in holders]
+        values = names if len(set(names)) == len(names) else list(holders)  # settings only where the names agree
+        shown = [f"{value} in {_holders(who)}" for value, who in zip(values[:4], holders.values(), strict=False)]
         parts.append(f"{field} ({', '.join(shown)}{', ...' if len(holders) > 4 else ''})")
     return ", ".join(parts) + (f" and {len(fields) - NAMED} more fields" if len(fields) > NAMED else "")
 

@@ -1,7 +1,7 @@
 """One pass over the images, all that the scores need: running moments, kept features and logits.
 
 Features are extracted once per batch and shared by every score (FID, KID, IS, precision and recall). Moments are
-float64, updated batch by batch and merged over processes without ever holding an [N, N] matrix.
+float64, updated batch by batch without ever holding an [N, N] matrix; processes of a group share the batches.
 """
 
 import contextlib
@@ -11,6 +11,8 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+
+from genlab.metrics.sharing import place, shared
 
 KEEP = 50_000  # rows kept for KID, IS, precision and recall: 410 MB of Inception features, 200 MB of logits
 
@@ -167,36 +169,64 @@ class FeatureStats:
         return merged._trimmed()
 
     def _trimmed(self) -> "FeatureStats":
-        if len(self.keys) > self.keep:
-            rows = self.keys.topk(self.keep, largest=False).indices.sort().values
-            self.features, self.logits, self.keys = self.features[rows], self.logits[rows], self.keys[rows]
+        self.features, self.logits, self.keys = _smallest([(self.features, self.logits, self.keys)], self.keep)
         return self
 
 
-def features_of(extractor: Extractor, batches: Iterable[Tensor], *, keep: int = KEEP, seed: int = 0) -> FeatureStats:
+def features_of(
+    extractor: Extractor,
+    batches: Iterable[Tensor | Callable[[], Tensor]],
+    *,
+    keep: int = KEEP,
+    seed: int = 0,
+) -> FeatureStats:
     """Run the extractor once over uint8 batches [N, C, H, W] and return what the scores need.
+
+    The processes of a group share the batches, and each gets the statistics of all of them, equal to the last bit.
 
     Args:
         extractor: The judge.
-        batches: Images; moved to the extractor's device one batch at a time.
+        batches: Images, or functions that make them; moved to the extractor's device one batch at a time.
         keep: Features kept at most; beyond, a uniform sample drawn from `seed` (moments still use every image).
         seed: Of that sample only.
     """
     generator = torch.Generator().manual_seed(seed)
     device = module_device(extractor)
-    stats = FeatureStats.empty(extractor.num_features, extractor.num_classes, keep, extractor.card())
+    alone = place()[1] == 1
+    moments = FeatureStats.empty(extractor.num_features, extractor.num_classes, 0, extractor.card())
+    rows = [(moments.features, moments.logits, moments.keys)]  # joined at the end: each joining copies them all
     pending: list[tuple[Tensor, Tensor]] = []
 
-    def flush() -> FeatureStats:
-        features, logits = (torch.cat(column) for column in zip(*pending, strict=True))
-        pending.clear()
-        return stats.merge(FeatureStats.of(features, logits, keep=keep, card=stats.card, generator=generator))
+    def look(images: Tensor | Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        features, logits = extractor((images if isinstance(images, Tensor) else images()).to(device))
+        return (features, logits) if alone else (features.cpu(), logits.cpu())
 
-    for images in batches:
-        pending.append(extractor(images.to(device)))
+    def flush() -> FeatureStats:
+        features, logits = (torch.cat(column).to(device) for column in zip(*pending, strict=True))
+        pending.clear()
+        part = FeatureStats.of(features, logits, keep=keep, generator=generator)
+        rows.append((part.features, part.logits, part.keys))
+        if sum(len(keys) for *_, keys in rows) > 2 * keep:
+            rows[:] = [_smallest(rows, keep)]
+        return moments.merge(part)
+
+    for answer in shared(batches, look):
+        pending.append(answer)
         if sum(len(features) for features, _ in pending) >= 1024:  # an [F, F] update per small batch is dear
-            stats = flush()
-    return flush() if pending else stats
+            moments = flush()
+    if pending:
+        moments = flush()
+    kept = _smallest(rows, keep)
+    return FeatureStats(moments.n, moments.mean, moments.scatter, *kept, keep, moments.card)
+
+
+def _smallest(rows: list[tuple[Tensor, Tensor, Tensor]], keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, logits and keys of several parts as one, the `keep` rows with the smallest keys, in order."""
+    features, logits, keys = (torch.cat(column) for column in zip(*rows, strict=True))
+    if len(keys) <= keep:
+        return features, logits, keys
+    places = keys.topk(keep, largest=False).indices.sort().values
+    return features[places], logits[places], keys[places]
 
 
 def module_device(module: Any) -> torch.device:
@@ -205,34 +235,3 @@ def module_device(module: Any) -> torch.device:
         for tensor in (*module.parameters(), *module.buffers()):
             return tensor.device
     return torch.device("cpu")
-
-
-def gather_stats(
-    stats: FeatureStats, gather: Callable[[Tensor], Iterable[Tensor]], device: torch.device | str = "cpu"
-) -> FeatureStats:
-    """Merge the statistics of all processes; every process gets the same result, in rank order.
-
-    Args:
-        stats: This process's part; parts may differ in size, or be empty.
-        gather: Takes one tensor and returns every process's, as a list or stacked; all have one shape
-            (`torch.distributed.all_gather` or Lightning's `all_gather` over two or more processes).
-        device: Where `gather` wants its tensors (the GPU for NCCL).
-    """
-    kept = len(stats.keys)
-    sizes = [[int(value) for value in each] for each in gather(torch.tensor([stats.n, kept], device=device))]
-    longest = max(size for _, size in sizes)
-
-    def collect(tensor: Tensor) -> list[Tensor]:
-        return [each.cpu() for each in gather(tensor.contiguous().to(device))]
-
-    def collect_rows(tensor: Tensor) -> list[Tensor]:  # padded to one length, cut afterwards
-        padded = torch.cat([tensor, tensor.new_zeros(longest - kept, *tensor.shape[1:])])
-        return [each[:size] for each, (_, size) in zip(collect(padded), sizes, strict=True)]
-
-    columns = [collect(stats.mean), collect(stats.scatter)]
-    columns += [collect_rows(stats.features), collect_rows(stats.logits), collect_rows(stats.keys)]
-    parts = [
-        FeatureStats(n, mean, scatter, features, logits, keys, stats.keep, stats.card)
-        for (n, _), mean, scatter, features, logits, keys in zip(sizes, *columns, strict=True)
-    ]
-    return parts[0].merge(*parts[1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,12 +16,15 @@ from genlab.metrics.cards import common_card
 from genlab.metrics.features import Extractor, FeatureStats, features_of
 from genlab.metrics.images import to_uint8
 from genlab.metrics.scores import MIN_IMAGES, Scores, fid, inception_score, kid, precision_recall
+from genlab.metrics.sharing import by_first, is_first, stream
 from genlab.metrics.suite import real_rows
 from genlab.metrics.toy import energy_distance, mode_coverage
 
 log = logging.getLogger("genlab")
 HIGHER_IS_BETTER = {"is", "precision", "recall", "density", "coverage", "rarest_class", "modes", "hq"}
 CLASS_SHARE_SAMPLES = 2000  # the rarest class of ten is then known to about half a percent
+AT_A_TIME = 256  # images per batch
+FROM_LABELS = "frequencies of the real labels"  # the card's `y` of a conditional model
 
 
 class Sampler(Protocol):
@@ -79,6 +82,18 @@ def dataset_classifier(data: Data, device: torch.device) -> Extractor | None:
     return load_or_train(data.name, key, labelled, recipe=recipe, device=device)
 
 
+def check_precision(extractor: str, precision: str) -> None:
+    """Refuses what would be ignored in silence.
+
+    Raises:
+        UserError: If another network than Inception is asked for another precision than float32.
+    """
+    if extractor != "inception" and precision != "float32":
+        raise UserError(
+            f"metrics.precision={precision} is for metrics.extractor=inception: a classifier always works in float32."
+        )
+
+
 def real_stats(extractor: Extractor, data: Data, split: str, n: int) -> FeatureStats:
     """The extractor's statistics of n images of a split (`real_rows` says which), from the cache where they are."""
     store = data.split(split)
@@ -90,8 +105,58 @@ def real_stats(extractor: Extractor, data: Data, split: str, n: int) -> FeatureS
     )
 
 
+def sample_batches(
+    draw: Callable[[int, Tensor | None, torch.Generator], Tensor],
+    n: int,
+    seed: int,
+    y: Tensor | None = None,
+    at_a_time: int = AT_A_TIME,
+) -> list[Callable[[], Tensor]]:
+    """Functions that each draw a batch of the judged samples, the same whoever calls them and in whatever order.
+
+    Args:
+        draw: Samples [k, ...] from a number k, classes [k] and a random stream.
+        n: Samples in all.
+        seed: Of the latents; those of one seed are the same for every model.
+        y: Classes [n] to ask for.
+        at_a_time: Samples per batch; each batch has its own random stream, so another size draws other latents.
+    """
+
+    def batch(i: int, start: int) -> Callable[[], Tensor]:
+        size = min(at_a_time, n - start)
+        return lambda: draw(size, None if y is None else y[start : start + size], stream(seed, i))
+
+    return [batch(i, start) for i, start in enumerate(range(0, n, at_a_time))]
+
+
+def wanted_classes(model: Any, labels: Tensor | None, n: int, seed: int) -> Tensor | None:
+    """Classes [n] to ask a conditional model for, drawn with the frequencies of the real ones; None for all others.
+
+    Args:
+        model: Its attribute `conditional` says whether it draws samples of given classes only.
+        labels: Of the real samples, -1 = none.
+        n: How many.
+        seed: Of the draw.
+
+    Raises:
+        UserError: If it is, and there are no labels.
+    """
+    if not getattr(model, "conditional", False):
+        return None
+    known = torch.empty(0) if labels is None else labels[labels >= 0]
+    if len(known) == 0:
+        raise UserError(
+            f"{type(model).__name__} draws samples of given classes, and the data have no labels to draw these from. "
+            "Try data.labels=true, or data with labels."
+        )
+    # Not the stream of the first batch: its latents would be tied to the classes.
+    return known[torch.randint(len(known), (n,), generator=stream(seed, -1))].to(model.device)
+
+
 class Judge:
     """Scores samples against a split. `validate` is cheap and frequent, `final` is what is reported.
+
+    In a group of processes all must call them: they share the work, and each gets the scores of one process.
 
     Attributes:
         monitor: The score that chooses the best checkpoint, unless `checkpoint.monitor` names another.
@@ -111,6 +176,7 @@ class Judge:
         self.every_n_steps, self.num_samples, self.seed = every_n_steps, num_samples, seed
         self.cards: dict[str, Any] = {}
         self.seconds = 0.0
+        self._prepared = False
 
     @staticmethod
     def mode(score: str) -> str:
@@ -118,7 +184,11 @@ class Judge:
         return "max" if score.partition("/")[0] in HIGHER_IS_BETTER else "min"
 
     def prepare(self, data: Data, device: torch.device) -> None:
-        """What must be ready before training: a classifier, Inception's weights."""
+        """What must be ready before training: a classifier, Inception's weights.
+
+        The first process calls it before the others exist; these do when they first judge, and find it in the cache.
+        """
+        self._prepared = True
 
     def validate(self, model: Sampler, data: Data) -> dict[str, float]:
         """Scores on validation data, named `val/...`."""
@@ -132,6 +202,8 @@ class Judge:
         if not callable(getattr(model, "sample", None)):
             return {}
         started = time.monotonic()
+        if not self._prepared:
+            self.prepare(data, model.device)
         scores = self.score(model, data, split)
         self.seconds += time.monotonic() - started
         return {f"{split}/{name}": value for name, value in scores.items()}
@@ -146,13 +218,15 @@ class Judge:
 
     def common(self, model: Sampler, data: Data, split: str) -> dict[str, Any]:
         """What the cards of all scores state."""
-        return common_card(data.describe(), split, self.seed, bool(getattr(model, "_ema", None)))
+        card = common_card(data.describe(), split, self.seed, bool(getattr(model, "_ema", None)))
+        return {**card, "y": FROM_LABELS} if getattr(model, "conditional", False) else card
 
-    def draw(self, model: Sampler, n: int, batch_size: int = 256) -> Iterator[Tensor]:
-        """The judged samples in batches, always from the same latents."""
-        rng = torch.Generator().manual_seed(self.seed)
-        for start in range(0, n, batch_size):
-            yield model.sample(min(batch_size, n - start), rng=rng)
+    def draws(
+        self, model: Sampler, data: Data, split: str, n: int, at_a_time: int = AT_A_TIME
+    ) -> list[Callable[[], Tensor]]:
+        """The judged samples, always from the same latents; see `sample_batches`."""
+        y = wanted_classes(model, data.split(split).y, n, self.seed)
+        return sample_batches(lambda size, y, rng: model.sample(size, y=y, rng=rng), n, self.seed, y, at_a_time)
 
 
 class ImageJudge(Judge):
@@ -164,6 +238,7 @@ class ImageJudge(Judge):
         self,
         extractor: str = "classifier",
         inception_weights: str | None = None,
+        precision: str = "float32",
         every_n_steps: int = 500,
         num_samples: int = 10_000,
         scores: Sequence[str] = ("fid", "is"),
@@ -175,6 +250,7 @@ class ImageJudge(Judge):
         Args:
             extractor: "classifier", trained on the data set itself, or "inception", the network of the published FID.
             inception_weights: File with Inception's weights, for "inception".
+            precision: Of Inception: "float32", or "bfloat16", faster and with another FID, for monitoring.
             every_n_steps: Iterations between scores on validation data.
             num_samples: Generated and real images, at most; never more than the split holds.
             scores: Of "fid", "is", "kid" and "pr" (precision, recall, density, coverage).
@@ -190,20 +266,23 @@ class ImageJudge(Judge):
         unknown = sorted(set(scores) - {"fid", "is", "kid", "pr"})
         if unknown:
             raise UserError(f"metrics.scores takes fid, is, kid and pr, got {unknown[0]!r}.")
+        check_precision(extractor, precision)
         self.kind, self.weights, self.wanted, self.splits = extractor, inception_weights, tuple(scores), splits
+        self.precision = precision
         self.extractor: Extractor | None = None
         self._real: dict[str, FeatureStats] = {}
         self._small: set[str] = set()  # splits that are too small to be judged on, once each
 
     def prepare(self, data: Data, device: torch.device) -> None:
         """Trains or loads the extractor; data without labels go without scores, with a warning."""
+        super().prepare(data, device)
         if self.kind == "inception":
             from genlab.metrics.inception import load_inception
 
-            self.extractor = load_inception(self.weights).to(device)
+            self.extractor = load_inception(self.weights, precision=self.precision).to(device)
             return
         self.extractor = dataset_classifier(data, device)
-        if self.extractor is None:
+        if self.extractor is None and is_first():
             log.warning(
                 "No scores: the classifier that judges needs labels, and %s has none (class sub-folders give them). "
                 "With Inception's weights: metrics.extractor=inception metrics.inception_weights=PATH",
@@ -216,13 +295,30 @@ class ImageJudge(Judge):
             return {}
         n = min(self.num_samples, len(data.split(split)))
         if n < MIN_IMAGES:
-            if split not in self._small:
-                self._small.add(split)
+            if split not in self._small and is_first():
                 log.warning("No %s scores: they need %d images or more, and there are %d.", split, MIN_IMAGES, n)
+            self._small.add(split)
             return {}
         if split not in self._real:
             self._real[split] = real_stats(self.extractor, data, split, n)
-        real, fake = self._real[split], self._fake(model, n)
+        fake = self._fake(model, data, split, n)
+        reported = split == "test"
+        many = self._fake(model, data, split, CLASS_SHARE_SAMPLES) if reported and self.kind == "classifier" else None
+        scores = by_first(lambda: self._scores(self._real[split], fake, many, reported))
+        if reported:
+            self.cards[self.extractor.name] = {**self.common(model, data, split), **scores.card}
+        return scores.named(self.extractor.name)
+
+    def _fake(self, model: Sampler, data: Data, split: str, n: int) -> FeatureStats:
+        assert self.extractor is not None
+
+        def pictures(draw: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            return lambda: to_uint8(draw())
+
+        return features_of(self.extractor, [pictures(draw) for draw in self.draws(model, data, split, n)])
+
+    def _scores(self, real: FeatureStats, fake: FeatureStats, many: FeatureStats | None, reported: bool) -> Scores:
+        """What is wanted, and where it is reported what it must be read beside; `many` for the rarest class."""
         scores = Scores()
         for name in self.wanted:
             scores |= {
@@ -231,21 +327,14 @@ class ImageJudge(Judge):
                 "kid": lambda: kid(real, fake),
                 "pr": lambda: precision_recall(real, fake),
             }[name]()
-        if split == "test":
-            if "is" in self.wanted:
-                own = inception_score(real, self.splits)
-                scores |= {"is_real": own["is"], "is_real_std": own["is_std"]}
-            if self.kind == "classifier":
-                shares = self._fake(model, CLASS_SHARE_SAMPLES).logits.argmax(dim=1)
-                counts = torch.bincount(shares, minlength=self.extractor.num_classes)
-                scores |= {"rarest_class": (counts.min() / counts.sum()).item()}
-            card = {**scores.card, **self.extractor.card()}
-            self.cards[self.extractor.name] = {**self.common(model, data, split), **card}
-        return scores.named(self.extractor.name)
-
-    def _fake(self, model: Sampler, n: int) -> FeatureStats:
-        assert self.extractor is not None
-        return features_of(self.extractor, (to_uint8(x) for x in self.draw(model, n)))
+        if reported and "is" in self.wanted:
+            own = inception_score(real, self.splits)
+            scores |= {"is_real": own["is"], "is_real_std": own["is_std"]}
+        if many is not None:
+            counts = torch.bincount(many.logits.argmax(dim=1), minlength=many.logits.shape[1])
+            scores |= {"rarest_class": (counts.min() / counts.sum()).item()}
+        scores.card = {**scores.card, **fake.card}
+        return scores
 
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:
         """FID, IS beside that of real images at equal n and splits, and the rarest class, with their conditions."""
@@ -289,14 +378,19 @@ class PointJudge(Judge):
 
     def score(self, model: Sampler, data: Data, split: str) -> dict[str, float]:
         """The energy distance, and mode coverage where centres are known."""
-        x = torch.cat(list(self.draw(model, self.num_samples, batch_size=self.num_samples)))
+        scores = by_first(lambda: self._scores(model, data, split))  # seconds of one process, not worth sharing
+        if split == "test":
+            self.cards["points"] = {**self.common(model, data, split), **scores.card}
+        return scores
+
+    def _scores(self, model: Sampler, data: Data, split: str) -> Scores:
+        (draw,) = self.draws(model, data, split, self.num_samples, at_a_time=self.num_samples)
+        x = draw()
         real = torch.cat([b.x for b in data.batches(split, batch_size=self.num_samples, limit=self.num_samples)])
         scores = energy_distance(x, real.to(x.device))
         if data.modes is not None:
             centres, std = data.modes
             scores |= mode_coverage(x, centres, std)
-        if split == "test":
-            self.cards["points"] = {**self.common(model, data, split), **scores.card}
         return scores
 
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.metrics.features import module_device
 from genlab.metrics.scores import Scores
+from genlab.metrics.sharing import shared, stream
 
 ACTIVE = 0.01  # Burda et al. (2016): variance over the data of a unit's posterior mean, from which on it counts
 PIXEL_WIDTH = 1 / 127.5  # of one of 256 grey values in [-1, 1]
@@ -67,13 +69,14 @@ def importance_bounds(
     """The ELBO and the bound L_k of Burda et al. (2016), arXiv:1509.00519, Eq. 8, of each sample.
 
     L_k = E log 1/k sum_i w_i with w_i = p(x, z_i) / q(z_i | x): at least the ELBO, at most log p(x), rising with k. The
-    closed-form KL has no place in w. The network runs in float32, the sum over draws in float64.
+    closed-form KL has no place in w. The network runs in float32, the sum over draws in float64. The processes of a
+    group share the batches.
 
     Args:
         model: What to judge; on its own device.
-        batches: Samples [N, ...].
+        batches: Samples [N, ...]; moved to that device.
         samples: k, 500 for a quick look, 5000 as in the paper.
-        seed: Of the draws; the global random stream is not used.
+        seed: Of the draws, each batch's own; the global random stream is not used.
         at_a_time: Latents decoded at once, which bounds the memory.
 
     Raises:
@@ -82,8 +85,14 @@ def importance_bounds(
     """
     if samples < 1:
         raise UserError(f"iwae_samples must be at least 1, got {samples}. Try iwae_samples=500.")
-    rng = torch.Generator().manual_seed(seed)
-    parts = [_of_batch(model, x, samples, rng, max(1, at_a_time // len(x))) for x in batches]
+    samples = min(samples, getattr(model, "posterior_draws", samples))  # 1 where the posterior is a single point
+    device = module_device(model)
+
+    def work(piece: tuple[int, Tensor]) -> tuple[Tensor, ...]:
+        number, x = piece
+        return _of_batch(model, x.to(device), samples, stream(seed, number), max(1, at_a_time // len(x)))
+
+    parts = list(shared(enumerate(batches), work))
     if not parts:
         raise ValueError("importance_bounds needs samples.")
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]

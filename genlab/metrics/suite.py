@@ -33,8 +33,10 @@ def slices(x: Tensor, size: int = 256) -> Iterator[Tensor]:
 
 def noised(x: Tensor, std: float, seed: int) -> Tensor:
     """uint8 images with Gaussian grey noise of `std` (a share of the range), cut off to 0..255."""
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)) * (255 * std)
-    return (x.cpu() + noise).round().clamp(0, 255).to(torch.uint8)
+    rng, noisy = torch.Generator().manual_seed(seed), torch.empty(x.shape, dtype=torch.uint8)
+    for part, out in zip(x.split(1024), noisy.split(1024), strict=True):  # floats of all at once would be eightfold
+        out.copy_((part.cpu() + torch.randn(part.shape, generator=rng) * (255 * std)).round().clamp(0, 255))
+    return noisy
 
 
 def image_scores(

@@ -83,6 +83,7 @@ class Sampler:
         needs_data: Whether the fit uses real samples: "no"; "optional", if it can do without, worse; or "yes".
         split: Which split these come from.
         data_samples: How many of them at most.
+        grows: Whether drawing changes what it knows, so that batches must be drawn one after the other.
         report: What is to be said about the last fit and the last draw (acceptance, ...): numbers by name.
     """
 
@@ -92,6 +93,7 @@ class Sampler:
     needs_data: str = "no"
     split: str = "train"
     data_samples: int = 10_000
+    grows: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.report: dict[str, float] = {}

@@ -27,6 +27,7 @@ class DRS(Sampler):
     name = "drs"
     needs: ClassVar[tuple[str, ...]] = ("sample", "score_logits")
     fitted_by: ClassVar[tuple[str, ...]] = ("calibrate", "d_steps", "d_lr", "batch_size", "burn_in", "data_samples")
+    grows = True
 
     def __init__(
         self,

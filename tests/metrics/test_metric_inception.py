@@ -100,22 +100,73 @@ def test_scores_equal_both_packages(extractor, channels):
     assert found == pytest.approx(their_kid["kernel_inception_distance_mean"], rel=1e-3)
 
 
+class Images(torch.utils.data.Dataset):
+    """uint8 images as torch-fidelity takes them, grey repeated."""
+
+    def __init__(self, x):
+        self.x = x.repeat(1, 3 // x.shape[1], 1, 1)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [32, 64])
+def test_a_thousand_images_score_as_in_torch_fidelity(extractor, inception_file, size):
+    """1,000 against 1,000 through both whole pipelines; ten minutes each. Same KID subsets, same order for IS."""
+    import numpy as np
+    from torch_fidelity import calculate_metrics
+
+    real, fake = pictures(1000, 3, size, size, seed=1), pictures(1000, 3, size, size, seed=2)
+    fake = (fake.float() * 0.8 + 30).to(torch.uint8)
+    theirs = calculate_metrics(
+        input1=Images(fake),
+        input2=Images(real),
+        cuda=False,
+        fid=True,
+        isc=True,
+        kid=True,
+        kid_subsets=20,
+        kid_subset_size=200,
+        isc_splits=10,
+        samples_shuffle=True,
+        rng_seed=2020,
+        feature_extractor_weights_path=str(inception_file),
+        verbose=False,
+        cache=False,
+    )
+    of_real, of_fake = (features_of(extractor, x.split(100)) for x in (real, fake))
+    stream = np.random.RandomState(2020)
+    subsets = []
+    for _ in range(20):
+        parts = [
+            stats.features[torch.from_numpy(stream.choice(1000, 200, replace=False))] for stats in (of_fake, of_real)
+        ]
+        subsets.append(kid(*(FeatureStats.of(part) for part in parts[::-1]), subsets=1, subset_size=200)["kid"])
+    order = torch.from_numpy(np.random.RandomState(2020).permutation(1000))
+    found_is = inception_score(FeatureStats.of(of_fake.features, of_fake.logits[order]), splits=10, seed=None)
+    ours = {
+        "frechet_inception_distance": fid(of_real, of_fake)["fid"],
+        "kernel_inception_distance_mean": float(np.mean(subsets)),
+        "kernel_inception_distance_std": float(np.std(subsets)),
+        "inception_score_mean": found_is["is"],
+        "inception_score_std": found_is["is_std"],
+    }
+    for name, value in ours.items():
+        print(f"{size}x{size} {name}: {value:.9g}, torch-fidelity {theirs[name]:.9g}, {value / theirs[name] - 1:.1e}")
+    for name, value in ours.items():
+        assert value == pytest.approx(theirs[name], rel=1e-3), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whole_pipelines_agree(extractor, inception_file, channels):
     """The same through torch-fidelity's and torchmetrics' own networks, resize included."""
     from torch_fidelity import calculate_metrics
     from torchmetrics.image.fid import FrechetInceptionDistance
-
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, x):
-            self.x = x.repeat(1, 3 // x.shape[1], 1, 1)
-
-        def __len__(self):
-            return len(self.x)
-
-        def __getitem__(self, index):
-            return self.x[index]
 
     real, fake = pictures(64, channels, seed=1), 255 - pictures(64, channels, seed=2)
     theirs = calculate_metrics(

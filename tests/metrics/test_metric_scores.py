@@ -9,7 +9,7 @@ from torch import nn
 
 from genlab.errors import UserError
 from genlab.metrics import scores
-from genlab.metrics.features import FeatureStats, features_of, full_float32, gather_stats
+from genlab.metrics.features import FeatureStats, features_of, full_float32
 from genlab.metrics.scores import Scores, fid, frechet_distance, inception_score, kid, precision_recall
 
 pytestmark = [pytest.mark.usefixtures("rng_untouched"), pytest.mark.filterwarnings("ignore:FID from")]
@@ -56,7 +56,7 @@ def test_fid_from_samples_with_exact_moments():
     eye = torch.eye(2, dtype=torch.float64)
     real = stats_with_moments(torch.zeros(2), eye)
     fake = stats_with_moments(torch.tensor([3.0, 4.0]), 4 * eye)
-    assert fid(real, fake)["fid"] == pytest.approx(27, abs=1e-5)
+    assert fid(real, fake)["fid"] == pytest.approx(27, abs=1e-6)
 
 
 @pytest.mark.parametrize("n, width", [(64, 8), (50, 300)])
@@ -306,48 +306,24 @@ def test_beyond_the_bound_a_uniform_sample_is_kept():
     torch.testing.assert_close(stats.mean, torch.full((12,), 99.5, dtype=torch.float64))
 
 
+def test_beyond_the_bound_rows_are_thinned_on_the_way():
+    """What is joined along the way (twice the bound is held at most) is the sample of all at once."""
+    images = torch.randint(0, 256, (5000, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole, few = features_of(Plain(), [images]), features_of(Plain(), images.split(1024), keep=700)
+    rows = whole.keys.topk(700, largest=False).indices.sort().values
+    assert torch.equal(few.features, whole.features[rows]) and torch.equal(few.keys, whole.keys[rows])
+
+
+def test_images_may_be_made_when_their_turn_comes():
+    images = torch.randint(0, 256, (70, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    made = features_of(Plain(), [lambda part=part: part for part in images.split(32)])
+    assert torch.equal(made.features, features_of(Plain(), images.split(32)).features)
+
+
 def test_no_images_and_infinite_features():
     assert features_of(Plain(), []).n == 0
     with pytest.raises(ValueError, match="not finite"):
         FeatureStats.of(torch.tensor([[1.0], [math.inf]]))
-
-
-def test_gathering_over_processes_equals_one_process():
-    """Three processes with different numbers of images, one of them with none."""
-    x = draw(90, 6)
-    parts = [FeatureStats.of(part, part[:, :2]) for part in (x[:50], x[50:50], x[50:])]
-
-    def run(rank, recorded, answers):
-        """Replays a process until it asks for something that not all have sent yet."""
-        calls = iter(answers)
-
-        def gather(tensor):
-            answer = next(calls, None)
-            if answer is None:
-                recorded[rank] = tensor
-                raise InterruptedError
-            return answer
-
-        return gather_stats(parts[rank], gather)
-
-    answers, results = [], []
-    while not results:
-        recorded = {}
-        for rank in range(3):
-            try:
-                results.append(run(rank, recorded, answers))
-            except InterruptedError:
-                continue
-        if recorded:
-            answers.append([recorded[rank] for rank in range(3)])
-            assert len({tensor.shape for tensor in answers[-1]}) == 1, "all_gather needs equal shapes"
-    whole = FeatureStats.of(x, x[:, :2])
-    for result in results:
-        assert result.n == 90
-        torch.testing.assert_close(result.mean, whole.mean)
-        torch.testing.assert_close(result.scatter, whole.scatter)
-        torch.testing.assert_close(result.features, x)
-        torch.testing.assert_close(result.logits, x[:, :2])
 
 
 def test_full_float32_lifts_lowered_precision_and_puts_it_back():

@@ -1,0 +1,143 @@
+"""The judge of likelihood models: the training objective on held-out data, and the bounds that it stands for."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from genlab.errors import UserError
+from genlab.metrics.judge import Data, Judge
+from genlab.metrics.likelihood import (
+    bits_per_dim,
+    dequantise,
+    importance_bounds,
+    is_likelihood,
+    likelihood_scores,
+)
+from genlab.metrics.scores import Scores
+from genlab.metrics.sharing import shared, stream
+
+HIGHER = ("elbo", "bound", "iwae", "objective", "ess", "active_units")
+
+
+class Objective(Protocol):
+    """What is judged: a model that states its training objective."""
+
+    device: torch.device
+
+    def inference(self) -> Any:
+        """Averaged weights, eval mode, no gradients."""
+        ...
+
+    def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The terms of the objective on a batch, means over its samples; the weights are those of training."""
+        ...
+
+
+class LikelihoodJudge(Judge):
+    """The terms of the training objective on validation data; on test data, with the importance-weighted bound.
+
+    `loss` carries the training objective's own weights (of the KL, at this iteration); `elbo` and `bound` are bounds
+    on log p(x). Where the likelihood is none of these data (a Bernoulli on grey pixels), they are named `objective`.
+    """
+
+    monitor = "loss"
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        num_samples: int = 1000,
+        iwae_samples: int = 500,
+        batch_size: int = 100,
+        seed: int = 2020,
+    ) -> None:
+        """Sets the protocol.
+
+        Args:
+            every_n_steps: Iterations between scores on validation data.
+            num_samples: Real samples, at most.
+            iwae_samples: k of the bound on test data; 5000 in the paper.
+            batch_size: Samples at a time.
+            seed: Of the latents; the same in every validation.
+
+        Raises:
+            UserError: If a number is below its least.
+        """
+        super().__init__(every_n_steps, num_samples, seed)
+        if batch_size < 1:
+            raise UserError(f"metrics.batch_size must be at least 1, got {batch_size}.")
+        self.iwae_samples, self.batch_size = iwae_samples, batch_size
+
+    @staticmethod
+    def mode(score: str) -> str:
+        """Bounds are good when they are high, losses when they are low."""
+        return "max" if score.startswith(HIGHER) else "min"
+
+    def _timed(self, model: Any, data: Data, split: str) -> dict[str, float]:
+        """As in the base, of models that draw no samples too."""
+        if not callable(getattr(model, "objective", None)):
+            return {}
+        started = time.monotonic()
+        scores = self.score(model, data, split)
+        self.seconds += time.monotonic() - started
+        return {f"{split}/{name}": value for name, value in scores.items()}
+
+    def score(self, model: Any, data: Data, split: str) -> dict[str, float]:
+        """The objective's terms; on test data the bounds as well, with their card."""
+        batches = [b.x for b in data.batches(split, batch_size=self.batch_size, limit=self.num_samples)]
+        support = getattr(getattr(model, "likelihood", None), "support", "real")
+        valid = is_likelihood(torch.cat(batches), support)
+        terms = self.terms(model, batches)
+        scores = {n if valid else n.replace("elbo", "objective"): value for n, value in terms.items()}
+        if not valid:
+            scores.pop("bound", None)
+        if split == "test" and callable(getattr(model, "sample_posterior", None)):
+            found = self.bounds(model, batches, support, valid, data.spec.kind)
+            self.cards["likelihood"] = {**self.common(model, data, split), **found.card}
+            scores |= found
+        return scores
+
+    def terms(self, model: Objective, batches: list[Tensor]) -> dict[str, float]:
+        """Means over all samples of the objective's terms."""
+
+        def work(piece: tuple[int, Tensor]) -> tuple[int, dict[str, float]]:
+            number, x = piece
+            with model.inference():
+                found = model.objective(x.to(model.device), stream(self.seed, number))
+            return len(x), {name: float(value) for name, value in found.items()}
+
+        parts = list(shared(enumerate(batches), work))
+        total = sum(n for n, _ in parts)
+        return {name: sum(n * values[name] for n, values in parts) / total for name in parts[0][1]}
+
+    def bounds(self, model: Any, batches: list[Tensor], support: str, valid: bool, kind: str) -> Scores:
+        """ELBO, IWAE bound, active units and bits/dim, as `evaluate` takes them."""
+        noisy = kind == "image" and support == "real"
+        if noisy:
+            rng = torch.Generator().manual_seed(self.seed)
+            batches = [dequantise(x.cpu(), rng) for x in batches]
+        bounds = importance_bounds(model, batches, self.iwae_samples, self.seed)
+        scores = likelihood_scores(bounds, None, valid)
+        scores.card |= {"support": support, "dequantised": "uniform" if noisy else "no"}
+        if valid and kind == "image":
+            bits = bits_per_dim(scores[f"iwae_{bounds.samples}"], batches[0][0].numel(), support)
+            scores |= Scores({"bits_per_dim": bits})
+        return scores
+
+    def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:
+        """The bounds with their conditions."""
+        card, values = self.cards.get("likelihood", {}), {k.split("/")[1]: v for k, v in scores.items()}
+        rows = []
+        for name, value in values.items():
+            if name in ("elbo", "objective", "loss") or (name.startswith("iwae_") and not name.endswith("_se")):
+                error = f" ± {values[f'{name}_se']:.2g}" if f"{name}_se" in values else ""
+                of = f"{card['n_real']} test samples" if card else "test samples"
+                rows.append((name, f"{value:.4g}{error} nats  ({of})"))
+        if "bits_per_dim" in values:
+            rows.append(("bits/dim", f"{values['bits_per_dim']:.4g}"))
+        if "active_units" in values:
+            rows.append(("active units", f"{values['active_units']:.0f} of {card['latent_dim']}"))
+        return rows
