@@ -6,13 +6,14 @@ a step leans on and must not repeat.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -22,8 +23,12 @@ from pytorch_lightning.loops.optimization.manual import _ManualOptimization
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils._pytree import tree_map_only
 
-from genlab.errors import TrainingStopped, UserError
+from genlab.errors import NotFinite, UserError
+from genlab.losses.features import feature_matching
+from genlab.losses.numerics import at_least_float32, eager
+from genlab.randomness import Drawing
 
 if TYPE_CHECKING:
     from genlab.data.spec import Batch, DataSpec
@@ -31,6 +36,18 @@ if TYPE_CHECKING:
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 CHECKPOINT_FORMAT = 1
+WATCHED_AT_MOST = 500  # iterations between two looks for NaN
+# What a method takes that trains one generator against a discriminator's logits, with `shown` and `generator_loss`.
+ALL_TRICKS = (
+    "historical_averaging",
+    "virtual_batch_norm",
+    "replay",
+    "feature_matching",
+    "minibatch_discrimination",
+    "instance_noise",
+    "augment",
+    "packing",
+)
 CAPABILITIES = (
     "sample",
     "encode",
@@ -69,20 +86,63 @@ def inference(method: F) -> F:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """What makes training faster and changes its floating-point numbers; all off is exact mode.
+
+    The precision is Lightning's affair (`speed.precision` chooses its plugin). The idle player is always frozen.
+
+    Attributes:
+        reuse_fakes: The generator is trained on the fakes that the discriminator has just seen, where the algorithm
+            would draw others: one pass through the generator less.
+        channels_last: Images and convolutions keep their channels innermost, as the fast kernels want them.
+        fused: Optimizers step in one kernel, where theirs has one.
+        compile: Networks are compiled by `torch.compile`; second derivatives and all judging stay eager.
+    """
+
+    reuse_fakes: bool = False
+    channels_last: bool = False
+    fused: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Tricks:
+    """Stabilisers that change the step of any GAN, all off by default; those that change a network wrap it.
+
+    Attributes:
+        historical_averaging: Weight of |theta - mean of its own past|^2 in each player's loss. Salimans et al. (2016),
+            arXiv:1606.03498, section 3.3.
+        feature_matching: The generator lowers the distance between the means of the discriminator's features on real
+            samples and on fakes, instead of its adversarial loss. The same, section 3.1.
+        replay: Share of the fakes shown to the discriminator that come from a buffer of earlier ones.
+        replay_size: How many fakes the buffer holds (over all processes together).
+    """
+
+    historical_averaging: float = 0.0
+    feature_matching: bool = False
+    replay: float = 0.0
+    replay_size: int = 1024
+
+
+@dataclass(frozen=True)
 class Settings:
-    """What holds for a run whatever the method; the command line fills it from `optim`, `ema`, `health` and `seed`.
+    """What holds for a run whatever the method; the command line fills it from `optim`, `ema`, `speed` and `seed`.
 
     Attributes:
         seed: Seeds the noise of training (the same on every process) and the global streams (one per process).
         clip: Largest gradient norm of each player's update; None for no clipping. A player's own clip wins.
         ema_decay: Decay of the moving average per iteration, 0 for none (then the live weights are judged).
         log_every_n_steps: Every how many iterations recorded values are written, and checked for NaN.
+        speed: What may be traded for speed.
+        tricks: Stabilisers of adversarial training.
     """
 
     seed: int = 0
     clip: float | None = None
     ema_decay: float = 0.0
     log_every_n_steps: int = 50
+    speed: Speed = Speed()
+    tricks: Tricks = Tricks()
 
 
 class Turn:
@@ -100,6 +160,8 @@ class Turn:
         self._model = model
         self._others: list[nn.Parameter] = []
         self._frozen: list[list[nn.Parameter]] = []  # by each block that is open
+        self.history: list[Tensor] = []  # the mean of each parameter over its past, with historical averaging
+        self.updates = 0  # that it is the mean of
 
     def __enter__(self) -> Turn:
         # Freezing the idle players saves their weight gradients, and keeps them bit-identical by construction.
@@ -125,6 +187,17 @@ class Turn:
         """One update of this player that lowers `loss` (a scalar)."""
         self.collect(loss)
         self.optimizer.step()  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def remember(self, weight: float) -> None:
+        """Historical averaging: adds the gradient of weight |theta - mean|^2, the mean over all updates up to this."""
+        if not self.history:
+            self.history = [torch.zeros_like(p) for p in self.parameters]
+        self.updates += 1
+        torch._foreach_lerp_(self.history, list[Tensor](self.parameters), 1 / self.updates)
+        for parameter, mean in zip(self.parameters, self.history, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - mean, alpha=2 * weight)
 
 
 class WindowedPlateau(ReduceLROnPlateau):
@@ -193,9 +266,11 @@ class GenerativeModel(pl.LightningModule):
     Attributes:
         ema_modules: Names of the submodules whose moving average is kept, sampled from and judged.
         batches_per_step: How many fresh batches one iteration consumes (`n_critic` for WGANs); `batch.x` then holds
-            that many batches, one after the other.
+            that many batches, one after the other. Where the number changes with the iteration, a method
+            `batches_at(iteration)` says it.
         latent_prior: What `noise` draws, for those who interpolate or search: "normal" (standard), or "uniform" on
             [-1, 1].
+        tricks_taken: Which of `tricks.*` the method takes part in; others are refused.
         spec: What the data look like; set before training and by `genlab.load`.
         settings: What holds for the run whatever the method.
     """
@@ -203,6 +278,7 @@ class GenerativeModel(pl.LightningModule):
     ema_modules: tuple[str, ...] = ()
     batches_per_step: int = 1
     latent_prior: Literal["normal", "uniform"] = "normal"
+    tricks_taken: ClassVar[tuple[str, ...]] = ("historical_averaging", "virtual_batch_norm")
     latent_dim: int
     spec: DataSpec
     initialised: Tensor
@@ -226,6 +302,7 @@ class GenerativeModel(pl.LightningModule):
         self.rng = torch.Generator()
         self.rng.manual_seed(0)
         self.register_buffer("initialised", torch.tensor(False))
+        self.replay_buffer = torch.empty(0)  # earlier fakes, kept by checkpoints where there are any
         self._differentiable = False  # inside `inference(gradients=True)`
         self._turns: dict[str, Turn] = {}
         self._factories: dict[str, tuple[OptimizerFactory, SchedulerFactory | None]] = {}
@@ -238,7 +315,8 @@ class GenerativeModel(pl.LightningModule):
         self._rng_states: list[dict[str, Any]] | None = None
         self._logging = False
         self._recorded: dict[str, Tensor | float] = {}
-        self._watched: list[tuple[int, str, Tensor]] = []
+        self._watched: list[tuple[int, str, str, Tensor]] = []  # iteration, player, what of it, value
+        self._history: dict[int, dict[str, Tensor | float]] = {}  # recorded values of the iterations watched
         self._rank, self._world, self._done = 0, 1, 0
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -292,6 +370,51 @@ class GenerativeModel(pl.LightningModule):
         """The named player's move; use it in a `with` block."""
         return self._turns[name]
 
+    @contextmanager
+    def fakes(self) -> Iterator[bool]:
+        """Where the samples are made that a discriminator will see, outside of any turn; gives `speed.reuse_fakes`.
+
+        Under it they keep their graph, and the generator's turn goes on with them instead of drawing others.
+        """
+        with torch.set_grad_enabled(self.settings.speed.reuse_fakes):
+            yield self.settings.speed.reuse_fakes
+
+    def shown(self, x_fake: Tensor) -> Tensor:
+        """Fakes [N, ...] as the discriminator is shown them: cut off from the generator, some replaced by earlier ones.
+
+        Shrivastava et al. (2017), arXiv:1612.07828, section 2.3: a share of each batch comes from a buffer, and as many
+        of the new ones take the place of old ones.
+        """
+        x_fake = x_fake.detach()
+        count = round(self.settings.tricks.replay * len(x_fake))
+        if not count:
+            return x_fake
+        size = max(count, self.settings.tricks.replay_size // self._world)
+        room = size - len(self.replay_buffer) if self.replay_buffer.dim() > 1 else size
+        if room > 0:  # the buffer fills up first
+            kept = x_fake[:room].clone()
+            self.replay_buffer = kept if self.replay_buffer.dim() == 1 else torch.cat([self.replay_buffer, kept])
+            return x_fake
+        order = self.rand(1, size)[0].argsort()[:count]
+        old = self.replay_buffer[order]
+        self.replay_buffer[order] = x_fake[:count].to(self.replay_buffer.dtype)
+        return torch.cat([old.to(x_fake.dtype), x_fake[count:]])
+
+    def generator_loss(self, loss: Any, discriminator: Any, x_fake: Tensor, x_real: Tensor) -> Tensor:
+        """What the generator minimises: `loss.generator` of the logits on its fakes, or feature matching.
+
+        Args:
+            loss: An adversarial loss.
+            discriminator: Maps samples [N, ...] to logits; under feature matching, has `features`.
+            x_fake: The fakes, with their graph.
+            x_real: Real samples, looked at by feature matching alone.
+        """
+        if not self.settings.tricks.feature_matching:
+            return cast(Tensor, loss.generator(discriminator(x_fake)))
+        with torch.no_grad():
+            real = self.gathered(discriminator.features(x_real))
+        return feature_matching(real, self.gathered(discriminator.features(x_fake)))
+
     def step(self, *names: str) -> None:
         """Moves the named players on the gradients that they collected (simultaneous games)."""
         for name in names:
@@ -301,16 +424,26 @@ class GenerativeModel(pl.LightningModule):
         """One optimizer per player, in their order; none for models that are fitted in `initialise`."""
         optimizers, self._schedulers = [], []
         for name, (make_optimizer, make_scheduler) in self._factories.items():
-            optimizers.append(make_optimizer(self._turns[name].parameters))
+            optimizers.append(self._optimizer(name, make_optimizer))
             if make_scheduler is not None:
                 self._schedulers.append(make_scheduler(optimizers[-1]))
         return (optimizers, self._schedulers) if optimizers else None
+
+    def _optimizer(self, name: str, make: OptimizerFactory) -> Optimizer:
+        """The player's optimizer; fused where that is asked for and its class knows how."""
+        if self.settings.speed.fused:
+            with contextlib.suppress(TypeError, RuntimeError):  # it takes no such argument, or not on this device
+                return make(self._turns[name].parameters, fused=True)  # type: ignore[call-arg]
+        return make(self._turns[name].parameters)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips, here and not before `step`, since here gradients are unscaled under every precision."""
         index = 0 if len(self._turns) == 1 else self.trainer.optimizers.index(optimizer)
         turn = list(self._turns.values())[index]
         clip = turn.clip if turn.clip is not None else self.settings.clip
+        if self.settings.tricks.historical_averaging:
+            turn.remember(self.settings.tricks.historical_averaging)
+        self.watch_gradients(turn)
         if clip is None and not self._logging:
             return
         if clip is not None:
@@ -326,6 +459,11 @@ class GenerativeModel(pl.LightningModule):
         """Iterations done: the clock of every schedule."""
         return self.trainer.global_step if self._trainer is not None else 0
 
+    @property
+    def progress(self) -> float:
+        """The share of training that is done, in [0, 1]."""
+        return min(1.0, self._done / max(1, self.trainer.max_steps)) if self._trainer is not None else 0.0
+
     def begin_iteration(self) -> None:
         """Called by the loop before each `training_step`."""
         if self._rng_states is not None:  # the first iteration after a checkpoint was read
@@ -334,7 +472,9 @@ class GenerativeModel(pl.LightningModule):
         self._done = self.trainer.global_step
         step = self._done + 1
         self._logging = step % self.settings.log_every_n_steps == 0 or step == self.trainer.max_steps or step == 1
-        self._recorded.clear()
+        if len(self._history) >= WATCHED_AT_MOST:
+            self.check_finite()
+        self._recorded = self._history[step] = {}
 
     def end_iteration(self) -> None:
         """Called by the loop after each `training_step`: schedules, the average, the records, the watch for NaN."""
@@ -370,37 +510,71 @@ class GenerativeModel(pl.LightningModule):
             self.record(logits_real=logits_real.mean(), logits_fake=logits_fake.mean())
             self.record(acc_real=(logits_real > 0).float().mean(), acc_fake=(logits_fake < 0).float().mean())
 
-    def watch(self, name: str, value: Tensor) -> None:
-        """Keeps a player's loss until the next check for NaN and Inf, so that the first bad one can be named."""
-        self._watched.append((self._done + 1, name, value.detach()))
+    def watch(self, name: str, value: Tensor, what: str = "loss") -> None:
+        """Keeps a player's loss until the next check for NaN and Inf, so that the first bad one can be named.
+
+        Args:
+            name: The player.
+            value: A scalar: the loss, or for a gradient 0 where it is finite.
+            what: "loss" or "gradient".
+        """
+        self._watched.append((self._done + 1, name, what, value.detach()))
+
+    def watch_gradients(self, turn: Turn) -> None:
+        """Watches a player's gradients: one number for all of them, which stays on the device."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            return  # float16: the scaler meets infinite gradients, skips their step and lowers its scale
+        gradients = [p.grad for p in turn.parameters if p.grad is not None]
+        found = torch.zeros((), device=self.device, dtype=torch.float32)
+        for dtype in {gradient.dtype for gradient in gradients}:
+            # What torch.amp's scaler asks, with a scale of 1: it leaves every bit as it is, and costs less than norms.
+            torch._amp_foreach_non_finite_check_and_unscale_(
+                [g for g in gradients if g.dtype == dtype], found, torch.ones_like(found)
+            )
+        self.watch(turn.name, found, "gradient")
 
     def check_finite(self) -> None:
-        """Reads the values watched since the last check; called every n iterations and before each checkpoint.
+        """Reads what was watched since the last check; called every n iterations and before each checkpoint.
+
+        All processes come to the same answer, also where only one of them has met a NaN.
 
         Raises:
-            TrainingStopped: If one was not finite, or a parameter is not; names the term and the iteration.
+            NotFinite: If a loss or a gradient was not finite; names the player, the iteration and the terms.
         """
-        if self._watched:
-            finite = torch.stack([value.float() for _, _, value in self._watched]).isfinite().tolist()
-            for (step, name, value), good in zip(self._watched, finite, strict=True):
-                if not good:
-                    raise TrainingStopped(f"the {name}'s loss became {float(value)} in iteration {step}.")
-            self._watched.clear()
+        watched, history = self._watched, self._history
+        self._watched, self._history = [], {self._done + 1: self._recorded}
+        if not watched:
+            return
+        values = torch.stack([value.float() for *_, value in watched])
+        wanted_zero = torch.tensor([what == "gradient" for _, _, what, _ in watched], device=values.device)
+        good = torch.where(wanted_zero, values == 0, values.isfinite())
+        bad = (self.averaged(good.double()) < 1).nonzero().flatten().tolist()
+        if not bad:
+            return
+        step, name, what, value = watched[bad[0]]
+        if what == "gradient":
+            raise NotFinite(f"the {name}'s gradient was not finite in iteration {step}.")
+        recorded = {n: torch.as_tensor(v) for n, v in history.get(step, {}).items() if not n.startswith("grad_norm")}
+        terms = [n for n, v in recorded.items() if not bool(v.isfinite().all())]
+        named = f" (not finite: {', '.join(terms)})" if terms else ""
+        became = f"became {float(value)}" if not bool(value.isfinite()) else "was not finite on another process"
+        raise NotFinite(f"the {name}'s loss {became} in iteration {step}{named}.")
 
     def check_parameters(self) -> None:
-        """Before a checkpoint replaces the last good one: gradients may have been infinite where no loss was.
+        """Before a checkpoint replaces the last good one: nothing that is not finite may be in it.
 
         Raises:
-            TrainingStopped: If a parameter is not finite; names the player.
+            NotFinite: If a parameter is not finite; names the player.
         """
         for name, parameters in self.players.items():
             if not parameters:
                 continue
-            norms = torch.stack(torch._foreach_norm([p.detach() for p in parameters], torch.inf))
-            if not bool(norms.isfinite().all()):
-                raise TrainingStopped(
-                    f"Parameters of the {name} are no longer finite after iteration {self.iteration}."
-                )
+            values = [p.detach() for p in parameters]
+            # The norm is fast and overflows beyond 1e19; the greatest value does not.
+            if not bool(torch.stack(torch._foreach_norm(values)).isfinite().all()) and not bool(
+                torch.stack(torch._foreach_norm(values, torch.inf)).isfinite().all()
+            ):
+                raise NotFinite(f"parameters of the {name} are no longer finite after iteration {self.iteration}.")
 
     def _write_records(self) -> None:
         names = sorted(self._recorded)
@@ -533,7 +707,7 @@ class GenerativeModel(pl.LightningModule):
         for model in nested:
             model._differentiable = gradients
         try:
-            with torch.set_grad_enabled(gradients), self.ema():
+            with torch.set_grad_enabled(gradients), eager(), self.ema():
                 yield
         finally:
             for model in nested:
@@ -556,7 +730,21 @@ class GenerativeModel(pl.LightningModule):
         """Takes over the counting of iterations."""
         if stage == "fit":
             self._rank, self._world = self.trainer.global_rank, self.trainer.world_size
+            if self.settings.speed.channels_last:
+                self.to(memory_format=torch.channels_last)
+            if "mixed" in str(self.trainer.precision):  # objectives are sums and differences: they need the digits
+                for network in self.children():
+                    network.register_forward_hook(_in_float32)
+            if self.settings.speed.compile:
+                for network in self.children():
+                    network.compile(dynamic=False)
             self.trainer.fit_loop.epoch_loop.manual_optimization = _IterationLoop(self.trainer)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Brings images into the order of channels that the networks have."""
+        if self.settings.speed.channels_last and isinstance(getattr(batch, "x", None), Tensor) and batch.x.dim() == 4:
+            batch.x = batch.x.contiguous(memory_format=torch.channels_last)
+        return batch
 
     def on_train_start(self) -> None:
         """Initialises from data, pairs the averages, and seeds every stream, unless a checkpoint brought them."""
@@ -573,12 +761,16 @@ class GenerativeModel(pl.LightningModule):
             if datamodule is not None:
                 with torch.no_grad():
                     batches = cast(Any, datamodule).first_batches()
-                    self.initialise(b.to(self.device) for b in batches)
+                    convert = self.trainer.precision_plugin.convert_input  # to float64 where the weights are
+                    self.initialise(convert(b.to(self.device)) for b in batches)
             self.initialised.fill_(True)
             if self._world > 1:
                 for tensor in self.state_dict().values():
                     torch.distributed.broadcast(tensor, src=0)
         self._start_ema()
+        for module in self.modules():
+            if isinstance(module, Drawing):
+                module.adopt(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds genlab's own section: plain containers and tensors only, so that loading executes nothing."""
@@ -592,6 +784,10 @@ class GenerativeModel(pl.LightningModule):
             "spec": self.spec.to_dict() if hasattr(self, "spec") else None,
             "ema": self._ema,
             "random": states,
+            "tricks": {
+                "replay": self._of_all_processes(self.replay_buffer),
+                "history": {name: [turn.updates, turn.history] for name, turn in self._turns.items() if turn.updates},
+            },
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -599,6 +795,21 @@ class GenerativeModel(pl.LightningModule):
         section = checkpoint_section(checkpoint)
         self.load_ema(section["ema"])
         self._rng_states = section["random"]
+        tricks = section.get("tricks") or {"replay": [], "history": {}}
+        if tricks["replay"]:
+            self.replay_buffer = tricks["replay"][min(self.trainer.global_rank, len(tricks["replay"]) - 1)].clone()
+        for name, (updates, history) in tricks["history"].items():
+            self._turns[name].updates, self._turns[name].history = updates, [mean.clone() for mean in history]
+
+    def _of_all_processes(self, x: Tensor) -> list[Tensor]:
+        """A tensor of each process, on the CPU, nothing where it is empty."""
+        if not len(x):
+            return []
+        if self._world == 1:
+            return [x.cpu()]
+        found: list[Any] = [None] * self._world
+        torch.distributed.all_gather_object(found, x.cpu())
+        return found
 
     def load_ema(self, averages: dict[str, Tensor]) -> None:
         """Puts averages from a checkpoint in place.
@@ -614,7 +825,14 @@ class GenerativeModel(pl.LightningModule):
     def can(self, capability: str) -> bool:
         """Whether the method offers a capability, one of `CAPABILITIES`."""
         assert capability in CAPABILITIES
+        if capability == "score_logits" and any(getattr(m, "couples_samples", False) for m in self.modules()):
+            return False  # a sample has no logit of its own
         return callable(getattr(self, capability, None))
+
+
+def _in_float32(_: nn.Module, __: Any, output: Any) -> Any:
+    """A forward hook: what a network gives in half precision goes on in float32."""
+    return tree_map_only(Tensor, at_least_float32, output)
 
 
 def checkpoint_section(checkpoint: dict[str, Any]) -> dict[str, Any]:

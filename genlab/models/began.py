@@ -17,6 +17,7 @@ class BEGAN(GenerativeModel):
     convergence `m_global` stalls.
     """
 
+    tricks_taken = (*GenerativeModel.tricks_taken, "replay")
     ema_modules = ("generator",)
     latent_prior = "uniform"
 
@@ -77,18 +78,19 @@ class BEGAN(GenerativeModel):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Section 3.4: both gradients at the same parameters, then both updates, then k."""
         x_real = batch.x
+        with self.fakes() as reused:
+            x_fake = self.generator(self.noise(len(x_real)))
 
         # Discriminator: minimise L(x) - k_t L(G(z_D)).
         with self.turn("discriminator") as discriminator:
-            with torch.no_grad():
-                x_fake = self.generator(self.noise(len(x_real)))
-            energy_real, energy_fake = self.energy(x_real), self.energy(x_fake)
+            energy_real, energy_fake = self.energy(x_real), self.energy(self.shown(x_fake))
             d_loss = self.loss.discriminator(energy_real, energy_fake)
             discriminator.collect(d_loss)
 
         # Generator: minimise L(G(z_G)).
         with self.turn("generator") as generator:
-            energy_g = self.energy(self.generator(self.noise(len(x_real))))
+            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            energy_g = self.energy(x_fake)
             g_loss = self.loss.generator(energy_g)
             generator.collect(g_loss)
 

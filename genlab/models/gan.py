@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.losses.penalties import Penalty, check_one_of_each_sample
+from genlab.models.base import ALL_TRICKS, GenerativeModel, OptimizerFactory, SchedulerFactory, inference
 
 
 class GAN(GenerativeModel):
@@ -17,6 +18,7 @@ class GAN(GenerativeModel):
     the DCGAN; with `least_squares` the LSGAN.
     """
 
+    tricks_taken = ALL_TRICKS
     ema_modules = ("generator",)
 
     def __init__(
@@ -27,6 +29,7 @@ class GAN(GenerativeModel):
         latent_dim: int,
         g_optimizer: OptimizerFactory,
         d_optimizer: OptimizerFactory,
+        penalty: Penalty | None = None,
         g_scheduler: SchedulerFactory | None = None,
         d_scheduler: SchedulerFactory | None = None,
     ) -> None:
@@ -39,11 +42,17 @@ class GAN(GenerativeModel):
             latent_dim: Size of the standard normal latent.
             g_optimizer: Makes the generator's optimizer from its parameters.
             d_optimizer: Makes the discriminator's.
+            penalty: On the discriminator's gradient, added to its loss; None for none.
             g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
             d_scheduler: Makes the discriminator's.
+
+        Raises:
+            ValueError: If there is a penalty and the discriminator normalises over the batch.
         """
         super().__init__()
-        self.generator, self.discriminator, self.loss = generator, discriminator, loss
+        if penalty is not None:
+            check_one_of_each_sample(discriminator)
+        self.generator, self.discriminator, self.loss, self.penalty = generator, discriminator, loss, penalty
         self.latent_dim = latent_dim
         self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
         self.add_player("generator", generator, g_optimizer, g_scheduler)
@@ -66,18 +75,24 @@ class GAN(GenerativeModel):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1: one discriminator update, then one generator update."""
         x_real = batch.x
+        with self.fakes() as reused:  # with a graph if the generator's turn goes on with them
+            x_fake = self.generator(self.noise(len(x_real)))
 
         # Discriminator: minimise loss.discriminator(D(x), D(G(z))).
         with self.turn("discriminator") as discriminator:
-            with torch.no_grad():
-                x_fake = self.generator(self.noise(len(x_real)))
-            logits_real, logits_fake = self.discriminator(x_real), self.discriminator(x_fake)
+            logits_real, logits_fake = self.discriminator(x_real), self.discriminator(self.shown(x_fake))
             d_loss = self.loss.discriminator(logits_real, logits_fake)
-            discriminator.minimise(d_loss)
+            if self.penalty is None:
+                discriminator.minimise(d_loss)
+            else:
+                penalty = self.penalty(self.discriminator, x_real, x_fake.detach(), self.rand)
+                discriminator.minimise(d_loss + penalty)
+                self.record(penalty=penalty)
 
         # Generator: minimise loss.generator(D(G(z))).
         with self.turn("generator") as generator:
-            g_loss = self.loss.generator(self.discriminator(self.generator(self.noise(len(x_real)))))
+            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            g_loss = self.generator_loss(self.loss, self.discriminator, x_fake, x_real)
             generator.minimise(g_loss)
 
         self.record(d_loss=d_loss, g_loss=g_loss)

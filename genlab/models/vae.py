@@ -1,26 +1,32 @@
-"""The variational autoencoder."""
+"""The variational autoencoder, over a choice of likelihood, prior, posterior and weight of the KL."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from genlab.data.spec import Batch
-from genlab.losses.divergences import kl_standard_normal
+from genlab.errors import UserError
+from genlab.losses.divergences import kl_standard_normal_terms
+from genlab.losses.kl import Constant, KLTerm
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.networks.init import start_output_bias
+from genlab.networks.posteriors import Diagonal, DiagonalGaussian, FlowedGaussian, Posterior
+from genlab.networks.priors import Prior, StandardNormal, first_samples
 
 
 class VAE(GenerativeModel):
     """Variational autoencoder. Kingma & Welling (2014), arXiv:1312.6114, Eq. 7 with L = 1.
 
-    Encoder and decoder are one player: both maximise the evidence lower bound (ELBO).
+    Encoder and decoder are one player, with whatever is learned of likelihood, prior and posterior: all maximise the
+    evidence lower bound (ELBO).
     """
 
-    ema_modules = ("encoder", "decoder", "likelihood")
+    ema_modules = ("encoder", "decoder", "likelihood", "prior", "family")
 
     def __init__(
         self,
@@ -32,45 +38,58 @@ class VAE(GenerativeModel):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
         kl_weight: float = 1.0,
+        kl: KLTerm | None = None,
+        prior: Prior | None = None,
+        posterior: Posterior | None = None,
     ) -> None:
         """Joins encoder and decoder.
 
         Args:
-            encoder: Maps samples [N, ...] to [N, 2 * latent_dim]: posterior means, then log-variances.
-            decoder: Maps latents [N, latent_dim] to raw outputs of the shape of a sample.
+            encoder: Maps samples [N, ...] to [N, encoder_features], of which the posterior is made.
+            decoder: Maps latents [N, latent_dim] to raw outputs, as the likelihood wants them.
             likelihood: What the raw outputs mean.
-            latent_dim: Size of the standard normal latent.
-            encoder_features: Width of the encoder's output, 2 * latent_dim.
+            latent_dim: Size of the latent.
+            encoder_features: Width of the encoder's output.
             optimizer: Makes the optimizer from all parameters.
             scheduler: Makes the learning-rate schedule, stepped once per iteration.
             kl_weight: beta of Higgins et al. (2017); 1 is the VAE. The recorded `elbo` always has weight 1.
+            kl: What the objective makes of the KL; its mean unless given.
+            prior: p(z); standard normal unless given.
+            posterior: The family of q(z | x); a diagonal Gaussian unless given.
 
         Raises:
-            ValueError: If encoder_features is not twice latent_dim.
+            ValueError: If encoder_features is not what the posterior reads.
+            UserError: If prior and posterior do not fit each other.
         """
         super().__init__()
-        if encoder_features != 2 * latent_dim:
-            raise ValueError(
-                f"The encoder must give 2 * latent_dim = {2 * latent_dim} numbers, not {encoder_features}."
+        self.prior, self.kl = prior or StandardNormal(), kl or Constant()
+        self.family = posterior or Diagonal(latent_dim, encoder_features)
+        if self.family.features != encoder_features:
+            raise ValueError(f"The encoder must give {self.family.features} numbers, not {encoder_features}.")
+        if self.prior.mixes_posteriors and not self.family.diagonal:
+            raise UserError(
+                "prior=vamp needs posterior=diagonal: other posteriors' densities are not known everywhere."
             )
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim, self.kl_weight = latent_dim, kl_weight
-        self.add_player("vae", [encoder, decoder, likelihood], optimizer, scheduler)
+        self.add_player("vae", [encoder, decoder, likelihood, self.prior, self.family], optimizer, scheduler)
 
     def initialise(self, batches: Iterator[Batch]) -> None:
-        """Starts the decoder's output bias, where its last layer has one of the sample's shape, at the mean sample.
+        """Starts the decoder's output bias at the mean sample, and the prior at what it wants to see.
 
-        Burda et al. (2016) do so; it spares the first epochs, which would learn little else.
+        Burda et al. (2016) start the bias so; it spares the first epochs, which would learn little else.
         """
-        x = torch.cat([next(batches).x for _ in range(8)])
-        last = [m for m in self.decoder.modules() if isinstance(m, nn.Linear)][-1:]
-        if last and last[0].bias is not None and last[0].out_features == x[0].numel():
-            last[0].bias.copy_(self.likelihood.visible_bias(x).flatten())
+        first = [next(batches).x for _ in range(8)]
+        start_output_bias(self.decoder, self.likelihood.visible_bias(torch.cat(first)))
+        self.prior.initialise(first_samples(chain(first, (batch.x for batch in batches))))
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z | x), [N, latent_dim] each."""
-        mu, logvar = self.encoder(x).chunk(2, dim=1)
-        return mu, logvar
+    def posterior(self, x: Tensor) -> DiagonalGaussian | FlowedGaussian:
+        """q(z | x) of samples [N, ...]."""
+        return self.family(self.encoder(x))
+
+    def noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """Latents from the prior, [n, latent_dim]."""
+        return self.prior.draw(self.randn(n, self.latent_dim + self.prior.extra, rng=rng), self.posterior)
 
     @inference
     def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
@@ -80,7 +99,7 @@ class VAE(GenerativeModel):
     @inference
     def encode(self, x: Tensor) -> Tensor:
         """The posterior mean [N, latent_dim] of samples [N, ...]."""
-        return self.posterior(x)[0]
+        return self.posterior(x).mean
 
     @inference
     def decode(self, z: Tensor) -> Tensor:
@@ -90,37 +109,46 @@ class VAE(GenerativeModel):
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:
         """E[x | z] at the posterior mean of each sample."""
-        return self.likelihood.mean(self.decoder(self.posterior(x)[0]))
+        return self.likelihood.mean(self.decoder(self.posterior(x).mean))
 
     @inference
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x, z) = log p(x | z) + log p(z), [N] nats."""
-        return self.likelihood.log_prob(x, self.decoder(z)) + _log_standard_normal(z)
+        return self.likelihood.log_prob(x, self.decoder(z)) + self.prior.log_prob(z, self.posterior)
 
     @inference
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z), [N] nats."""
-        return _log_standard_normal(z)
+        return self.prior.log_prob(z, self.posterior)
 
     @inference
     def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """k draws z ~ q(z | x) for each sample and their log q(z | x): [k, N, latent_dim] and [k, N] nats."""
-        mu, logvar = self.posterior(x)
         eps = self.randn(k * len(x), self.latent_dim, rng=rng).unflatten(0, (k, len(x)))
-        return mu + (0.5 * logvar).exp() * eps, _log_standard_normal(eps) - 0.5 * logvar.sum(dim=-1)
+        return self.posterior(x).draw(eps)
+
+    def draw(self, x: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """One z ~ q(z | x) for each sample, and KL(q(z | x) || p(z)): [N, latent_dim] and terms [N, G] in nats.
+
+        The KL has a closed form for each latent between a Gaussian and N(0, I); else it is log q(z | x) - log p(z).
+        """
+        q, eps = self.posterior(x), self.randn(len(x), self.latent_dim, rng=rng)
+        if self.prior.standard and isinstance(q, DiagonalGaussian):
+            return q.rsample(eps), kl_standard_normal_terms(q.mu, q.logvar)
+        z, log_q = q.draw(eps)
+        return z, (log_q - self.prior.log_prob(z, self.posterior)).unsqueeze(1)
+
+    def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
+        """What is minimised on a batch, `loss`, with its terms and the bound on log p(x) that it stands for, `elbo`."""
+        z, kl = self.draw(x, rng)
+        recon = -self.likelihood.log_prob(x, self.decoder(z)).mean()
+        kl_term = self.kl_weight * self.kl(self.gathered(kl) if self.training else kl, self.iteration)
+        kl = kl.sum(dim=1).mean()
+        return {"loss": recon + kl_term, "recon": recon, "kl": kl, "elbo": -(recon + kl)}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Eq. 7: minimise -E_q log p(x | z) + beta KL(q(z | x) || p(z)), with z = mu + sigma eps."""
         with self.turn("vae") as vae:
-            mu, logvar = self.posterior(batch.x)
-            z = mu + (0.5 * logvar).exp() * self.randn(len(mu), self.latent_dim)
-            recon = -self.likelihood.log_prob(batch.x, self.decoder(z)).mean()
-            kl = kl_standard_normal(mu, logvar).mean()
-            loss = recon + self.kl_weight * kl
-            vae.minimise(loss)
-        self.record(loss=loss, recon=recon, kl=kl, elbo=-(recon + kl))
-
-
-def _log_standard_normal(z: Tensor) -> Tensor:
-    """log N(z; 0, I) over the last dimension, in nats."""
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(dim=-1)
+            terms = self.objective(batch.x)
+            vae.minimise(terms["loss"])
+        self.record(**terms)

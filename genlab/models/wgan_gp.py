@@ -7,14 +7,16 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
-from genlab.losses.penalties import gradient_penalty
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.losses.penalties import check_one_of_each_sample, gradient_penalty
+from genlab.models.base import ALL_TRICKS, GenerativeModel, OptimizerFactory, SchedulerFactory, inference
 
 
 class WGANGP(GenerativeModel):
     """Wasserstein GAN with gradient penalty. Gulrajani et al. (2017), arXiv:1704.00028, Algorithm 1."""
 
+    tricks_taken = ALL_TRICKS
     ema_modules = ("generator",)
+    keeps_lipschitz = True  # the penalty does
 
     def __init__(
         self,
@@ -49,11 +51,7 @@ class WGANGP(GenerativeModel):
         super().__init__()
         if n_critic < 1:
             raise ValueError(f"model.n_critic must be at least 1, got {n_critic}.")
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules()):
-            raise ValueError(
-                "The gradient penalty is one of each sample, and batch normalisation in the critic couples samples. "
-                "Try network.norm=none."
-            )
+        check_one_of_each_sample(critic)
         self.generator, self.critic, self.loss = generator, critic, loss
         self.latent_dim, self.n_critic, self.gp_weight = latent_dim, n_critic, gp_weight
         self.batches_per_step = n_critic
@@ -79,17 +77,18 @@ class WGANGP(GenerativeModel):
         """Algorithm 1: `n_critic` critic updates on fresh data, then one generator update."""
         # Critic (lines 2-9): minimise D(G(z)) - D(x) + lambda (|grad D(x_hat)| - 1)^2.
         for x_real in batch.x.chunk(self.n_critic):
+            with self.fakes() as reused:
+                x_fake = self.generator(self.noise(len(x_real)))
             with self.turn("critic") as critic:
-                with torch.no_grad():
-                    x_fake = self.generator(self.noise(len(x_real)))
-                logits_real, logits_fake = self.critic(x_real), self.critic(x_fake)
+                logits_real, logits_fake = self.critic(x_real), self.critic(self.shown(x_fake))
                 d_loss = self.loss.discriminator(logits_real, logits_fake)
-                gp = gradient_penalty(self.critic, x_real, x_fake, alpha=self.rand(len(x_real)))
+                gp = gradient_penalty(self.critic, x_real, x_fake.detach(), alpha=self.rand(len(x_real)))
                 critic.minimise(d_loss + self.gp_weight * gp)
 
         # Generator (lines 11-12): minimise -D(G(z)).
         with self.turn("generator") as generator:
-            g_loss = self.loss.generator(self.critic(self.generator(self.noise(len(x_real)))))
+            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            g_loss = self.generator_loss(self.loss, self.critic, x_fake, x_real)
             generator.minimise(g_loss)
 
         self.record(d_loss=d_loss, gp=gp, g_loss=g_loss)

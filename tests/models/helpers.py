@@ -119,6 +119,28 @@ class Updates(Callback):
         self._before()
 
 
+def assert_moves(overrides, order, steps, folder, still=()):
+    """Each update moves every tensor of its player (but `still`), no other bit, and nothing moves between updates.
+
+    Args:
+        overrides: As on the command line.
+        order: The players whose updates are expected, in all the iterations.
+        steps: Iterations.
+        folder: Where checkpoints go.
+        still: Names of parameters that may stand still.
+    """
+    updates = Updates()
+    fitted = fit(overrides, steps, folder, [updates])
+    assert [who for who, _ in updates.steps] == list(order)
+    own = {player: set(values) for player, values in snapshot(fitted.model).items()}
+    for who, found in updates.steps:
+        assert not {player for player, names in found.items() if names and player != who}, who
+        assert own[who] - found[who] <= set(still), f"{who} stood still"
+    assert not any(names for found in updates.strays for names in found.values())
+    assert all(p.requires_grad for p in fitted.model.parameters())
+    return fitted
+
+
 class Each(Callback):
     """Calls a function with the model at the end of each iteration, and keeps what it gives."""
 

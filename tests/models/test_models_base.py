@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from genlab.cli import running
 from genlab.errors import TrainingStopped, UserError
-from genlab.models.base import CAPABILITIES, GenerativeModel, Turn, WindowedPlateau
+from genlab.models.base import CAPABILITIES, WATCHED_AT_MOST, GenerativeModel, Turn, WindowedPlateau
 from tests.models.helpers import METHODS, ORDER, SGD, Batches, Each, Memory, Updates, config, fit, snapshot
 from tests.models.toys import Walk, Weights
 
@@ -222,7 +222,7 @@ def test_a_nan_stops_the_run_and_leaves_the_last_good_checkpoint(every, tmp_path
     """It is named with its player and iteration, even where it is found later."""
     overrides = [*POINTS, f"trainer.log_every_n_steps={every}", "checkpoint.every_n_steps=3"]
     with pytest.raises(
-        TrainingStopped, match=r"the generator's loss became nan in iteration 7\..*last\.ckpt"
+        TrainingStopped, match=r"the generator's loss became nan in iteration 7 \(not finite: g_loss\)\..*last\.ckpt"
     ) as stopped:
         running.train(config(overrides, 20, model=walk(nan_at=7)), tmp_path)
     assert len(str(stopped.value)) < 400
@@ -235,16 +235,54 @@ def test_a_nan_stops_the_run_and_leaves_the_last_good_checkpoint(every, tmp_path
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-def test_parameters_that_break_without_a_loss_are_found(tmp_path):
-    """An infinite gradient of a finite loss, right before a checkpoint."""
-    overrides = [*POINTS, "checkpoint.every_n_steps=3"]
-    with pytest.raises(TrainingStopped, match=r"Parameters of the generator are no longer finite after iteration 6"):
+@pytest.mark.parametrize("every", [1, 1000])
+def test_a_gradient_that_is_infinite_is_named(every, tmp_path):
+    """Of a finite loss, right before a checkpoint; found at once or later."""
+    overrides = [*POINTS, "checkpoint.every_n_steps=3", f"trainer.log_every_n_steps={every}"]
+    with pytest.raises(TrainingStopped, match=r"the generator's gradient was not finite in iteration 6"):
         running.train(config(overrides, 20, model=walk(inf_gradient_at=6)), tmp_path)
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    """Whatever broke them; large ones are no mistake, though their norm overflows."""
+    model = fit(POINTS, 1, tmp_path / "run", model=walk()).model
+    model.generator.weight.data.fill_(3e38)
+    model.check_parameters()
+    model.generator.weight.data[1] = float("inf")
+    with pytest.raises(TrainingStopped, match=r"parameters of the generator are no longer finite after iteration 1"):
+        model.check_parameters()
+
+
+def test_watching_gradients_changes_no_bit_of_them(tmp_path):
+    """Of either precision, contiguous or not."""
+    model = fit(POINTS, 1, tmp_path / "run", model=walk()).model
+    turn = model.turn("generator")
+    dtypes = (torch.float32, torch.float64, torch.bfloat16)
+    turn.parameters = [torch.nn.Parameter(torch.randn(6, 8).to(dtype)[:, ::2]) for dtype in dtypes]
+    for parameter in turn.parameters:
+        parameter.grad = (torch.randn(6, 8) * 1e-42).to(parameter.dtype)[:, ::2]
+    before = [parameter.grad.clone() for parameter in turn.parameters]
+    model.watch_gradients(turn)
+    model.check_finite()
+    assert all(torch.equal(a, p.grad) for a, p in zip(before, turn.parameters, strict=True))
+    turn.parameters[2].grad[3, 1] = float("nan")
+    model.watch_gradients(turn)
+    with pytest.raises(TrainingStopped, match="the generator's gradient was not finite"):
+        model.check_finite()
+
+
+def test_what_is_watched_is_looked_at_now_and_then(tmp_path):
+    """A run that writes no curves and no checkpoints still stops, and keeps no endless list."""
+    overrides = [*POINTS, "trainer.log_every_n_steps=100000", "checkpoint.every_n_steps=100000"]
+    with pytest.raises(TrainingStopped, match="became nan in iteration 7"):
+        running.train(config(overrides, WATCHED_AT_MOST + 20, model=walk(nan_at=7)), tmp_path)
+    fitted = fit(overrides, WATCHED_AT_MOST + 20, tmp_path / "run", model=walk()).model
+    assert len(fitted._watched) <= 2 * WATCHED_AT_MOST and len(fitted._history) <= WATCHED_AT_MOST
+
+
 def test_a_nan_before_any_checkpoint(tmp_path):
-    with pytest.raises(TrainingStopped, match=r"iteration 1\..*No checkpoint had been written yet"):
+    with pytest.raises(TrainingStopped, match=r"in iteration 1 .*No checkpoint had been written yet"):
         running.train(config(POINTS, 20, model=walk(nan_at=1)), tmp_path)
     assert not list(tmp_path.glob("**/*.ckpt"))
 

@@ -43,7 +43,8 @@ def test_a_checkpoint_is_plain(run):
     """Containers, numbers, strings and tensors: `weights_only=True` reads it, so that nothing is executed."""
     checkpoint = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
     section = checkpoint["genlab"]
-    assert section["format"] == CHECKPOINT_FORMAT and set(section) == {"format", "config", "spec", "ema", "random"}
+    assert section["format"] == CHECKPOINT_FORMAT
+    assert set(section) == {"format", "config", "spec", "ema", "random", "tricks"}
     assert_plain(section)
     assert_plain({k: v for k, v in checkpoint.items() if k != "genlab"})
     assert len(section["random"]) == 1 and set(section["ema"]) == set(run.model._ema_sources())

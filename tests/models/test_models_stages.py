@@ -171,10 +171,10 @@ def test_resume_of_stages_takes_no_other_overrides(run, monkeypatch, capsys):
 def fail_second(build):
     """Breaks off when the second stage is built."""
 
-    def broken(config):
+    def broken(config, *rest):
         if config["model"]["_target_"].endswith("Prior"):
             raise Interrupted
-        return build(config)
+        return build(config, *rest)
 
     return broken
 

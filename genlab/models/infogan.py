@@ -1,0 +1,150 @@
+"""InfoGAN: some latents must be readable from the sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.losses.adversarial import AdversarialLoss
+from genlab.losses.information import categorical_information, gaussian_information
+from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.networks.init import feature_count
+
+
+class InfoGAN(GenerativeModel):
+    """Information-maximising GAN. Chen et al. (2016), arXiv:1606.03657, Eq. 6.
+
+    A latent is noise, then a category as a one-hot vector, then continuous codes. Q guesses category and codes from the
+    discriminator's features. As in the authors' code, L_I is subtracted from both players' losses, so that Q and the
+    features it shares learn with the discriminator.
+    """
+
+    tricks_taken = (*GenerativeModel.tricks_taken, "instance_noise", "augment")
+    ema_modules = ("generator", "discriminator", "q")
+    latent_prior = "uniform"
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        loss: AdversarialLoss,
+        shape: Sequence[int],
+        latent_dim: int,
+        categories: int,
+        codes: int,
+        q_hidden: int,
+        info_weight: float,
+        code_weight: float,
+        g_optimizer: OptimizerFactory,
+        d_optimizer: OptimizerFactory,
+        g_scheduler: SchedulerFactory | None = None,
+        d_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the players.
+
+        Args:
+            generator: Maps latents [N, latent_dim] to samples [N, ...].
+            discriminator: Maps samples [N, ...] to `features` [N, F], and these to `logits` [N].
+            loss: What both minimise besides L_I.
+            shape: Of a sample.
+            latent_dim: Size of the whole latent: noise, category and codes.
+            categories: K of the categorical code.
+            codes: Number of continuous codes, uniform on [-1, 1]; may be 0.
+            q_hidden: Width of Q's hidden layer.
+            info_weight: lambda of the category's part of L_I.
+            code_weight: lambda of the continuous codes' part.
+            g_optimizer: Makes the generator's optimizer from its parameters.
+            d_optimizer: Makes that of discriminator and Q.
+            g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
+            d_scheduler: Makes the discriminator's.
+
+        Raises:
+            ValueError: If there is no category to choose, or no room for noise.
+        """
+        super().__init__()
+        if categories < 2 or codes < 0:
+            raise ValueError(f"InfoGAN needs categories >= 2 and codes >= 0, got {categories} and {codes}.")
+        self.noise_dim = latent_dim - categories - codes
+        if self.noise_dim < 1:
+            raise ValueError(
+                f"model.latent_dim={latent_dim} must exceed categories + codes = {categories + codes}. "
+                f"Try model.latent_dim={categories + codes + 62}."
+            )
+        self.generator, self.loss = generator, loss
+        self.discriminator: Any = discriminator  # has `features` and `logits`, which a Module does not promise
+        self.q = nn.Sequential(
+            nn.Linear(feature_count(discriminator, shape), q_hidden),
+            nn.LeakyReLU(0.1),
+            nn.Linear(q_hidden, categories + codes),
+        )
+        self.latent_dim, self.categories, self.codes = latent_dim, categories, codes
+        self.info_weight, self.code_weight = info_weight, code_weight
+        self.add_player("discriminator", [discriminator, self.q], d_optimizer, d_scheduler)
+        self.add_player("generator", generator, g_optimizer, g_scheduler)
+
+    def noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """Latents [n, latent_dim]: noise and codes uniform on [-1, 1], and between them a category of K, one-hot."""
+        u = self.rand(n, self.noise_dim + 1 + self.codes, rng=rng)
+        noise, which, codes = u.split([self.noise_dim, 1, self.codes], dim=1)
+        category = (which[:, 0] * self.categories).long().clamp(max=self.categories - 1)
+        return torch.cat([2 * noise - 1, F.one_hot(category, self.categories).to(u.dtype), 2 * codes - 1], dim=1)
+
+    def information(self, features: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """L_I of category and continuous codes in nats, scalars, from the features [N, F] of G(z)."""
+        logits, mu = self.q(features).split([self.categories, self.codes], dim=1)
+        _, category, codes = z.split([self.noise_dim, self.categories, self.codes], dim=1)
+        return categorical_information(logits, category.argmax(dim=1)), gaussian_information(mu, codes)
+
+    @inference
+    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws G(z, c), [n, ...]."""
+        return self.generator(self.noise(n, rng))
+
+    @inference
+    def decode(self, z: Tensor) -> Tensor:
+        """G of whole latents [N, latent_dim]."""
+        return self.generator(z)
+
+    @inference
+    def score_logits(self, x: Tensor) -> Tensor:
+        """The discriminator's logits [N] of samples [N, ...]: log p_data / p_model at its optimum."""
+        return self.discriminator(x)
+
+    @inference
+    def guess(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Q's reading of samples [N, ...]: probabilities of the categories [N, K] and means of the codes [N, C]."""
+        logits, mu = self.q(self.discriminator.features(x)).split([self.categories, self.codes], dim=1)
+        return logits.softmax(dim=1), mu
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Eq. 6: one update of discriminator and Q, then one generator update."""
+        x_real = batch.x
+        with self.fakes() as reused:
+            z = self.noise(len(x_real))
+            x_fake = self.generator(z)
+
+        # Discriminator and Q: minimise loss.discriminator(D(x), D(G(z, c))) - lambda L_I.
+        with self.turn("discriminator") as discriminator:
+            logits_real, features = self.discriminator(x_real), self.discriminator.features(x_fake.detach())
+            logits_fake = self.discriminator.logits(features)
+            d_loss = self.loss.discriminator(logits_real, logits_fake)
+            info_category, info_codes = self.information(features, z)
+            discriminator.minimise(d_loss - self.info_weight * info_category - self.code_weight * info_codes)
+
+        # Generator: minimise loss.generator(D(G(z, c))) - lambda L_I.
+        with self.turn("generator") as generator:
+            if not reused:
+                z = self.noise(len(x_real))
+                x_fake = self.generator(z)
+            features = self.discriminator.features(x_fake)
+            g_loss = self.loss.generator(self.discriminator.logits(features))
+            info_category, info_codes = self.information(features, z)
+            generator.minimise(g_loss - self.info_weight * info_category - self.code_weight * info_codes)
+
+        self.record(d_loss=d_loss, g_loss=g_loss, info_category=info_category, info_codes=info_codes)
+        self.record_logits(logits_real, logits_fake)

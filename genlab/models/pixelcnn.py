@@ -1,0 +1,149 @@
+"""PixelCNN: an autoregressive model of images, or of the codes of a first stage."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.errors import UserError
+from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+
+
+class PixelCNN(GenerativeModel):
+    """PixelCNN. van den Oord et al. (2016), arXiv:1601.06759 and, gated, arXiv:1606.05328.
+
+    log p(tokens) = sum_i log p(token_i | tokens before it in raster order). Tokens are the pixels' levels, with the
+    channels of a pixel side by side, so that blue depends on red and green (the paper splits features into three
+    groups instead); or, after a first stage with `tokens` and `detokenise`, its codes: then this is the prior that
+    makes a generative model of it, van den Oord et al. (2017), arXiv:1711.00937, section 3.3.
+
+    There are no latents to integrate over: what judges read as a bound is log p(x) itself, or, of a first stage,
+    log p(x | codes) + log p(codes) at the one code that the encoder gives, which is a bound.
+    """
+
+    ema_modules = ("network",)
+    first_stage: Any  # a model with `tokens` and `detokenise`, or None
+    posterior_draws = 1  # the posterior is one point: more draws would be the same
+
+    def __init__(
+        self,
+        network: nn.Module,
+        levels: int,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        temperature: float = 1.0,
+        first_stage: GenerativeModel | None = None,
+    ) -> None:
+        """Takes the network.
+
+        Args:
+            network: Maps tokens int64 [N, H, W] to logits [N, levels, H, W], causally.
+            levels: Values of a token: 256 for pixels, 2 for binarised ones, K for a first stage's codes.
+            optimizer: Makes the optimizer.
+            scheduler: Makes the learning-rate schedule, stepped once per iteration.
+            temperature: Logits are divided by it when samples are drawn.
+            first_stage: A trained model with tokens; None for pixels.
+
+        Raises:
+            UserError: If the levels do not fit the tokens, or the temperature is not positive.
+        """
+        super().__init__()
+        if temperature <= 0:
+            raise UserError(f"model.temperature must be positive, got {temperature}.")
+        if first_stage is None:
+            if levels not in (2, 256):
+                raise UserError(f"model.levels must be 256, or 2 with binarised data, for pixels; got {levels}.")
+        elif getattr(first_stage, "num_codes", None) != levels:
+            codes = getattr(first_stage, "num_codes", None)
+            cure = f"Set model.levels={codes}." if codes else "It needs a first stage with codes, such as model=vqvae."
+            raise UserError(
+                f"model.levels must be the number of the first stage's codes, {codes}, got {levels}. {cure}"
+            )
+        self.network, self.levels, self.temperature, self.first_stage = network, levels, temperature, first_stage
+        self.add_player("pixelcnn", network, optimizer, scheduler)
+
+    @property
+    def likelihood(self) -> Any:
+        """What says, by `support`, on which data its figures are likelihoods: the first stage's, or the levels."""
+        if self.first_stage is not None:
+            return self.first_stage.likelihood
+        return SimpleNamespace(support="binary" if self.levels == 2 else "levels")
+
+    # ----------------------------------------------------------------------------------------------------------- tokens
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Samples [N, C, H, W] as tokens, int64 [N, h, w]."""
+        if self.first_stage is not None:
+            return self.first_stage.tokens(x)
+        levels = ((x + 1) / 2 * (self.levels - 1)).round().long()
+        return levels.permute(0, 2, 3, 1).flatten(2)  # the channels of a pixel side by side
+
+    def detokenise(self, tokens: Tensor) -> Tensor:
+        """Tokens [N, h, w] as samples [N, C, H, W]."""
+        if self.first_stage is not None:
+            return self.first_stage.detokenise(tokens)
+        values = tokens.unflatten(2, (-1, self.spec.shape[0])).permute(0, 3, 1, 2)
+        return values.to(self.dtype) * (2 / (self.levels - 1)) - 1
+
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the tokens of a sample."""
+        h, w = self.tokens(self.rand(1, *self.spec.shape, rng=torch.Generator())).shape[1:]
+        return int(h), int(w)
+
+    def log_prob(self, tokens: Tensor) -> Tensor:
+        """log p(tokens), [N] nats."""
+        return -F.cross_entropy(self.network(tokens), tokens, reduction="none").flatten(1).sum(dim=1)
+
+    # ----------------------------------------------------------------------------------------------------- capabilities
+
+    @inference
+    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws tokens one after the other in raster order, and what they stand for, [n, ...]."""
+        h, w = self.grid()
+        uniform = self.rand(n, h, w, rng=rng)
+        tokens = torch.zeros(n, h, w, dtype=torch.long, device=self.device)
+        for i in range(h):
+            for j in range(w):
+                # Rows below are not read.
+                p = (self.network(tokens[:, : i + 1])[:, :, i, j].double() / self.temperature).softmax(dim=1)
+                drawn = (p.cumsum(dim=1) < uniform[:, i, j, None]).sum(dim=1)
+                tokens[:, i, j] = drawn.clamp_max(self.levels - 1)
+        return self.detokenise(tokens)
+
+    @inference
+    def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The tokens of each sample as the one point that they determine: [k, N, h w] and zeros [k, N]."""
+        tokens = self.tokens(x).flatten(1).expand(k, -1, -1)
+        return tokens, torch.zeros(k, len(x), device=x.device)
+
+    @inference
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x, tokens) [N] of tokens [N, h w]: of pixels log p(tokens), else with log p(x | tokens)."""
+        tokens = z.view(len(z), *self.grid())
+        if self.first_stage is None:
+            return self.log_prob(tokens)
+        return self.log_prob(tokens) + self.first_stage.log_likelihood(x, tokens)
+
+    @inference
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(tokens) of tokens [N, h w], [N]."""
+        return self.log_prob(z.view(len(z), *self.grid()))
+
+    def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
+        """-log p(tokens), `loss`, in nats per sample; in bits per token."""
+        tokens = self.tokens(x)
+        loss = -self.log_prob(tokens).mean()
+        return {"loss": loss, "bits_per_token": loss / (tokens[0].numel() * math.log(2))}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Minimise -sum_i log p(token_i | tokens before it)."""
+        with self.turn("pixelcnn") as pixelcnn:
+            terms = self.objective(batch.x)
+            pixelcnn.minimise(terms["loss"])
+        self.record(**terms)

@@ -1,0 +1,188 @@
+"""The unrolled GAN: a generator that sees how the discriminator will answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import Optimizer
+
+from genlab.data.spec import Batch
+from genlab.losses.adversarial import AdversarialLoss
+from genlab.losses.numerics import eager
+from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+
+
+def unroll(
+    loss: Callable[[list[Tensor]], Tensor], parameters: list[Tensor], optimizer: Optimizer, steps: int
+) -> list[Tensor]:
+    """Parameters after some steps of an optimizer, as a differentiable function of all that the loss depends on.
+
+    Neither the parameters nor the optimizer's state change; the steps start from both.
+
+    Args:
+        loss: The scalar that the steps lower, of the parameters.
+        parameters: Those that `optimizer` holds, in the order of its groups.
+        optimizer: SGD without momentum, or Adam; see `check_unrollable`.
+        steps: K.
+
+    Returns:
+        theta^K; for K = 0 the parameters, cut off from whatever made them.
+    """
+    groups = [group for group in optimizer.param_groups for _ in group["params"]]
+    states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
+    theta = [p.detach().requires_grad_() for p in parameters]
+    m = [state.get("exp_avg", torch.zeros_like(p)) for state, p in zip(states, theta, strict=True)]
+    v = [state.get("exp_avg_sq", torch.zeros_like(p)) for state, p in zip(states, theta, strict=True)]
+    done = [
+        torch.as_tensor(state.get("step", 0), dtype=torch.float64, device=p.device)  # 1 - beta^t wants the digits
+        for state, p in zip(states, theta, strict=True)
+    ]
+    for k in range(1, steps + 1):
+        gradients = torch.autograd.grad(loss(theta), theta, create_graph=True)
+        if not isinstance(optimizer, torch.optim.Adam):
+            theta = [p - group["lr"] * g for p, g, group in zip(theta, gradients, groups, strict=True)]
+            continue
+        for i, (g, group) in enumerate(zip(gradients, groups, strict=True)):
+            beta1, beta2 = group["betas"]
+            m[i] = beta1 * m[i] + (1 - beta1) * g
+            v[i] = beta2 * v[i] + (1 - beta2) * g.square()
+            m_hat, v_hat = m[i] / (1 - beta1 ** (done[i] + k)), v[i] / (1 - beta2 ** (done[i] + k))
+            alive = v_hat > 0  # the square root has no slope at 0, where a gradient has been 0 all along
+            root = torch.where(alive, torch.where(alive, v_hat, 1.0).sqrt(), 0.0)
+            theta[i] = theta[i] - group["lr"] * m_hat / (root + group["eps"])
+    return theta
+
+
+def check_unrollable(make: OptimizerFactory) -> None:
+    """Refuses an optimizer whose steps `unroll` does not know.
+
+    Raises:
+        ValueError: If it is neither plain SGD nor plain Adam.
+    """
+    optimizer = make([nn.Parameter(torch.zeros(1))])
+    settings = optimizer.param_groups[0]
+    switches = ("momentum", "weight_decay", "amsgrad", "maximize", "nesterov")
+    used = [name for name in switches if settings.get(name)]
+    if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam) or used:
+        what = f"{type(optimizer).__name__} with {used[0]}" if used else type(optimizer).__name__
+        raise ValueError(f"model.d_optimizer can be unrolled if it is Adam or SGD, without more; got {what}.")
+
+
+class UnrolledGAN(GenerativeModel):
+    """Unrolled GAN. Metz, Poole, Pfau & Sohl-Dickstein (2017), arXiv:1611.02163, Eq. 4 to 9.
+
+    The game is zero-sum, f = -loss.discriminator: the generator lowers f at theta_D^K, the discriminator's parameters
+    after K more steps of its own optimizer on the same samples, through all of them. `loss.generator` plays no part.
+    """
+
+    tricks_taken = (*GenerativeModel.tricks_taken, "replay", "packing")
+    ema_modules = ("generator",)
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        loss: AdversarialLoss,
+        latent_dim: int,
+        unroll_steps: int,
+        simultaneous: bool,
+        g_optimizer: OptimizerFactory,
+        d_optimizer: OptimizerFactory,
+        g_scheduler: SchedulerFactory | None = None,
+        d_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the players.
+
+        Args:
+            generator: Maps latents [N, latent_dim] to samples [N, ...].
+            discriminator: Maps samples [N, ...] to logits [N].
+            loss: Whose discriminator's side is -f; `minimax` or `non_saturating` is the paper's.
+            latent_dim: Size of the standard normal latent.
+            unroll_steps: K; 0 is the plain zero-sum GAN.
+            simultaneous: Whether both players move at once, as in the paper's Eq. 8 and 9; else the discriminator moves
+                first, as in `gan`.
+            g_optimizer: Makes the generator's optimizer from its parameters.
+            d_optimizer: Makes the discriminator's: Adam or SGD, whose steps are unrolled.
+            g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
+            d_scheduler: Makes the discriminator's.
+
+        Raises:
+            ValueError: If K is negative, or the discriminator's optimizer is one that is not known here.
+        """
+        super().__init__()
+        if unroll_steps < 0:
+            raise ValueError(f"model.unroll_steps must be at least 0, got {unroll_steps}.")
+        check_unrollable(d_optimizer)
+        self.generator, self.discriminator, self.loss = generator, discriminator, loss
+        self.latent_dim, self.unroll_steps, self.simultaneous = latent_dim, unroll_steps, simultaneous
+        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
+        self.add_player("generator", generator, g_optimizer, g_scheduler)
+
+    @inference
+    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws G(z), [n, ...]."""
+        return self.generator(self.noise(n, rng))
+
+    @inference
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z) of latents [N, latent_dim]."""
+        return self.generator(z)
+
+    @inference
+    def score_logits(self, x: Tensor) -> Tensor:
+        """The discriminator's logits [N] of samples [N, ...]: log p_data / p_model at its optimum."""
+        return self.discriminator(x)
+
+    def unrolled_loss(self, x_real: Tensor, x_fake: Tensor) -> Tensor:
+        """-f_K, the discriminator's loss at theta_D^K, a scalar with gradients in x_fake through all K steps."""
+        # Every process unrolls on the whole batch: a step on its share alone would lead elsewhere.
+        x_real, x_fake = self.gathered(x_real), self.gathered(x_fake)
+        names, parameters = zip(*self.discriminator.named_parameters(), strict=True)
+        buffers = {name: buffer.clone() for name, buffer in self.discriminator.named_buffers()}  # steps leave no trace
+
+        def logits(theta: list[Tensor], x: Tensor, state: dict[str, Tensor]) -> Tensor:
+            return functional_call(self.discriminator, {**dict(zip(names, theta, strict=True)), **state}, (x,))
+
+        def loss(theta: list[Tensor]) -> Tensor:
+            return self.loss.discriminator(logits(theta, x_real, buffers), logits(theta, x_fake, buffers))
+
+        optimizer = self.turn("discriminator").optimizer
+        assert optimizer is not None
+        with torch.autocast(x_real.device.type, enabled=False), eager():  # second derivatives, as in the penalties
+            theta = unroll(loss, list(parameters), optimizer.optimizer, self.unroll_steps)
+            # The discriminator's own statistics see the generator's samples once, as in `gan`.
+            logits_fake = logits(theta, x_fake, {})
+            return self.loss.discriminator(logits(theta, x_real, buffers), logits_fake)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Eq. 8 and 9: one step of the discriminator on f, one of the generator on f_K."""
+        x_real = batch.x
+        with self.fakes() as reused:
+            x_fake = self.generator(self.noise(len(x_real)))
+
+        # Discriminator: minimise -f, from theta_D^0.
+        with self.turn("discriminator") as discriminator:
+            logits_real, logits_fake = self.discriminator(x_real), self.discriminator(self.shown(x_fake))
+            d_loss = self.loss.discriminator(logits_real, logits_fake)
+            if self.simultaneous:
+                discriminator.collect(d_loss)
+            else:
+                discriminator.minimise(d_loss)
+
+        # Generator: minimise f_K.
+        with self.turn("generator") as generator:
+            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            g_loss = -self.unrolled_loss(x_real, x_fake)
+            if self.simultaneous:
+                generator.collect(g_loss)
+            else:
+                generator.minimise(g_loss)
+
+        if self.simultaneous:
+            self.step("discriminator", "generator")
+
+        self.record(d_loss=d_loss, g_loss=g_loss, gain=g_loss.detach() + d_loss.detach())  # f_K - f
+        self.record_logits(logits_real, logits_fake)

@@ -1,0 +1,130 @@
+"""The vector-quantised variational autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.errors import UserError
+from genlab.losses.likelihoods import Likelihood
+from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.networks.codebook import Codebook, perplexity
+
+
+class VQVAE(GenerativeModel):
+    """VQ-VAE. van den Oord, Vinyals & Kavukcuoglu (2017), arXiv:1711.00937, Eq. 3 with the codebook of Appendix A.1.
+
+    Encodings z_e [N, D, h, w] are replaced by their nearest codes z_q; the gradient of the decoder's input goes to the
+    encoder as it is (straight-through). Encoder and decoder minimise -log p(x | z_q) + beta |z_e - sg[z_q]|^2, both
+    summed over an image; the codes follow the encodings by moving averages, over all processes.
+
+    It has no prior on codes: `tokens` and `detokenise` are what a second stage (PixelCNN) draws them with.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        codebook: Codebook,
+        likelihood: Likelihood,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        commitment_weight: float = 0.25,
+    ) -> None:
+        """Joins the parts.
+
+        Args:
+            encoder: Maps samples [N, C, H, W] to encodings [N, D, h, w].
+            decoder: Maps codes [N, D, h, w] to raw outputs, as the likelihood wants them.
+            codebook: K codes of length D.
+            likelihood: What the raw outputs mean.
+            optimizer: Makes the optimizer of encoder, decoder and likelihood.
+            scheduler: Makes the learning-rate schedule, stepped once per iteration.
+            commitment_weight: beta.
+
+        Raises:
+            UserError: If the weight is negative.
+        """
+        super().__init__()
+        if commitment_weight < 0:
+            raise UserError(f"model.commitment_weight must be at least 0, got {commitment_weight}.")
+        self.encoder, self.decoder, self.codebook, self.likelihood = encoder, decoder, codebook, likelihood
+        self.commitment_weight = commitment_weight
+        self.add_player("autoencoder", [encoder, decoder, likelihood], optimizer, scheduler)
+
+    @property
+    def num_codes(self) -> int:
+        """K."""
+        return len(self.codebook.vectors)
+
+    def initialise(self, batches: Iterator[Batch]) -> None:
+        """Puts the codes on random encodings of the first batches: far from all, they would never be nearest."""
+        parts: list[Tensor] = []
+        while sum(len(part) for part in parts) < self.num_codes:
+            parts.append(_rows(self.encoder(next(batches).x)))
+        encodings = torch.cat(parts)
+        self.codebook.start(encodings, torch.randperm(len(encodings), generator=self.rng, device=self.rng.device))
+
+    def quantise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z_e and z_q [N, D, h, w], and the codes' indices [N, h, w]."""
+        z_e = self.encoder(x)
+        indices = self.codebook.nearest(_rows(z_e)).view(len(z_e), *z_e.shape[2:])
+        return z_e, self.codebook.lookup(indices).permute(0, 3, 1, 2).to(z_e.dtype), indices
+
+    @inference
+    def tokens(self, x: Tensor) -> Tensor:
+        """Indices of the codes of samples: int64 [N, h, w]."""
+        return self.quantise(x)[2]
+
+    @inference
+    def detokenise(self, tokens: Tensor) -> Tensor:
+        """E[x | z_q] of indices [N, h, w]."""
+        return self.likelihood.mean(self.raw(tokens))
+
+    @inference
+    def log_likelihood(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """log p(x | z_q), [N] nats, of indices [N, h, w]."""
+        return self.likelihood.log_prob(x, self.raw(tokens))
+
+    def raw(self, tokens: Tensor) -> Tensor:
+        """The decoder's output for indices [N, h, w]."""
+        return self.decoder(self.codebook.lookup(tokens).permute(0, 3, 1, 2))
+
+    @inference
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x | z_q] of each sample's codes."""
+        return self.detokenise(self.tokens(x))
+
+    def terms(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The objective's terms (means over the batch), the encodings as rows, and their codes' indices [N, h, w]."""
+        z_e, z_q, indices = self.quantise(x)
+        raw = self.decoder(z_e + (z_q - z_e).detach())  # straight-through
+        recon = -self.likelihood.log_prob(x, raw).mean()
+        commitment = (z_e - z_q).square().flatten(1).sum(dim=1).mean()
+        squared = (self.likelihood.mean(raw) - x).square().flatten(1).sum(dim=1).mean()
+        loss = recon + self.commitment_weight * commitment
+        found = {"loss": loss, "recon": recon, "commitment": commitment, "squared_error": squared}
+        return {**found, "perplexity": perplexity(indices, self.num_codes)}, _rows(z_e), indices
+
+    def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
+        """What is minimised, `loss`, with its terms, and the perplexity of the codes in the batch."""
+        return self.terms(x)[0]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Eq. 3: one update of encoder and decoder, then one of the moving averages."""
+        with self.turn("autoencoder") as autoencoder:
+            terms, encodings, indices = self.terms(batch.x)
+            autoencoder.minimise(terms["loss"])
+        uniform = self.gathered(self.rand(len(batch.x), indices[0].numel())).flatten()
+        everyones = self.gathered(encodings.detach()), self.gathered(indices).flatten()
+        self.codebook.update(*everyones, uniform)
+        share = self.codebook.counts / self.codebook.counts.sum()  # over the last hundred batches, not this one alone
+        self.record(**terms, codebook_perplexity=torch.special.entr(share).sum().exp())
+
+
+def _rows(z: Tensor) -> Tensor:
+    """[N, D, h, w] as [N h w, D]."""
+    return z.permute(0, 2, 3, 1).flatten(0, 2)

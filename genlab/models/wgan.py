@@ -1,0 +1,119 @@
+"""The Wasserstein GAN with weight clipping."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.losses.adversarial import AdversarialLoss
+from genlab.models.base import ALL_TRICKS, GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+
+
+class WGAN(GenerativeModel):
+    """Wasserstein GAN. Arjovsky, Chintala & Bottou (2017), arXiv:1701.07875, Algorithm 1.
+
+    With the schedule of the authors' code: the critic is trained long at the start and now and then afterwards, since
+    the generator's gradient is one of the distance only where the critic is near its best.
+    """
+
+    tricks_taken = ALL_TRICKS
+    ema_modules = ("generator",)
+    keeps_lipschitz = True  # clipping does
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        critic: nn.Module,
+        loss: AdversarialLoss,
+        latent_dim: int,
+        clip: float,
+        n_critic: int,
+        n_critic_long: int,
+        long_first: int,
+        long_every: int,
+        g_optimizer: OptimizerFactory,
+        c_optimizer: OptimizerFactory,
+        g_scheduler: SchedulerFactory | None = None,
+        c_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the players.
+
+        Args:
+            generator: Maps latents [N, latent_dim] to samples [N, ...].
+            critic: Maps samples [N, ...] to values [N].
+            loss: What both minimise; the paper's is `wasserstein`.
+            latent_dim: Size of the standard normal latent.
+            clip: c, the largest absolute value of any parameter of the critic.
+            n_critic: Critic updates per generator update, each on fresh data.
+            n_critic_long: The same in the long iterations.
+            long_first: How many iterations at the start are long.
+            long_every: Every how many iterations another one is.
+            g_optimizer: Makes the generator's optimizer from its parameters.
+            c_optimizer: Makes the critic's.
+            g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
+            c_scheduler: Makes the critic's, likewise once per iteration.
+
+        Raises:
+            ValueError: If a number of updates or of iterations is below 1, or clip is not positive.
+        """
+        super().__init__()
+        for name, count in (("n_critic", n_critic), ("n_critic_long", n_critic_long), ("long_every", long_every)):
+            if count < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {count}.")
+        if clip <= 0:
+            raise ValueError(f"model.clip must be positive, got {clip}. Try model.clip=0.01.")
+        self.generator, self.critic, self.loss = generator, critic, loss
+        self.latent_dim, self.clip = latent_dim, clip
+        self.n_critic, self.n_critic_long = n_critic, n_critic_long
+        self.long_first, self.long_every = long_first, long_every
+        self.batches_per_step = n_critic
+        self.add_player("critic", critic, c_optimizer, c_scheduler)
+        self.add_player("generator", generator, g_optimizer, g_scheduler)
+
+    def batches_at(self, iteration: int) -> int:
+        """Critic updates, and thus fresh batches, of an iteration."""
+        long = iteration < self.long_first or iteration % self.long_every == 0
+        return self.n_critic_long if long else self.n_critic
+
+    @torch.no_grad()
+    def clip_parameters(self) -> None:
+        """w <- clip(w, -c, c) for all parameters of the critic, biases included."""
+        for parameter in self.critic.parameters():
+            parameter.clamp_(-self.clip, self.clip)
+
+    @inference
+    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws G(z), [n, ...]."""
+        return self.generator(self.noise(n, rng))
+
+    @inference
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z) of latents [N, latent_dim]."""
+        return self.generator(z)
+
+    @inference
+    def score_logits(self, x: Tensor) -> Tensor:
+        """The critic's values [N] of samples [N, ...]; a log-ratio only up to an unknown scale."""
+        return self.critic(x)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Algorithm 1: critic updates on fresh data, each followed by clipping, then one generator update."""
+        # Critic (lines 2-8): minimise f(G(z)) - f(x), |w| <= c.
+        for x_real in batch.x.chunk(self.batches_at(self.iteration)):
+            with self.fakes() as reused:
+                x_fake = self.generator(self.noise(len(x_real)))
+            with self.turn("critic") as critic:
+                logits_real, logits_fake = self.critic(x_real), self.critic(self.shown(x_fake))
+                d_loss = self.loss.discriminator(logits_real, logits_fake)
+                critic.minimise(d_loss)
+            self.clip_parameters()
+
+        # Generator (lines 9-11): minimise -f(G(z)).
+        with self.turn("generator") as generator:
+            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            g_loss = self.generator_loss(self.loss, self.critic, x_fake, x_real)
+            generator.minimise(g_loss)
+
+        self.record(d_loss=d_loss, g_loss=g_loss)
+        self.record_logits(logits_real, logits_fake)
