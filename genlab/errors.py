@@ -10,3 +10,14 @@ class UserError(ValueError):
 
 class TrainingStopped(RuntimeError):
     """Training cannot go on (a NaN, a full disk); the message says why and what is kept. Exit code 3."""
+
+
+class NotFinite(TrainingStopped):
+    """A loss, a gradient or a weight became NaN or infinite: `health.on_nan=rollback` goes on from before it."""
+
+
+class Interrupted(SystemExit):
+    """A signal ends the program now; the exit code is 128 + its number, as shells have it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)

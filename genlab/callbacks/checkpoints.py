@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import shutil
+import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,24 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from genlab.errors import TrainingStopped
-from genlab.files import write_atomic
+from genlab.errors import Interrupted, TrainingStopped
+from genlab.files import free_mib, remove_temporaries, write_atomic
 from genlab.models.base import GenerativeModel
+
+log = logging.getLogger("genlab")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints under a temporary name and renames them; reads them without executing anything."""
+
+    def __init__(self, random_states: bool = True) -> None:
+        """Sets what is read.
+
+        Args:
+            random_states: Whether the random streams go on as they were; else the run's seed starts them anew.
+        """
+        super().__init__()
+        self.random_states = random_states
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Writes a checkpoint.
@@ -32,15 +46,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             write_atomic(path, lambda file: torch.save(checkpoint, file))
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-            free = shutil.disk_usage(path.parent).free / 2**20 if path.parent.exists() else 0
             raise TrainingStopped(
-                f"The checkpoint {path} could not be written ({error}); {free:.0f} MiB are free there. "
-                "The one before it is whole."
+                f"The checkpoint {path} could not be written ({_reason(error)}); {free_mib(path.parent)} MiB are free "
+                "there. The one before it is whole."
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
         """Reads a checkpoint, plain containers and tensors only."""
-        return torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        if not self.random_states:
+            checkpoint["genlab"]["random"] = None
+        return checkpoint
+
+
+def _reason(error: Exception) -> str:
+    """Why a write failed, on one line; what torch wraps around the system's word is left out."""
+    cause: BaseException = error
+    while not isinstance(cause, OSError) and cause.__context__ is not None:
+        cause = cause.__context__
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(error).partition("\n")[0][:200]
 
 
 class Checkpoints(Checkpoint):
@@ -63,7 +87,9 @@ class Checkpoints(Checkpoint):
         self.every_n_steps, self.keep, self.monitor, self.mode = every_n_steps, keep, monitor, mode
         self.best_score: float | None = None
         self.best_step: int | None = None
-        self._saved_step = -1
+        self._last_step: int | None = None  # of the `last.ckpt` that lies there, None for none that is readable
+        self.saved = False  # in this session
+        self._warned = False
 
     @staticmethod
     def folder(trainer: pl.Trainer) -> Path:
@@ -78,6 +104,16 @@ class Checkpoints(Checkpoint):
         """Takes it back."""
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sees what an earlier session left: its last checkpoint is kept like any other."""
+        last = self.folder(trainer) / "last.ckpt"
+        if trainer.is_global_zero and last.is_file():
+            remove_temporaries(last.parent)
+            try:
+                self._last_step = int(torch.load(last, mmap=True, map_location="cpu", weights_only=True)["global_step"])
+            except Exception as error:  # whatever damage leads to; the run goes on from another one then
+                log.warning("%s cannot be read and will be replaced (%s).", last, _reason(error))
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Saves when due: every n iterations, at the last one, and before a requested stop."""
         step = trainer.global_step
@@ -91,12 +127,15 @@ class Checkpoints(Checkpoint):
         model.check_parameters()
         folder, step = self.folder(trainer), trainer.global_step
         last = folder / "last.ckpt"
-        if self.keep > 1 and trainer.is_global_zero and last.is_file() and self._saved_step >= 0:
-            last.replace(folder / f"step_{self._saved_step:07d}.ckpt")
-            for old in sorted(folder.glob("step_*.ckpt"))[: -(self.keep - 1)]:
-                old.unlink()
+        if self.keep > 1 and trainer.is_global_zero and self._last_step not in (None, step):
+            _second_name(last, folder / f"step_{self._last_step:07d}.ckpt")
         trainer.save_checkpoint(last)
-        self._saved_step = step
+        self._last_step, self.saved = step, True
+        if trainer.is_global_zero:
+            # The oldest by the clock: a run that went back has newer ones of lower iterations.
+            older = sorted(folder.glob("step_*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+            for path in older[: len(older) + 1 - self.keep]:
+                path.unlink()
 
     def consider(self, trainer: pl.Trainer, scores: dict[str, float]) -> None:
         """Keeps this iteration's weights as `best.ckpt` if the monitored score is the best so far.
@@ -106,6 +145,10 @@ class Checkpoints(Checkpoint):
         # "fid" means "fid/<extractor>", whatever the extractor is.
         name = next((n for n in scores if self.monitor in (n, n.partition("/")[0])), None)
         if name is None:
+            if self.monitor is not None and scores and not self._warned:
+                self._warned = True
+                names = ", ".join(sorted(scores))
+                log.warning("There is no best.ckpt: no score is called checkpoint.monitor=%s; %s.", self.monitor, names)
             return
         score = scores[name]
         sign = 1 if self.mode == "min" else -1
@@ -116,8 +159,49 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self.folder(trainer) / "best.ckpt")
 
 
+def _second_name(path: Path, name: Path) -> None:
+    """Lets a file go by another name as well, so that one of that name is there at every moment while it is replaced.
+
+    File systems without hard links rename it: for the time of the next write there is then only the second name.
+    """
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        path.replace(name)
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM raise `Interrupted`; while training runs, `CleanStop` has them instead."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Interrupted(number)
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, stop)
+    except ValueError:  # not the main thread
+        pass
+    try:
+        yield
+    finally:
+        for taken, handler in before.items():
+            signal.signal(taken, handler or signal.SIG_DFL)
+
+
+# Ctrl-C, the end of a job, and what clusters send some minutes before they take a job's machines away.
+STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, n)]
+
+
 class CleanStop(Callback):
-    """Ends a run after the iteration at hand, when a signal comes or the time is up; the checkpoint follows."""
+    """Ends a run after the iteration at hand, when a signal comes or the time is up; the checkpoint follows.
+
+    Attributes:
+        signal: The number of the signal that ends the run, on all processes the same.
+        before: What handled the signals before training.
+    """
 
     def __init__(self, max_seconds: float | None = None) -> None:
         """Sets the limit.
@@ -128,33 +212,45 @@ class CleanStop(Callback):
         self.max_seconds = max_seconds
         self.signal: int | None = None
         self.out_of_time = False
-        self._before: dict[int, Any] = {}
+        self.before: dict[int, Any] = {}
+        self._received: int | None = None  # by this process
+        self._held = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes over SIGINT and SIGTERM: Lightning would end in the middle of an iteration."""
+        """Takes the signals over: Lightning would end, or save, in the middle of an iteration."""
         self._started = time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPS:
             try:
-                self._before[number] = signal.signal(number, self._note)
+                self.before[number] = signal.signal(number, self._note)
             except ValueError:  # not the main thread: a notebook's kernel, say, handles signals itself
                 return
+        self._held = True
 
     def _note(self, number: int, frame: Any) -> None:
-        if self.signal is not None:  # a second Ctrl-C means now
-            raise KeyboardInterrupt
-        self.signal = number
+        # A second Ctrl-C means now; Lightning would answer a KeyboardInterrupt by exit(1). Another signal does not:
+        # torchrun sends SIGTERM when it gets the Ctrl-C that its processes have got as well.
+        if number == self._received and number in (signal.SIGINT, signal.SIGTERM):
+            raise Interrupted(number)
+        self._received = self._received or number
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Asks the trainer to stop, all processes at the same iteration."""
+        """Asks the trainer to stop, all processes at the same iteration and for the same reason."""
         self.out_of_time = self.max_seconds is not None and time.monotonic() - self._started >= self.max_seconds
-        stop = self.signal is not None or self.out_of_time
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
+        self._agree(trainer)
+        if self.signal is not None or self.out_of_time:
             trainer.should_stop = True
+
+    def _agree(self, trainer: pl.Trainer) -> None:
+        """A signal, or the end of the time, may have come to one process alone."""
+        self.signal = self._received
+        if trainer.world_size > 1:
+            asked = torch.tensor([self.signal or 0, int(self.out_of_time)], device=trainer.strategy.root_device)
+            number, late = trainer.strategy.reduce(asked, reduce_op="max").tolist()
+            self.signal, self.out_of_time = number or None, bool(late)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gives the signals back, before Lightning does the same with its own handlers."""
+        self._agree(trainer)  # one may have come after the last iteration, and then nothing is scored
         self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -162,6 +258,6 @@ class CleanStop(Callback):
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+        held, self._held = self._held, False
+        for number, handler in self.before.items() if held else ():
+            signal.signal(number, handler or signal.SIG_DFL)

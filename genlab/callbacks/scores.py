@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.checkpoints import Checkpoints
@@ -21,16 +23,33 @@ class Scores(Callback):
     judge: Any = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Scores when due: on all processes, since they share the work, or the first alone."""
+        """Scores when due; all processes share the work."""
         step = trainer.global_step
         if self.judge is None or not (step % self.judge.every_n_steps == 0 or step == trainer.max_steps):
             return
         assert isinstance(pl_module, GenerativeModel)
-        with preserved_random_states():
-            scores = self.judge.validate(pl_module, trainer.datamodule) if trainer.is_global_zero else {}  # type: ignore[attr-defined]
-        if trainer.world_size > 1:
-            scores = trainer.strategy.broadcast(scores)
+        scores = judged(self.judge.validate, pl_module, trainer)
         pl_module.report(scores)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
                 callback.consider(trainer, {name.removeprefix("val/"): value for name, value in scores.items()})
+
+
+def judged(
+    score: Callable[[GenerativeModel, Any], dict[str, float]], model: GenerativeModel, trainer: pl.Trainer
+) -> dict[str, float]:
+    """A judge's scores, taken by all processes together without a trace in the training; the first one's count.
+
+    Args:
+        score: `validate` or `final` of a judge.
+        model: What is judged.
+        trainer: Its Trainer; every process must call this.
+    """
+    with preserved_random_states():
+        if trainer.world_size > 1:
+            # Running statistics of batch norm, and their averages, are each process's own: all judge the first one's,
+            # which the checkpoint holds and the next iteration would start from anyway.
+            for tensor in (*model.state_dict().values(), *model._ema.values()):
+                torch.distributed.broadcast(tensor, src=0)
+        scores = score(model, trainer.datamodule)  # type: ignore[attr-defined]
+    return scores if trainer.world_size == 1 else trainer.strategy.broadcast(scores)

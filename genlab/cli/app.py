@@ -5,18 +5,37 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genlab.cli import schema
+from genlab.cli import processes, schema, tricks
 from genlab.errors import TrainingStopped, UserError
 
 # Values of these keys are paths. Hydra's grammar breaks on `=`, `(` or `[` in a path, so they reach it quoted.
-PATH_KEYS = ("resume", "init_from", "first_stage", "data.root", "metrics.inception_weights", "hydra.run.dir")
-GROUPS = ("model", "loss", "likelihood", "network", "data", "metrics")
+PATH_KEYS = (
+    "resume",
+    "init_from",
+    "first_stage",
+    "data.root",
+    "metrics.inception_weights",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+)
+LEAST_ROOM = 2**18  # bytes: less does not hold the records of a run, let alone a checkpoint
+PARTS = (
+    "loss",
+    "likelihood",
+    "prior",
+    "posterior",
+    "kl",
+    "penalty",
+    "network",
+)  # what a model is composed of, each a group
+GROUPS = ("model", *PARTS, "data", "metrics")
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
@@ -61,6 +80,9 @@ def errors_as_sentences() -> Iterator[None]:
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except KeyboardInterrupt:  # before or after the part of a run that knows what to do with it
+        print("\nStopped.", file=sys.stderr)
+        raise SystemExit(130) from None
     except (UserError, TrainingStopped) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -93,26 +115,38 @@ def hydra_app(task: Callable[[Any], Any], config_name: str, arguments: Sequence[
     """Runs `task` under Hydra (composition, run folders, sweeps, completion) on these arguments."""
     import hydra
 
-    check_sweeper(arguments)
-    sys.argv = [sys.argv[0], *quote_paths(arguments)]
+    check_plugins(arguments)
+    logging.raiseExceptions = False  # a log file on a full disk: the run itself says so, in a sentence
+    sys.argv = [sys.argv[0], *quote_paths([*arguments, *processes.quiet_overrides()])]
     hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=config_name)(task)()
 
 
-def check_sweeper(arguments: Sequence[str]) -> None:
-    """Says how to get Optuna's sweeper where a search asks for it and it is missing.
+PLUGINS = {  # what asks for one of Hydra's plugins, the plugin's module, what it is, and the extra that brings it
+    r"\+?search=optuna\w*|hydra/sweeper=optuna": ("hydra_optuna_sweeper", "Optuna's sweeper", "optuna"),
+    r"hydra/launcher=joblib": ("hydra_joblib_launcher", "the joblib launcher", "sweep"),
+    r"hydra/launcher=(slurm|submitit_\w+)": ("hydra_submitit_launcher", "the submitit launcher", "slurm"),
+}
+
+
+def check_plugins(arguments: Sequence[str]) -> None:
+    """Says how to get a plugin of Hydra, or where to find the cluster, that a sweep asks for and that is missing.
 
     Raises:
-        UserError: If it is missing.
+        UserError: If one is missing.
     """
     from importlib.util import find_spec
 
-    asked = [a for a in arguments if re.fullmatch(r"\+?search=optuna\w*|hydra/sweeper=optuna", a)]
-    try:
-        missing = bool(asked) and find_spec("hydra_plugins.hydra_optuna_sweeper") is None
-    except ModuleNotFoundError:  # no plugin at all
-        missing = True
-    if missing:
-        raise UserError(f'{asked[0]} needs Optuna\'s sweeper for Hydra: pip install "genlab[optuna]"')
+    for pattern, (module, what, extra) in PLUGINS.items():
+        asked = [a for a in arguments if re.fullmatch(pattern, a)]
+        try:
+            missing = bool(asked) and find_spec(f"hydra_plugins.{module}") is None
+        except ModuleNotFoundError:  # no plugin at all
+            missing = True
+        if missing:
+            raise UserError(f'{asked[0]} needs {what} for Hydra: pip install "genlab[{extra}]"')
+    slurm = [a for a in arguments if a in ("hydra/launcher=slurm", "hydra/launcher=submitit_slurm")]
+    if slurm and shutil.which("sbatch") is None:
+        raise UserError(f"{slurm[0]} hands jobs to SLURM, and there is no sbatch here. Type it on a login node.")
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[str, Any]:
@@ -137,8 +171,8 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[s
 def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
     """A composed config as plain containers without interpolations: what is trained, saved and resumed.
 
-    `network`, `loss` and `likelihood` are left out: they stand, resolved, where the model uses them. What was chosen
-    in each group is kept under `choices`.
+    `PARTS` are left out: they stand, resolved, where the model uses them. What was chosen in each group is kept under
+    `choices`.
 
     Raises:
         UserError: If a part that the model asks for is not offered by what was chosen.
@@ -146,7 +180,7 @@ def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-    left_out = {"network", "loss", "likelihood", "hydra"}
+    left_out = {*PARTS, "hydra"}
     resolved: dict[str, Any] = {"choices": {k: v for k, v in choices.items() if "/" not in k and k != "hydra"}}
     for key in config:
         if key in left_out:
@@ -162,6 +196,8 @@ def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
     for node in ("data", "model"):
         if resolved.get(node) in (None, "???"):
             raise UserError(f"{node} is empty. Choose one: {', '.join(options(node))}.")
+    if resolved.get("tricks"):
+        resolved["model"] = tricks.wrapped(resolved["model"], resolved["tricks"])
     resolved["choices"] = {k.partition("@")[0]: v for k, v in resolved["choices"].items() if v is not None}
     return resolved
 
@@ -226,3 +262,5 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{existing} is in the way of the run folder: it is a file. Try hydra.run.dir=OTHER_FOLDER.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{existing} may not be written to. Choose another place: hydra.run.dir=OTHER_FOLDER.")
+    if shutil.disk_usage(existing).free < LEAST_ROOM:
+        raise UserError(f"There is no room left at {existing}. Make some, or try hydra.run.dir=OTHER_FOLDER.")

@@ -1,243 +1,763 @@
-"""What the framework costs: genlab's training, all logging on, against the same step written by hand in plain PyTorch.
+"""What genlab costs and saves: its own training, all logging on, against what people run without it.
 
-Both run in one process, in turns of a few hundred milliseconds, so that a machine whose speed drifts slows both; a
-third contestant, the hand-written step once more, shows how far a ratio can be trusted (A/A). Ratios are medians over
-rounds.
+All contestants run in one process, in turns of a fraction of a second, so that a machine whose speed drifts slows all
+of them; one of them runs twice, which shows how far a ratio can be trusted (the A/A control). Ratios are taken within
+a round, and their medians and quartiles over rounds are reported. With one thread the clock is the process's CPU time,
+which does not count waiting for other programs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genlab.cli import app
+from genlab.errors import UserError
 
-STANDARD = {
-    "dcgan at 32x32, batch 64": ["model=dcgan", "data=digits", "data.image_size=32", "data.batch_size=64", "threads=1"],
-    "gan with mlp on ring": ["experiment=gan_ring", "threads=1"],
-    "vae with mlp on digits": ["model=vae", "data=digits", "network=mlp", "data.batch_size=64", "threads=1"],
-}
-BARS = {"dcgan at 32x32, batch 64": 1.05, "gan with mlp on ring": 1.25, "vae with mlp on digits": 1.5}
+if TYPE_CHECKING:
+    import torch
+
+    from genlab.cli.benchmark_rivals import Runner
+
+Clock = Callable[[], float]
+Lap = tuple[float, float]
+"""Seconds by the race's clock and by the wall."""
+
+LEAST_ROUNDS = 5
+ROUND_SECONDS = 0.25  # about what one contestant's turn takes
+PARTS_SECONDS = 2.0  # about what the timing of an iteration's parts takes
+IMAGES = 2000  # JPEGs in the race of data pipelines
+BATCHES = 300  # of genlab's own, in one turn
+CONTROL = "plain again"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A composition to be measured.
+
+    Attributes:
+        name: Of its rows.
+        overrides: As on the command line.
+        presets: Overrides of each variant of it.
+        bars: What (variant, rival) must reach, in times as fast.
+        pythae: Whether pythae's trainer with its default networks is the same training.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    presets: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"exact": (), "fast": ("speed.preset=fast",)}
+    )
+    bars: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    pythae: bool = False
+
+
+DIGITS = ("data=digits", "data.batch_size=64", "threads=1")
+STANDARD = (
+    Case(
+        "DCGAN 32x32, batch 64",
+        ("model=dcgan", *DIGITS, "data.image_size=32"),
+        bars={("exact", "plain+freeze"): 1 / 1.05, ("fast", "plain"): 1.8},
+    ),
+    Case(
+        "DCGAN 64x64, batch 64",
+        ("model=dcgan", *DIGITS, "data.image_size=64"),
+        bars={("exact", "plain+freeze"): 1 / 1.05, ("fast", "plain"): 2.4},
+    ),
+    Case(
+        "MLP GAN on ring, batch 256",
+        ("experiment=gan_ring", "threads=1"),
+        bars={("exact", "plain+freeze"): 1 / 1.25},
+    ),
+    Case(
+        "MLP VAE on digits, batch 64",
+        ("model=vae", "network=mlp", *DIGITS),
+        bars={("exact", "plain"): 1 / 1.5},
+    ),
+)
+PYTHAE = Case(
+    "VAE on MNIST-10k, 784-512-50, batch 100",
+    ("model=vae", "data=mnist10k", "data.image_size=28", "data.batch_size=100", "network=mlp", "network.hidden=[512]")
+    + ("model.latent_dim=50", "threads=1"),
+    bars={("exact", "pythae"): 1.0, ("fast", "pythae"): 1.5},
+    pythae=True,
+)
+DATA_BARS = {32: 50.0, 64: 15.0}
 
 
 def main() -> None:
-    """`python scripts/benchmark.py [seconds=60] [out=DIR] [overrides ...]`; without overrides the standard set."""
+    """Benchmark of compositions, or of the standard set without any.
+
+    python scripts/benchmark.py [seconds=25] [out=outputs/benchmark] [mnist=FOLDER] [images=FOLDER] [overrides ...]
+
+    `seconds` go to each composition's rounds; `mnist` holds the two files of data=mnist10k (for the race with pythae),
+    `images` is a folder whose images are used in the race of data pipelines, else photographs that come with
+    scikit-learn. What overrides compose is measured as it is, or, if they do not name speed, with both presets.
+    """
     with app.errors_as_sentences():
-        if {"-h", "--help"} & set(sys.argv[1:]):
+        arguments = sys.argv[1:]
+        if {"-h", "--help"} & set(arguments):
             print(main.__doc__)
             return
-        seconds, arguments = app.take_path(sys.argv[1:], "seconds")
+        peak, arguments = app.take_path(arguments, "peak")
+        if peak is not None:
+            return _print_peak(peak, arguments)
+        seconds, arguments = _seconds(arguments)
         out, arguments = app.take_path(arguments, "out")
-        cases = {" ".join(arguments): arguments} if arguments else STANDARD
-        rows = [measure(name, overrides, float(seconds or 60)) for name, overrides in cases.items()]
+        mnist, arguments = app.take_path(arguments, "mnist")
+        images, arguments = app.take_path(arguments, "images")
+        if arguments:
+            presets = {"as given": ()} if any(a.startswith("speed.") for a in arguments) else Case("", ()).presets
+            results = {"steps": [measure(Case(" ".join(arguments), tuple(arguments), presets), seconds)], "data": []}
+        else:
+            results = _standard(seconds, mnist, None if images is None else Path(images))
         folder = Path(out or "outputs/benchmark")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "benchmark.json").write_text(json.dumps(rows, indent=2) + "\n")
-        (folder / "benchmark.md").write_text(table(rows))
-        print(table(rows))
+        (folder / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n")
+        (folder / "benchmark.md").write_text(tables(results))
+        print(tables(results))
         print(f"Written to {folder}/benchmark.json and benchmark.md")
 
 
-def measure(name: str, overrides: list[str], seconds: float) -> dict[str, Any]:
-    """Times one composition for about so many seconds.
+def _seconds(arguments: list[str]) -> tuple[float, list[str]]:
+    text, arguments = app.take_path(arguments, "seconds")
+    try:
+        seconds = float(text or 25)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e5:
+        raise UserError(f"seconds must be a positive number, got {text!r}. Try seconds=25.")
+    return seconds, arguments
+
+
+def _standard(seconds: float, mnist: str | None, images: Path | None) -> dict[str, Any]:
+    steps = []
+    root = mnist or os.environ.get("GENLAB_DATA") or "data"
+    pythae = Case(PYTHAE.name, (*PYTHAE.overrides, f"data.root={root}"), bars=PYTHAE.bars, pythae=True)
+    for case in (*STANDARD, pythae):
+        _tell(case.name)
+        try:
+            steps.append(measure(case, seconds))
+        except UserError as error:
+            steps.append({"name": case.name, "overrides": list(case.overrides), "failed": str(error)})
+    data = []
+    for size in DATA_BARS:
+        _tell(f"images at {size}x{size}")
+        data.append(race_images(size, images, seconds))
+    return {"steps": steps, "data": data}
+
+
+def _tell(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.__stderr__, flush=True)
+
+
+# --- Racing ---------------------------------------------------------------------------------------------------------
+
+
+def race(contestants: Mapping[str, Callable[[], object]], seconds: float, clock: Clock) -> dict[str, list[Lap]]:
+    """Lets contestants take turns for about so many seconds, at least five rounds.
 
     Args:
-        name: Of the row.
-        overrides: As on the command line.
+        contestants: Each runs one lap.
+        seconds: For all rounds together.
+        clock: Gives seconds.
+
+    Returns:
+        The laps of each.
+    """
+    laps: dict[str, list[Lap]] = {name: [] for name in contestants}
+    order = list(contestants)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(laps[order[0]]) < LEAST_ROUNDS:
+        for name in order:
+            started, wall = clock(), time.perf_counter()
+            contestants[name]()
+            laps[name].append((clock() - started, time.perf_counter() - wall))
+        order.reverse()  # whoever goes first in one round goes last in the next
+    return laps
+
+
+def times_as_fast(laps: Sequence[Lap], than: Sequence[Lap], work: float = 1.0, clock: int = 0) -> dict[str, float]:
+    """How many times as much work one contestant does in the time of another.
+
+    Args:
+        laps: Its laps.
+        than: The other's, of the same rounds.
+        work: How many times as much a lap of its own is.
+        clock: 0 for the race's clock, 1 for the wall.
+
+    Returns:
+        `median`, `first` and `third` quartile over rounds.
+    """
+    ratios = [work * b[clock] / a[clock] for a, b in zip(laps, than, strict=True)]
+    first, median, third = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {"median": median, "first": first, "third": third}
+
+
+def make_clock(device: torch.device, threads: int) -> tuple[Clock, str]:
+    """A clock and its name: CPU time for one thread on a CPU, else the wall, on a GPU after all its work is done."""
+    import torch
+
+    if device.type == "cuda":
+
+        def clock() -> float:
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+
+        return clock, "wall"
+    return (time.process_time, "CPU time") if threads == 1 else (time.perf_counter, "wall")
+
+
+# --- Training steps -------------------------------------------------------------------------------------------------
+
+
+def measure(case: Case, seconds: float) -> dict[str, Any]:
+    """Times one composition.
+
+    Args:
+        case: What.
         seconds: For all rounds together.
 
     Returns:
-        Milliseconds per iteration of both, their ratio, the A/A ratio and the spread of both over rounds.
+        Plain containers: times and ratios, parts of an iteration, recurring work, peak memory.
+
+    Raises:
+        UserError: If the composition, or its data, are not to be had.
     """
     import torch
 
+    from genlab.cli.benchmark_rivals import Pythae, by_hand, has_idle_player
+
+    notes: list[str] = []
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        peaks = _peaks(case) if sys.platform != "win32" else {}
+        quiet = stack.enter_context(open(os.devnull, "w"))
+        stack.enter_context(contextlib.redirect_stdout(quiet))
+        stack.enter_context(contextlib.redirect_stderr(quiet))
+        trainings = {}
+        for name, preset in case.presets.items():
+            trainings[name] = Training((*case.overrides, *preset), folder / name)
+            stack.callback(trainings[name].close)
+        first = next(iter(trainings.values()))
+        contestants: dict[str, Runner] = dict(trainings)
+        try:
+            for name, freeze in {"plain": False, "plain+freeze": True, CONTROL: False}.items():
+                parts = _build(case.overrides)
+                if not freeze or has_idle_player(parts):
+                    contestants[name] = by_hand(parts, first.device, freeze)
+        except UserError as error:
+            notes.append(str(error))
+            contestants[CONTROL] = Training(case.overrides, folder / "control")
+            stack.callback(contestants[CONTROL].close)  # type: ignore[attr-defined]
+        unit = 1
+        if case.pythae:
+            try:
+                contestants["pythae"] = rival = Pythae(_build(case.overrides), folder / "pythae")
+                stack.callback(rival.close)
+                unit = rival.epoch
+                _check_same_size(rival.parameters, first)
+            except UserError as error:
+                notes.append(str(error))
+
+        warm = {name: _warm_up(runner, unit) for name, runner in contestants.items()}
+        count = unit * max(1, round(ROUND_SECONDS / warm["plain" if "plain" in warm else CONTROL] / unit))
+        clock, clock_name = make_clock(first.device, torch.get_num_threads())
+        turns = {name: _turn(runner, count) for name, runner in contestants.items()}
+        laps = race(turns, seconds, clock)
+        reference = "plain" if "plain" in laps else next(iter(trainings))
+        row: dict[str, Any] = {
+            "name": case.name,
+            "overrides": list(case.overrides),
+            "presets": {name: list(preset) for name, preset in case.presets.items()},
+            "device": _device_name(first.device),
+            "clock": clock_name,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "rounds": len(laps[reference]),
+            "iterations_per_round": count,
+            "images_per_iteration": first.images,
+            "ms": {name: 1000 * statistics.median(lap for lap, _ in each) / count for name, each in laps.items()},
+            "times_as_fast": {
+                name: {rival: times_as_fast(laps[name], laps[rival]) for rival in laps if _is_rival(rival, trainings)}
+                for name in trainings
+            },
+            "control": times_as_fast(laps[CONTROL], laps[reference]),
+            "bars": [[*key, bar] for key, bar in case.bars.items()],
+            "peak_mib": peaks,
+            "notes": notes,
+        }
+        row["images_per_second"] = {name: 1000 * first.images / ms for name, ms in row["ms"].items()}
+        row["parts_ms"], row["recurring"] = {}, {}
+        for name, training in trainings.items():
+            iteration = row["ms"][name] / 1000
+            row["parts_ms"][name] = training.parts_of_an_iteration(clock, iteration)
+            row["recurring"][name] = training.recurring(clock, iteration)
+    return row
+
+
+def _is_rival(name: str, trainings: Mapping[str, Any]) -> bool:
+    return name not in trainings and name != CONTROL
+
+
+def _turn(runner: Runner, count: int) -> Callable[[], object]:
+    return lambda: runner(count)
+
+
+def _warm_up(runner: Runner, unit: int) -> float:
+    """Seconds per iteration once caches are filled: after three, for about a second."""
+    runner(unit * -(-3 // unit))
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < 1:
+        runner(unit)
+        done += unit
+    return (time.perf_counter() - started) / done
+
+
+def _check_same_size(parameters: int, training: Training) -> None:
+    own = sum(p.numel() for ps in training.parts.model.players.values() for p in ps)
+    if own != parameters:
+        raise UserError(f"not the same networks: {own} parameters here, {parameters} in pythae")
+
+
+def _build(overrides: Sequence[str]) -> Any:
     from genlab.cli.running import build
 
-    config = app.compose([*overrides, "trainer.max_steps=100000000", "callbacks.scores=null", "callbacks.grid=null"])
-    torch.set_num_threads(config["threads"] or torch.get_num_threads())
-    parts = build(config)
-    contestants = {"genlab": framework(overrides), "plain": by_hand(parts), "plain again": by_hand(build(config))}
-    steps = {}
-    for key, stepper in contestants.items():  # the first call compiles, allocates and fills caches
-        started = time.perf_counter()
-        stepper(20)
-        steps[key] = max(1, round(0.25 / ((time.perf_counter() - started) / 20)))
-    count = steps["plain"]
-    rounds: dict[str, list[float]] = {key: [] for key in contestants}
-    end = time.perf_counter() + seconds
-    order = list(contestants)
-    while time.perf_counter() < end or len(rounds["plain"]) < 5:
-        for key in order:
-            started = time.process_time() if config["threads"] == 1 else time.perf_counter()
-            contestants[key](count)
-            now = time.process_time() if config["threads"] == 1 else time.perf_counter()
-            rounds[key].append(1000 * (now - started) / count)
-        order.reverse()  # whoever goes first in one round goes last in the next
-    ratios = [a / b for a, b in zip(rounds["genlab"], rounds["plain"], strict=True)]
-    control = [a / b for a, b in zip(rounds["plain again"], rounds["plain"], strict=True)]
-    return {
-        "name": name,
-        "overrides": overrides,
-        "genlab_ms": statistics.median(rounds["genlab"]),
-        "plain_ms": statistics.median(rounds["plain"]),
-        "ratio": statistics.median(ratios),
-        "ratio_quartiles": quartiles(ratios),
-        "control": statistics.median(control),
-        "control_quartiles": quartiles(control),
-        "rounds": len(ratios),
-        "steps_per_round": count,
-        "clock": "process time" if config["threads"] == 1 else "wall time",
-        "threads": torch.get_num_threads(),
-        "bar": BARS.get(name),
-    }
+    return build(app.compose([*overrides, "trainer.max_steps=100000000"]))
 
 
-def quartiles(values: list[float]) -> list[float]:
-    """First and third quartile."""
-    first, _, third = statistics.quantiles(values, n=4)
-    return [first, third]
-
-
-def framework(overrides: list[str]) -> Callable[[int], None]:
-    """Genlab's training as the command line runs it (loggers, progress, EMA, health), a number of iterations a call."""
-    import threading
-
-    from genlab.cli.running import build, make_trainer
-
-    config = app.compose([*overrides, "trainer.max_steps=100000000", "checkpoint.every_n_steps=100000000"])
-    config["callbacks"] = {k: v for k, v in config["callbacks"].items() if k == "progress"}
-    parts = build(config)
-    folder = tempfile.mkdtemp()
-    # The trainer runs in a thread of its own and is let through one iteration at a time: a fit that is entered anew
-    # for every round would count its start, and only one of the two threads is ever awake.
-    start, done = threading.Semaphore(0), threading.Semaphore(0)
-    budget = [0]
-
-    def gate(batches: Iterator[Any]) -> Iterator[Any]:
-        for batch in batches:
-            if budget[0] == 0:
-                done.release()
-                start.acquire()
-            budget[0] -= 1
-            yield batch
-
-    class Gated:
-        """The data's own stream, but it waits."""
-
-        def __iter__(self) -> Iterator[Any]:
-            return gate(iter(parts.data.stream()))
-
-        def state_dict(self) -> dict[str, Any]:
-            return {}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None:
-            pass
-
-    parts.data.prepare_data()
-    parts.data.train_dataloader = Gated  # type: ignore[assignment,method-assign]
-    trainer = make_trainer(parts, Path(folder))
-    thread = threading.Thread(target=lambda: trainer.fit(parts.model, datamodule=parts.data), daemon=True)
-    thread.start()
-    done.acquire()
-
-    def run(count: int) -> None:
-        budget[0] = count
-        start.release()
-        done.acquire()
-
-    return run
-
-
-def by_hand(parts: Any) -> Callable[[int], None]:
-    """The same step in straightforward PyTorch, on batches from the same stream, the idle player frozen, no logging."""
-    from genlab.models.gan import GAN
-    from genlab.models.vae import VAE
-
-    parts.data.setup()
-    batches = iter(parts.data.stream())
-    model = parts.model
-    step = {GAN: gan_step, VAE: vae_step}[type(model)](model)
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            step(next(batches).x)
-
-    return run
-
-
-def gan_step(model: Any) -> Callable[[Any], None]:
-    """One discriminator and one generator update."""
-    import torch
-    import torch.nn.functional as F
-
-    generator, discriminator, size = model.generator, model.discriminator, model.latent_dim
-    (g_opt, d_opt) = (model._factories[k][0](model.players[k]) for k in ("generator", "discriminator"))
-    weights = list(discriminator.parameters())
-
-    def step(x_real: Any) -> None:
-        with torch.no_grad():
-            x_fake = generator(torch.randn(len(x_real), size))
-        d_loss = F.softplus(-discriminator(x_real)).mean() + F.softplus(discriminator(x_fake)).mean()
-        d_opt.zero_grad()
-        d_loss.backward()
-        d_opt.step()
-        for weight in weights:
-            weight.requires_grad_(False)
-        g_loss = F.softplus(-discriminator(generator(torch.randn(len(x_real), size)))).mean()
-        g_opt.zero_grad()
-        g_loss.backward()
-        g_opt.step()
-        for weight in weights:
-            weight.requires_grad_(True)
-
-    return step
-
-
-def vae_step(model: Any) -> Callable[[Any], None]:
-    """One update on the negative ELBO."""
-    import torch
-    import torch.nn.functional as F
-
-    encoder, decoder = model.encoder, model.decoder
-    optimizer = model._factories["vae"][0](model.players["vae"])
-
-    def step(x: Any) -> None:
-        mu, logvar = encoder(x).chunk(2, dim=1)
-        raw = decoder(mu + (0.5 * logvar).exp() * torch.randn_like(mu))
-        recon = F.binary_cross_entropy_with_logits(raw, (x + 1) / 2, reduction="none").flatten(1).sum(1).mean()
-        kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1).mean()
-        optimizer.zero_grad()
-        (recon + kl).backward()
-        optimizer.step()
-
-    return step
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown, ratios first."""
+def _device_name(device: torch.device) -> str:
     import platform
 
     import torch
 
-    lines = [
-        "| what | genlab / by hand | quartiles | A/A control | quartiles | genlab ms | by hand ms | rounds | bar |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for r in rows:
-        quarter = "{:.2f} to {:.2f}".format
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+class Training:
+    """Genlab's training as the command line runs it (loggers, progress, average, watch for NaN), on demand.
+
+    What comes only every some hundred iterations (scores, pictures, checkpoints) is left out of it, and timed by
+    itself in `recurring`.
+
+    Args:
+        overrides: The composition.
+        folder: The run folder.
+    """
+
+    def __init__(self, overrides: Sequence[str], folder: Path) -> None:
+        import torch
+
+        from genlab.cli.benchmark_rivals import Turnstile
+        from genlab.cli.running import make_trainer
+
+        parts = self.parts = _build(overrides)
+        config = parts.config
+        self.checkpoint_every = config["checkpoint"]["every_n_steps"]
+        self.grid = parts.callbacks.get("grid")
+        config["checkpoint"]["every_n_steps"] = 10**9
+        parts.callbacks = {name: c for name, c in parts.callbacks.items() if name == "progress"}
+        torch.set_num_threads(config["threads"] or torch.get_num_threads())
+        parts.data.prepare_data()
+        parts.data.setup()
+        self.trainer = make_trainer(parts, folder)
+        self.device = self.trainer.strategy.root_device
+        self.stream = parts.data.stream(device=self.device)
+        self.images = len(self.stream.indices(10_000))
+        turnstile = self._turnstile = Turnstile()
+        stream, trainer = self.stream, self.trainer
+
+        class Gated:
+            """The data's own stream, but it waits."""
+
+            def __iter__(self) -> Iterator[Any]:
+                for batch in stream:
+                    if not turnstile.enter():
+                        trainer.should_stop = True
+                    yield batch
+
+            def state_dict(self) -> dict[str, Any]:
+                return {}
+
+            def load_state_dict(self, state: dict[str, Any]) -> None:
+                pass
+
+        def fit() -> None:
+            torch.set_num_threads(config["threads"] or torch.get_num_threads())  # of this thread
+            trainer.fit(parts.model, datamodule=parts.data)
+
+        parts.data.train_dataloader = Gated
+        self._turnstile.open(fit)
+
+    def __call__(self, count: int) -> None:
+        """Runs so many iterations."""
+        self._turnstile(count)
+
+    def close(self) -> None:
+        """Ends the training."""
+        self._turnstile.close()
+
+    def parts_of_an_iteration(self, clock: Clock, iteration: float) -> dict[str, float]:
+        """Milliseconds per iteration of data, each player's turn and so on; `rest` is all else.
+
+        The timers stay in place and cost a little themselves: to be called after everything was raced.
+
+        Args:
+            clock: Gives seconds.
+            iteration: Seconds of one, about.
+        """
+        timers, model = _Timers(clock), self.parts.model
+        timers.wrap(self.stream, "batch", "data")
+        timers.wrap_contexts(model, "fakes", lambda _: "fakes")
+        timers.wrap_contexts(model, "turn", lambda arguments: f"turn of {arguments[0]}")
+        for method, name in {
+            "step": "simultaneous updates",
+            "_update_ema": "moving average",
+            "check_finite": "watch for NaN",
+            "_write_records": "logging",
+        }.items():
+            timers.wrap(model, method, name)
+        for callback in self.parts.callbacks.values():
+            timers.wrap(callback, "on_train_batch_end", "progress bar")
+        every = model.settings.log_every_n_steps
+        periods = round(PARTS_SECONDS / (iteration * every))  # of logging, whole ones if one is short enough
+        count = every * periods or max(3, round(PARTS_SECONDS / iteration))
+        started = clock()
+        self(count)
+        whole = clock() - started
+        spent = {name: 1000 * seconds / count for name, seconds in sorted(timers.spent.items())}
+        return {**spent, "rest": 1000 * whole / count - sum(spent.values())}
+
+    def recurring(self, clock: Clock, iteration: float) -> dict[str, dict[str, float]]:
+        """What comes every some hundred iterations: its seconds, how often, and its share of the run's time.
+
+        Args:
+            clock: Gives seconds.
+            iteration: Seconds of one iteration without it.
+        """
+        from genlab.callbacks.scores import judged
+
+        parts, trainer, model = self.parts, self.trainer, self.parts.model
+        work: dict[str, tuple[int, Callable[[], object]]] = {}
+        if parts.judge is not None:
+            with contextlib.suppress(UserError):  # weights that are not there: training goes on without scores as well
+                parts.judge.prepare(parts.data, self.device)
+                work["scores"] = (parts.judge.every_n_steps, lambda: judged(parts.judge.validate, model, trainer))
+        if self.grid is not None:
+            grid = self.grid
+            work["pictures"] = (grid.every_n_steps, lambda: grid.draw(trainer, model))
+        path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        work["checkpoint"] = (self.checkpoint_every, lambda: trainer.save_checkpoint(path))
+        found = {}
+        for name, (every, run) in work.items():
+            seconds = []
+            for _ in range(2):  # the first one may prepare what is kept
+                started = clock()
+                run()
+                seconds.append(clock() - started)
+            least = min(seconds)
+            found[name] = {"seconds": least, "every": every, "share": least / (least + every * iteration)}
+        return found
+
+
+class _Timers:
+    """Adds up the time that calls and `with` blocks take."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.spent: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        started = self.clock()
+        try:
+            yield
+        finally:
+            self.spent[name] = self.spent.get(name, 0.0) + self.clock() - started
+
+    def wrap(self, owner: Any, method: str, name: str) -> None:
+        """Times each call of a method."""
+        original = getattr(owner, method)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            with self.timed(name):
+                return original(*arguments, **named)
+
+        setattr(owner, method, timed)
+
+    def wrap_contexts(self, owner: Any, method: str, name: Callable[[tuple[Any, ...]], str]) -> None:
+        """Times the block of each context that a method gives; the name follows from the call's arguments."""
+        original = getattr(owner, method)
+
+        @contextlib.contextmanager
+        def timed(*arguments: Any) -> Iterator[Any]:
+            with self.timed(name(arguments)), original(*arguments) as value:
+                yield value
+
+        setattr(owner, method, timed)
+
+
+# --- Peak memory ----------------------------------------------------------------------------------------------------
+
+
+def _peaks(case: Case) -> dict[str, dict[str, float]]:
+    """Peak memory of each variant and of the step by hand, each in a process of its own."""
+    kinds = {name: [f"peak={name}", *case.overrides, *preset] for name, preset in case.presets.items()}
+    kinds["plain"] = ["peak=plain", *case.overrides]
+    command = [sys.executable, "-c", "from genlab.cli.benchmark import main; main()"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    started = {
+        name: subprocess.Popen([*command, *arguments], **pipes)  # type: ignore[call-overload]
+        for name, arguments in kinds.items()
+    }
+    peaks = {}
+    for name, process in started.items():
+        output, _ = process.communicate()
+        if process.returncode == 0:  # else there is nothing of the kind, and the race says why
+            peaks[name] = json.loads(output.splitlines()[-1])
+    return peaks
+
+
+def _print_peak(kind: str, overrides: list[str]) -> None:
+    """Runs ten iterations and prints, in MiB, the memory before them and the most that was held."""
+    import torch
+
+    from genlab.cli.benchmark_rivals import by_hand
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        runner: Runner
+        if kind == "plain":
+            parts = _build(overrides)
+            torch.set_num_threads(parts.config["threads"] or torch.get_num_threads())
+            gpu = parts.config["trainer"]["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+            device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+            runner = by_hand(parts, device, freeze=False)
+        else:
+            training = Training(overrides, Path(folder))
+            runner, device = training, training.device
+        before = _memory(device)
+        runner(10)
+        peak = _memory(device)
+        if kind != "plain":
+            training.close()
+    print(json.dumps({"before": before, "peak": peak}))
+
+
+def _memory(device: torch.device) -> float:
+    """The most memory that was held so far, in MiB: of the GPU, or of the process."""
+    import resource
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+# --- Data -----------------------------------------------------------------------------------------------------------
+
+
+def race_images(size: int, source: Path | None, seconds: float, count: int = IMAGES) -> dict[str, Any]:
+    """Times genlab's stream, and the preparation before it, against torchvision's ImageFolder on the same JPEGs.
+
+    Args:
+        size: Height and width in pixels.
+        source: A folder of images; None for patches of photographs.
+        seconds: For all rounds together.
+        count: JPEGs.
+
+    Returns:
+        Plain containers: images per second and ratios.
+    """
+    import torch
+
+    from genlab.cli.benchmark_rivals import image_folder_epoch, write_jpegs
+    from genlab.data.images import ImageFolder
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name, _cache_in(Path(name) / "cache"):
+        root = Path(name) / "jpegs"
+        write_jpegs(root, source, size, count)
+        options: dict[str, Any] = {"root": root, "image_size": size, "channels": 3, "batch_size": 64}
+        batches = iter(ImageFolder(**options, flip=True).stream())
+
+        def stream() -> None:
+            for _ in range(BATCHES):
+                next(batches)
+
+        def prepare() -> None:
+            with tempfile.TemporaryDirectory() as fresh, _cache_in(Path(fresh)):
+                ImageFolder(**options).prepare_data()
+
+        contestants = {
+            "genlab": stream,
+            "torchvision": image_folder_epoch(root, 64),
+            "torchvision again": image_folder_epoch(root, 64),
+            "preparation": prepare,
+        }
+        for contestant in contestants.values():
+            contestant()
+        laps = race(contestants, seconds, time.process_time)
+    torch.set_num_threads(threads)
+    work = BATCHES * 64 / count
+    return {
+        "size": size,
+        "images": count,
+        "source": "patches of scikit-learn's two photographs" if source is None else str(source),
+        "rounds": len(laps["genlab"]),
+        "torch": torch.__version__,
+        "device": _device_name(torch.device("cpu")),
+        "images_per_second": {
+            name: statistics.median((work if name == "genlab" else 1.0) * count / lap for lap, _ in each)
+            for name, each in laps.items()
+        },
+        "times_as_fast": times_as_fast(laps["genlab"], laps["torchvision"], work),
+        "control": times_as_fast(laps["torchvision again"], laps["torchvision"]),
+        "preparation": times_as_fast(laps["preparation"], laps["torchvision"]),
+        "preparation_by_the_wall": times_as_fast(laps["preparation"], laps["torchvision"], clock=1),
+        "bar": DATA_BARS.get(size),
+    }
+
+
+@contextlib.contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
+    before = os.environ.get("GENLAB_CACHE")
+    os.environ["GENLAB_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GENLAB_CACHE"]
+        else:
+            os.environ["GENLAB_CACHE"] = before
+
+
+# --- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """Everything as Markdown, ratios first."""
+    steps = [row for row in results["steps"] if "failed" not in row]
+    blocks = []
+    if results["steps"]:
+        blocks += [_ratios(results["steps"]), _parts(steps), _recurring(steps), _memories(steps)]
+    if results["data"]:
+        blocks.append(_data(results["data"]))
+    return "\n".join(block for block in blocks if block)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _spread(ratio: Mapping[str, float] | None, digits: int = 2) -> str:
+    """Median and quartiles."""
+    if ratio is None:
+        return ""
+    return f"**{ratio['median']:.{digits}f}** ({ratio['first']:.{digits}f} to {ratio['third']:.{digits}f})"
+
+
+def _ratios(rows: Sequence[Mapping[str, Any]]) -> str:
+    rivals = ("plain", "plain+freeze", "pythae")
+    lines, notes, settings = [], [], set()
+    for row in rows:
+        if "failed" in row:
+            lines.append([row["name"], "", *[""] * len(rivals), "", "", "", f"not run: {row['failed']}"])
+            continue
+        settings.add(f"{row['clock']}, {row['threads']} thread(s), {row['device']}, torch {row['torch']}")
+        notes += [f"{row['name']}: {note}." for note in row["notes"]]
+        for preset, ratios in row["times_as_fast"].items():
+            verdicts = [_verdict(bar, ratios.get(rival), rival) for name, rival, bar in row["bars"] if name == preset]
+            lines.append(
+                [
+                    row["name"],
+                    preset,
+                    *[_spread(ratios.get(rival)) for rival in rivals],
+                    _spread(row["control"]),
+                    f"{row['images_per_second'][preset]:,.0f}",
+                    f"{row['rounds']} of {row['iterations_per_round']}",
+                    "; ".join(verdicts),
+                ]
+            )
+    head = ["genlab, times as fast as", "speed.preset", *rivals, "A/A control", "images/s", "rounds", "bar"]
+    text = _table(head, lines)
+    text += "\nplain: the same step by hand, nothing frozen; plain+freeze: the idle player frozen. "
+    text += f"Medians (quartiles) of ratios within a round. {'; '.join(sorted(settings))}.\n"
+    return text + "".join(f"\n{note}\n" for note in notes)
+
+
+def _verdict(bar: float, ratio: Mapping[str, float] | None, rival: str) -> str:
+    if ratio is None:
+        return f"{bar:.2f} of {rival}: not measured"
+    return f"{bar:.2f} of {rival}: {'reached' if ratio['median'] >= bar else 'missed'}"
+
+
+def _parts(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        for preset, parts in row["parts_ms"].items():
+            whole = sum(parts.values())
+            text = ", ".join(f"{name} {ms:.3g} ({ms / whole:.0%})" for name, ms in parts.items())
+            lines.append([row["name"], preset, f"{whole:.3g}", text])
+    return _table(["ms per iteration, timers included", "speed.preset", "whole", "parts"], lines)
+
+
+def _recurring(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        for preset, found in row["recurring"].items():
+            cells = [f"{each['seconds']:.2g} s every {each['every']} ({each['share']:.1%})" for each in found.values()]
+            lines.append([row["name"], preset, ", ".join(f"{n} {c}" for n, c in zip(found, cells, strict=True))])
+    return _table(["recurring work (share of the run)", "speed.preset", "seconds, every so many iterations"], lines)
+
+
+def _memories(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        text = [f"{name} {m['peak']:,.0f} ({m['before']:,.0f} before)" for name, m in row["peak_mib"].items()]
+        lines.append([row["name"], ", ".join(text)])
+    return _table(["peak memory of the process, MiB", "of ten iterations (before the first one)"], lines)
+
+
+def _data(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = ["genlab's batches, times as fast as", "ImageFolder + DataLoader", "A/A control", "images/s genlab"]
+    head += ["images/s torchvision", "preparation, epochs of it: CPU", "by the wall", "rounds", "bar"]
+    lines = []
+    for row in rows:
+        reached = row["bar"] is not None and row["times_as_fast"]["median"] >= row["bar"]
         lines.append(
-            f"| {r['name']} | **{r['ratio']:.3f}** | {quarter(*r['ratio_quartiles'])} | {r['control']:.3f} | "
-            f"{quarter(*r['control_quartiles'])} | {r['genlab_ms']:.2f} | {r['plain_ms']:.2f} | "
-            f"{r['rounds']} of {r['steps_per_round']} | {r['bar'] or ''} |"
+            [
+                f"{row['images']:,} JPEGs at {row['size']}x{row['size']} ({row['source']})",
+                _spread(row["times_as_fast"], 1),
+                _spread(row["control"]),
+                f"{row['images_per_second']['genlab']:,.0f}",
+                f"{row['images_per_second']['torchvision']:,.0f}",
+                _spread(row["preparation"]),
+                _spread(row["preparation_by_the_wall"]),
+                str(row["rounds"]),
+                "" if row["bar"] is None else f"{row['bar']:.0f}: {'reached' if reached else 'missed'}",
+            ]
         )
-    first = rows[0]
-    lines.append(
-        f"\n{first['threads']} thread(s), {first['clock']}, torch {torch.__version__}, {platform.machine()}.\n"
-    )
-    return "\n".join(lines)
+    text = "\nworkers=0; flip, normalise; batch 64; images per CPU second, one thread. "
+    text += f"A preparation above 1 is shorter than one epoch. {rows[0]['device']}, torch {rows[0]['torch']}.\n"
+    return _table(head, lines) + text

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import genlab
 from genlab.cli import app
 from genlab.cli.sample import parse
+from genlab.cli.samplers import sampler_config, sampler_stem, take_sampler
 from genlab.cli.scoring import (
     FEWEST,
     IMAGES,
@@ -31,9 +33,6 @@ from genlab.errors import UserError
 from genlab.files import write_json
 from genlab.metrics.cards import BETTER, PROTOCOL, REPEATED, kind_of, refusal, title_of
 
-if TYPE_CHECKING:
-    from genlab.data.module import ArrayData
-
 log = logging.getLogger("genlab")
 FORMAT = 1  # of the files in scores/
 HELP = f"""genlab-evaluate: score a trained model, or any images, and keep the protocol with the scores.
@@ -43,6 +42,8 @@ HELP = f"""genlab-evaluate: score a trained model, or any images, and keep the p
   genlab-evaluate run=outputs/multirun_2026-01-01       every run in a folder
   genlab-evaluate real=PATH fake=PATH train=PATH        folders, zips or npz (`x`, uint8 [N, H, W, C]) made by anything
   genlab-evaluate run=RUN extractor=inception inception_weights=PATH scores=[fid,kid]
+  genlab-evaluate run=RUN sampler=drs sampler.gamma_percentile=95
+  torchrun --standalone --nproc_per_node 2 scripts/evaluate.py run=RUN ...    shared by two processes, same scores
 
 Keys
   run, real, fake, train   what to score; `train` are training images for the memorisation ratio of real= fake=
@@ -53,12 +54,17 @@ Keys
   extractor         classifier (trained on the data set), inception, or a file of scripts/train_classifier.py;
                     default: what the run was judged by
   inception_weights, precision (float32; bfloat16 for monitoring only)
+  sampler (prior)   how samples are drawn: truncated | drs | ddls | gmm | flow, and sampler.KEY=VALUE (configs/sampler);
+                    the card names it, and scores of different samplers are not ranked against each other
   iwae_samples (500; the paper: 5000), likelihood_images (1000; null: all n)
   size              real= fake= of different sizes: crop each around its centre and resize it (Lanczos) to this
   data.root         where the run's data lie on this machine
-  skip_broken (false), batch_size (256), device (cpu), out (a folder for the score files), allow_targets ([mypackage.*])
+  skip_broken (false), batch_size (256), device (cpu; cuda: under torchrun a GPU per process),
+  out (a folder for the score files), allow_targets ([mypackage.*])
 
-The scores go to scores/<split>-<extractor>-seed<seed>.json in the run folder; scripts/report.py compares them."""
+A model of classes is asked for the classes of the real images, with their frequencies.
+The scores go to scores/<split>-<extractor>-seed<seed>[-<sampler>].json in the run folder; scripts/report.py compares
+them."""
 TEXT = ("run", "real", "fake", "train", "out", "data.root", "inception_weights", "extractor")
 DEFAULTS: dict[str, Any] = {
     "run": None,
@@ -81,6 +87,8 @@ DEFAULTS: dict[str, Any] = {
     "device": "cpu",
     "out": None,
     "allow_targets": [],
+    "sampler": None,
+    "sampler_settings": {},
 }
 
 
@@ -90,25 +98,43 @@ def main() -> None:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(HELP)
             return
-        warnings.showwarning = _one_line
         named, options = read_options(sys.argv[1:])
-        if options["real"] is not None or options["fake"] is not None:
-            if named:
-                raise UserError("Give run=..., or real=... and fake=..., not both.")
-            show([evaluate_images(options)])
-            return
-        records, failed = [], 0
-        for run in find_runs(named):
-            try:
-                records.append(evaluate_run(run, options))
-            except UserError as error:
-                if len(named) == 1 and not records and run == Path(named[0]):
-                    raise
-                failed += 1
+        from genlab.metrics.sharing import joined
+
+        with joined() as first:
+            if first:
+                warnings.showwarning = _one_line
+            else:
+                warnings.simplefilter("ignore")
+                log.setLevel(logging.ERROR)
+            _evaluate(named, options, first)
+
+
+def _evaluate(named: list[str], options: dict[str, Any], first: bool) -> None:
+    """Scores what was named; the first process of several prints."""
+    if options["device"] == "cuda":
+        options["device"] = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if options["real"] is not None or options["fake"] is not None:
+        if named:
+            raise UserError("Give run=..., or real=... and fake=..., not both.")
+        record = evaluate_images(options)
+        if first:
+            show([record])
+        return
+    records, failed = [], 0
+    for run in find_runs(named):
+        try:
+            records.append(evaluate_run(run, options))
+        except UserError as error:
+            if len(named) == 1 and not records and run == Path(named[0]):
+                raise
+            failed += 1
+            if first:
                 print(f"{run}: {error}", file=sys.stderr)
+    if first:
         show(records)
-        if failed:
-            raise UserError(f"{failed} of {failed + len(records)} runs could not be scored.")
+    if failed:
+        raise UserError(f"{failed} of {failed + len(records)} runs could not be scored.")
 
 
 def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -117,10 +143,14 @@ def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     Raises:
         UserError: If a key is unknown or a value is out of its range.
     """
+    sampler, settings, arguments = take_sampler(arguments)
+    sampler_config(sampler or "prior", settings)  # says what is wrong with them, before anything is read
     runs = [a.partition("=")[2] for a in arguments if a.startswith("run=")]
     typed = {key: app.take_path(arguments, key)[0] for key in TEXT}
     rest = [a for a in arguments if a.partition("=")[0] not in TEXT]
-    options = {**parse(rest, DEFAULTS), **{key: value for key, value in typed.items() if value not in (None, "null")}}
+    known = {key: value for key, value in DEFAULTS.items() if key != "sampler_settings"}
+    options = {**parse(rest, known), **{key: value for key, value in typed.items() if value not in (None, "null")}}
+    options |= {"sampler": sampler, "sampler_settings": settings}
     if isinstance(options["scores"], str):
         options["scores"] = options["scores"].split(",")
     unknown = sorted({str(s) for s in options["scores"] or []} - set(SCORES))
@@ -186,15 +216,18 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
     """
     from genlab.cli import runs
     from genlab.metrics.files import file_checksum
+    from genlab.metrics.sharing import by_first, first_then_others
     from genlab.seeding import preserved_random_states
 
     options = {**DEFAULTS, **(options or {})}
+    allow = tuple(options["allow_targets"])
     folder, path = runs.find_run(run)
     with preserved_random_states(), our_keys():
         checkpoint = runs.read_checkpoint(path)
-        model = genlab.load(path, device=options["device"], allow_targets=tuple(options["allow_targets"]))
+        model = genlab.load(path, device=options["device"], allow_targets=allow)
         config = model.run_config
-        job = Scoring(model, _data(config, options), options)
+        data = first_then_others(lambda: runs.load_data(config, options["data.root"], allow))
+        job = Scoring(model, data, options, path)
         job.work()
     record = {
         "format": FORMAT,
@@ -210,26 +243,10 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
         **job.record(),
     }
     stem = f"{options['split']}-{job.extractor_name}-seed{options['seed']}"
+    stem += sampler_stem(job.sampler, options["sampler_settings"])
     stem += "" if path.name == "last.ckpt" else f"-{path.stem}"
     home = folder / "scores" if (folder / "config.yaml").is_file() else Path("outputs") / "scores"
-    return _keep(record, Path(options["out"] or home) / f"{stem}.json")
-
-
-def _data(config: dict[str, Any], options: dict[str, Any]) -> ArrayData:
-    """The data module of a run, read from where `data.root` says."""
-    from genlab.cli.instantiate import check_allowed, check_signatures, instantiate
-
-    node = dict(config.get("data") or {})
-    if not node:
-        raise UserError("The run's checkpoint says nothing about its data. Draw samples and give real=PATH fake=PATH.")
-    if options["data.root"] is not None:
-        node["root"] = options["data.root"]
-    check_allowed(node, tuple(options["allow_targets"]))
-    check_signatures(node, "data")
-    data: ArrayData = instantiate(node)
-    data.prepare_data()
-    data.setup()
-    return data
+    return by_first(lambda: _keep(record, Path(options["out"] or home) / f"{stem}.json"))
 
 
 def _keep(record: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -269,14 +286,17 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
     from genlab.cli.image_sets import load_image_sets
     from genlab.metrics.cache import cached_stats
     from genlab.metrics.features import features_of
+    from genlab.metrics.sharing import by_first, first_then_others
     from genlab.metrics.suite import GROUPS, image_scores, real_rows, slices
     from genlab.seeding import preserved_random_states
 
     options = {**DEFAULTS, **(options or {})}
+    if options["sampler"] is not None:
+        raise UserError(f"sampler={options['sampler']} is for run=...: images are drawn already.")
     if options["real"] is None or options["fake"] is None:
         raise UserError("Images are scored against others: give both real=PATH and fake=PATH.")
     paths = {key: options[key] for key in ("real", "fake", "train") if options[key] is not None}
-    sets, rule = load_image_sets(paths, options["size"], options["skip_broken"])
+    sets, rule = first_then_others(lambda: load_image_sets(paths, options["size"], options["skip_broken"]))
     for key in ("real", "fake"):
         if len(sets[key].x) < FEWEST:
             raise UserError(f"Scores need {FEWEST} images or more, and {key}={options[key]} holds {len(sets[key].x)}.")
@@ -303,15 +323,17 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
             )
             of_fake = features_of(judge, slices(fake))
         seconds["features"] = round(time.monotonic() - started, 2)
-        groups = image_scores(
-            real,
-            fake,
-            of_real,
-            of_fake,
-            wanted,
-            seed=options["seed"],
-            train=sets["train"].x if "train" in sets else None,
-            labels_by_logits=tells_classes(extractor, None),
+        groups = by_first(
+            lambda: image_scores(
+                real,
+                fake,
+                of_real,
+                of_fake,
+                wanted,
+                seed=options["seed"],
+                train=sets["train"].x if "train" in sets else None,
+                labels_by_logits=tells_classes(extractor, None),
+            )
         )
     if "nn" in groups:
         groups["nn"].card["train_fingerprint"] = sets["train"].fingerprint
@@ -340,7 +362,7 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
     name = extractor.name if extractor is not None else "none"
     stem = f"{Path(options['fake']).resolve().stem}-vs-{Path(options['real']).resolve().stem}"
     home = Path(options["out"] or Path("outputs") / "scores")
-    return _keep(record, home / f"{stem}-{name}-seed{options['seed']}.json")
+    return by_first(lambda: _keep(record, home / f"{stem}-{name}-seed{options['seed']}.json"))
 
 
 # --- What is printed ------------------------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ def _safetensors(model: GenerativeModel) -> tuple[bytes, Callable[[Tensor], Tens
     content = save(weights, metadata={"format": "pt", "genlab": genlab.__version__})
     # Its config passed the list of allowed targets when the run was loaded.
     copy = _model_of(content, model.run_config["model"], model.spec.to_dict(), ("*",))
-    return content, copy.decode
+    return content, getattr(copy, "decode", copy.forward)  # of a model without latents nothing is drawn
 
 
 def _pt2(model: GenerativeModel, z: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:

@@ -11,23 +11,20 @@ from typing import Any
 
 from genlab.errors import UserError
 
-# What a stranger's config may build. Never `torch.*`: torch.load and torch.hub execute what they are given.
+# What a stranger's config may build: classes of these modules. Never `torch.*` (torch.load and torch.hub execute what
+# they are given), and nothing that no loaded run needs: judges, loggers and callbacks read and write files.
 ALLOWED_TARGETS = (
-    "genlab.callbacks.*",
     "genlab.data.*",
     "genlab.losses.*",
-    "genlab.metrics.*",
     "genlab.models.*",
     "genlab.networks.*",
     "genlab.sampling.*",
     "torch.nn.*",
     "torch.optim.*",
     "torchvision.transforms.*",
-    "torchmetrics.*",
-    "pytorch_lightning.callbacks.*",
-    "pytorch_lightning.loggers.*",
     "zuko.*",
 )
+MOST_NODES, MOST_LEVELS = 100_000, 100  # of a stranger's config; shipped ones have hundreds of nodes and ten levels
 
 
 def targets(config: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -37,39 +34,76 @@ def targets(config: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]
             yield path, config
         for key, value in config.items():
             yield from targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(config, list):
+    elif isinstance(config, (list, tuple)):
         for i, value in enumerate(config):
             yield from targets(value, f"{path}[{i}]")
 
 
 def check_allowed(config: Any, allow: Sequence[str] = ()) -> None:
-    """Refuses a foreign config that names anything outside the allow-list.
+    """Refuses a foreign config that names anything outside the allow-list, or could name it later.
 
     The name is tested before any import, the identity of what it leads to afterwards: else
-    `torch.nn.modules.module.torch.hub.load` would pass as `torch.nn.*`.
+    `torch.nn.modules.module.torch.hub.load` would pass as `torch.nn.*`. What is allowed by default are classes only:
+    functions of the same modules write files.
 
     Args:
         config: Plain containers.
-        allow: Patterns that widen the list, such as "mypackage.*".
+        allow: Patterns that widen the list, such as "mypackage.*"; they allow functions too.
 
     Raises:
         UserError: Names the first target that is refused.
     """
-    patterns = (*ALLOWED_TARGETS, *allow)
+    check_plain(config)
 
-    def refuse_unless_allowed(name: str, target: str, path: str) -> None:
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-            raise UserError(
-                f"The run's config names {target!r} at {path or 'the top'}, which a loaded run may not build. "
-                f"If you trust it: allow_targets=[{target.split('.')[0]}.*]"
-            )
+    def refuse(path: str, target: str, identity: str) -> UserError:
+        alias = "" if identity == target else f" (which is {identity})"
+        return UserError(
+            f"The run's config names {target!r}{alias} at {path or 'the top'}, which a loaded run may not build. "
+            f"If you trust it: allow_targets=[{','.join(sorted({target, identity}))}]"
+        )
 
-    for path, node in targets(config):
-        refuse_unless_allowed(str(node["_target_"]), str(node["_target_"]), path)
-    for path, node in targets(config):
-        found = locate(str(node["_target_"]), path)
+    nodes = [(path, node["_target_"]) for path, node in targets(config)]
+    for path, target in nodes:
+        if not isinstance(target, str) or not _matches(target, (*ALLOWED_TARGETS, *allow)):
+            raise refuse(path, str(target), str(target))
+    for path, target in nodes:
+        found = locate(target, path)
         identity = f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', '?')}"
-        refuse_unless_allowed(identity, str(node["_target_"]), path)
+        ours = inspect.isclass(found) and _matches(identity, ALLOWED_TARGETS)
+        if not ours and not _matches(identity, allow):
+            raise refuse(path, target, identity)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_plain(config: Any) -> None:
+    """Refuses a foreign config that is not what it looks like.
+
+    Saved configs are resolved. A `${...}` left in one would be resolved when it is built, after the look at its
+    targets: `${oc.create:...}` makes new ones, `${oc.env:...}` reads secrets. Shared or circular containers can keep a
+    walk busy for ever.
+
+    Raises:
+        UserError: If it holds anything but containers, texts and numbers, an interpolation, or far too much.
+    """
+    nodes = 0
+    left: list[tuple[Any, int]] = [(config, 0)]
+    while left:
+        value, level = left.pop()
+        nodes += 1
+        if nodes > MOST_NODES or level > MOST_LEVELS:
+            raise UserError("The run's config is nested or repeated without end, which no saved config is.")
+        if isinstance(value, dict):
+            left += [(part, level + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, (list, tuple)):
+            left += [(part, level + 1) for part in value]
+        elif isinstance(value, str):
+            if "${" in value:
+                raise UserError(f"The run's config holds the interpolation {value[:80]!r}; saved configs hold none.")
+        elif not isinstance(value, (int, float, type(None))):
+            raise UserError(f"The run's config holds a {type(value).__name__}, and saved configs hold plain values.")
 
 
 def locate(target: str, path: str) -> Any:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
-from genlab.cli.app import options, read_option
+from genlab.cli import tricks
+from genlab.cli.app import PARTS, options, read_option
 from genlab.cli.instantiate import check_signatures, constructor_hints, locate, targets
 from genlab.errors import UserError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+log = logging.getLogger("genlab")
 PROVIDED = {"logger": {"run_dir", "resume_step"}}  # arguments that the code adds, not the config
 
 
@@ -25,6 +31,27 @@ def check(config: dict[str, Any]) -> None:
     _check_types(config)
     _check_kinds(config)
     _check_positive(config)
+    _check_tricks(config)
+
+
+def warn_of_unbounded_critic(model: nn.Module, choices: dict[str, str]) -> None:
+    """Says once that an objective means nothing without a bound on the critic's slope, where nothing keeps one.
+
+    An objective declares `needs_lipschitz`; a model, penalty or network that keeps the bound declares
+    `keeps_lipschitz`, and so does spectral normalisation by being there.
+    """
+    from torch.nn.utils.parametrizations import _SpectralNorm
+
+    parts = list(model.modules())
+    if any(getattr(part, "needs_lipschitz", False) for part in parts) and not any(
+        getattr(part, "keeps_lipschitz", False) or isinstance(part, _SpectralNorm) for part in parts
+    ):
+        log.warning(
+            "loss=%s is meant for a critic of bounded slope, and nothing in model=%s bounds it: it may run away. Try "
+            "model=wgan_gp, or network.spectral_norm=true where the network has it.",
+            choices.get("loss"),
+            choices.get("model"),
+        )
 
 
 def _with_provided(node: Any, names: set[str]) -> Any:
@@ -59,6 +86,27 @@ def _is_kind(group: str, option: str, wanted: type) -> bool:
     return target is not None and issubclass(locate(target, group), wanted)
 
 
+def _check_tricks(config: dict[str, Any]) -> None:
+    """A trick needs a method that takes part in it, and networks that it can wrap."""
+    asked = tricks.asked_for(config.get("tricks") or {})
+    method = locate(config["model"]["_target_"], "model")
+    for name in asked:
+        if name not in getattr(method, "tricks_taken", ()):
+            takes = ", ".join(f"tricks.{t}" for t in getattr(method, "tricks_taken", ()))
+            raise UserError(
+                f"tricks.{name} has no place in model={config['choices'].get('model')}, which takes {takes}."
+            )
+    values = config.get("tricks") or {}
+    if asked and (values["packing"] < 1 or not 0 <= values["replay"] <= 1 or values["replay_size"] < 1):
+        raise UserError(
+            f"tricks.packing and tricks.replay_size must be at least 1 and tricks.replay in [0, 1], got "
+            f"{values['packing']}, {values['replay_size']} and {values['replay']}."
+        )
+    size = config["data"].get("batch_size")
+    if asked and isinstance(size, int) and size % values["packing"]:
+        raise UserError(f"tricks.packing={values['packing']} must divide data.batch_size={size}.")
+
+
 def _check_kinds(config: dict[str, Any]) -> None:
     """Networks and likelihoods say which kinds of data they are for."""
     kind, choices = config["data"].get("kind"), config["choices"]
@@ -68,7 +116,7 @@ def _check_kinds(config: dict[str, Any]) -> None:
         kinds = getattr(locate(node["_target_"], path), "kinds", None)
         if kinds is None or kind in kinds:
             continue
-        group = next((g for g in ("network", "likelihood", "loss") if node["_target_"] in _all_targets(g)), None)
+        group = next((g for g in PARTS if node["_target_"] in _all_targets(g)), None)
         fits = [f"{group}={o}" for o in options(group) if kind in _kinds(group, o)] if group else []
         part = f"{group}={choices.get(group)}" if group else node["_target_"]
         raise UserError(
@@ -98,6 +146,11 @@ def _check_positive(config: dict[str, Any]) -> None:
             node = node[key]
         if not isinstance(node, int) or node < 1:
             raise UserError(f"{path} must be a whole number of at least 1, got {node!r}.")
+    health = config.get("health") or {}
+    if health.get("on_nan", "stop") not in ("stop", "rollback"):
+        raise UserError(f"health.on_nan must be stop or rollback, got {health['on_nan']!r}.")
+    if health.get("max_rollbacks", 0) < 0:
+        raise UserError(f"health.max_rollbacks must be at least 0, got {health['max_rollbacks']}.")
     decay = config["ema"]["decay"]
     if not 0 <= decay < 1:
         raise UserError(f"ema.decay must lie in [0, 1), got {decay}. 0 keeps no average.")

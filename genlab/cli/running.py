@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import logging
 import math
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.cli import preflight, runs
+from genlab.cli import preflight, processes, runs, speed
 from genlab.cli.instantiate import instantiate
-from genlab.errors import TrainingStopped, UserError
+from genlab.errors import Interrupted, NotFinite, TrainingStopped, UserError
+from genlab.files import FolderLock, free_mib, remove_temporaries
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
+    from genlab.callbacks.checkpoints import Checkpoints
     from genlab.data.module import ArrayData
     from genlab.models.base import GenerativeModel
 
 log = logging.getLogger("genlab")
 TINY_SAMPLE = 256  # numbers in a sample
+HEALTH = {"on_nan": "stop", "max_rollbacks": 3}  # of runs from before there was a choice
 
 
 @dataclass
@@ -36,6 +42,8 @@ class Parts:
     model: GenerativeModel
     judge: Any
     callbacks: dict[str, Any] = field(default_factory=dict)
+    precision: str = "32-true"
+    rollbacks: int = 0
 
 
 @dataclass
@@ -53,11 +61,12 @@ class Result:
     monitored: float | None
 
 
-def build(config: dict[str, Any]) -> Parts:
+def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     """Checks a resolved config and builds its parts; no data are read.
 
     Args:
         config: Plain containers, as `genlab.cli.app.compose` and `runs.read_config` give them.
+        rollbacks: How often the run was rolled back: each time it goes on with other seeds.
 
     Raises:
         UserError: If parts do not fit each other or take no such arguments.
@@ -66,41 +75,60 @@ def build(config: dict[str, Any]) -> Parts:
     preflight.check(config)
     import pytorch_lightning as pl
 
+    from genlab.callbacks.health import rollback_seed
     from genlab.cli.stages import freeze_first_stage
-    from genlab.models.base import GenerativeModel, Settings
+    from genlab.models.base import GenerativeModel, Settings, Tricks
 
+    seed, data_config = rollback_seed(config["seed"], rollbacks), config["data"]
+    if rollbacks and "seed" in data_config:
+        data_config = {**data_config, "seed": rollback_seed(data_config["seed"], rollbacks)}
     with _mistakes_named(config):
-        data: ArrayData = instantiate(config["data"])
-        pl.seed_everything(config["seed"], verbose=False)  # the same first weights on every process
+        data: ArrayData = instantiate(data_config)
+        pl.seed_everything(seed, verbose=False)  # the same first weights on every process
         model = instantiate(config["model"])
     if not isinstance(model, GenerativeModel):
         raise UserError(f"model._target_ must name a genlab model, got {config['model']['_target_']}.")
     model.spec, model.run_config = data.spec, config
     freeze_first_stage(model)
+    preflight.warn_of_unbounded_critic(model, config["choices"])
+    switches, precision = speed.resolve(config, model)
+    asked = config.get("tricks") or {}
     model.settings = Settings(
-        seed=config["seed"],
+        seed=seed,
         clip=config["optim"]["clip"],
         ema_decay=config["ema"]["decay"],
         log_every_n_steps=config["trainer"]["log_every_n_steps"],
+        speed=switches,
+        tricks=Tricks(**{f.name: asked[f.name] for f in dataclasses.fields(Tricks) if f.name in asked}),
     )
-    data.batches_per_step = model.batches_per_step
+    data.batches_per_step = getattr(model, "batches_at", model.batches_per_step)
     judge = instantiate(config["metrics"]) if config.get("metrics") else None
     callbacks = {name: instantiate(c) for name, c in (config.get("callbacks") or {}).items() if c}
-    return Parts(config, data, model, judge, callbacks)
+    return Parts(config, data, model, judge, callbacks, precision, rollbacks)
 
 
-def make_trainer(parts: Parts, run_dir: Path, resume_step: int | None = None, **overrides: Any) -> pl.Trainer:
+def make_trainer(
+    parts: Parts,
+    run_dir: Path,
+    resume_step: int | None = None,
+    random_states: bool = True,
+    spent: float = 0.0,
+    **overrides: Any,
+) -> pl.Trainer:
     """Lightning's Trainer for these parts, with genlab's checkpoints, loggers and clean stop.
 
     Args:
         parts: From `build`.
         run_dir: The run folder.
         resume_step: Iteration that the checkpoint to resume from was written at.
+        random_states: Whether random streams go on as that checkpoint has them; else the seed starts them.
+        spent: Seconds that are taken off `max_time`.
         **overrides: Arguments of the Trainer that win over the config's.
     """
     import pytorch_lightning as pl
 
     from genlab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CleanStop
+    from genlab.callbacks.health import Rollbacks
 
     config = parts.config
     _quiet()
@@ -122,10 +150,16 @@ def make_trainer(parts: Parts, run_dir: Path, resume_step: int | None = None, **
     arguments: dict[str, Any] = {
         **asked,
         "strategy": _strategy(config["trainer"]),
-        "plugins": [AtomicCheckpointIO()],
+        "precision": parts.precision,
+        "plugins": [p for p in (AtomicCheckpointIO(random_states), processes.cluster_environment()) if p is not None],
         "max_epochs": -1,  # the stream of batches has no end: `max_steps` alone ends training
         "logger": loggers,
-        "callbacks": [CleanStop(_seconds(config["max_time"])), *parts.callbacks.values(), checkpoints],
+        "callbacks": [
+            CleanStop(_seconds(config["max_time"], spent)),
+            Rollbacks(parts.rollbacks),
+            *parts.callbacks.values(),
+            checkpoints,
+        ],
         "default_root_dir": str(run_dir),
         "enable_progress_bar": False,  # ours is a callback
         "enable_model_summary": False,
@@ -136,7 +170,7 @@ def make_trainer(parts: Parts, run_dir: Path, resume_step: int | None = None, **
     }
     try:
         return pl.Trainer(**arguments)
-    except (pl.utilities.exceptions.MisconfigurationException, RuntimeError) as error:
+    except (pl.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
         raise UserError(f"trainer={config['choices'].get('trainer')} cannot run here: {error}") from error
 
 
@@ -156,20 +190,38 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
     """
     import torch
 
-    from genlab.cli.stages import attach_first_stage, load_first_stage, train_stages
+    from genlab.callbacks.checkpoints import interrupts
+    from genlab.cli.stages import train_stages
 
     if one_device and config["trainer"]["devices"] not in (1, "1"):
         raise UserError("A sweep (-m) trains each run on one device. Try trainer=auto, or start the runs one by one.")
     torch.set_num_threads(config["threads"] or _default_threads(config))
-    fresh = resume is None and not config.get("stages")
-    if fresh and _first_process() and (run_dir / "config.yaml").exists():
-        raise UserError(f"{run_dir} already holds a run. Go on with it: resume={run_dir}, or choose hydra.run.dir=...")
-    if config.get("stages"):
-        return train_stages(config, run_dir)
+    with FolderLock(run_dir) as lock, interrupts(), _errors_of_threads_elsewhere():
+        if _first_process() and not config["dry_run"] and run_dir.is_dir():
+            runs.lock(run_dir, lock)
+        if config.get("stages"):
+            return train_stages(config, run_dir)
+        if resume is None and _first_process():
+            runs.check_unused(run_dir)
+        try:
+            prepared = _prepare(config, run_dir, resume, one_device, lock)
+        except Interrupted:
+            print("Stopped before the first iteration.")
+            raise
+        return prepared if isinstance(prepared, Result) else _fit(*prepared, run_dir, resume)
+
+
+def _prepare(
+    config: dict[str, Any], run_dir: Path, resume: Path | None, one_device: bool, lock: FolderLock
+) -> Result | tuple[Parts, pl.Trainer, runs.RunRecord | None]:
+    """All that comes before the first iteration: parts, weights to start from, data, and the run folder at last."""
+    from genlab.callbacks.health import Rollbacks
+    from genlab.cli.stages import attach_first_stage, load_first_stage
+
     if resume is None:
         config = attach_first_stage(config)
-    parts = build(config)
     checkpoint = None if resume is None else runs.read_checkpoint(resume)
+    parts = build(config, 0 if checkpoint is None else Rollbacks.count_in(checkpoint))
     if config["init_from"] and resume is None:
         _, source = runs.find_run(config["init_from"])
         runs.load_weights(parts.model, runs.read_checkpoint(source), source)
@@ -180,56 +232,123 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
 
         return describe(parts)
 
-    resume_step = None if checkpoint is None else int(checkpoint["global_step"])
-    if checkpoint is not None:
-        runs.load_weights(parts.model, checkpoint, resume or Path())  # says in a sentence what does not fit
+    began = (run_dir / "config.yaml").is_file()  # and came to no checkpoint: its curves are hidden
+    resume_step = (0 if began else None) if checkpoint is None else int(checkpoint["global_step"])
+    if checkpoint is not None:  # says in a sentence what does not fit
+        runs.load_weights(parts.model, checkpoint, resume or Path())
+        runs.load_averages(parts.model, checkpoint, resume or Path())
     trainer = make_trainer(parts, run_dir, resume_step)
+    processes.check(trainer, config["data"].get("batch_size", 0))
     if resume_step is not None and resume_step >= trainer.max_steps:
         raise UserError(
             f"{run_dir} has already been trained for its {resume_step} iterations. "
             f"To go on further: trainer.max_steps={2 * resume_step}"
         )
-    main_process = trainer.is_global_zero
-    if main_process:
-        log.info(_headline(parts, run_dir, resume_step))
-        with _mistakes_named(config):  # before anything is written: files may be missing or broken
-            parts.data.prepare_data()
-            parts.data.setup()
-            if parts.judge is not None:
-                parts.judge.prepare(parts.data, trainer.strategy.root_device)
-    record = runs.RunRecord(run_dir, config) if main_process else None
-    if record:
+    if trainer.is_global_zero:
+        log.info(_headline(parts, run_dir, resume_step or None))
+    processes.warn_of_separate_batches(parts.model, trainer, config)
+    if not trainer.is_global_zero:
+        return parts, trainer, None
+    _prepare_data(parts, trainer)  # before anything is written: files may be missing or broken
+    try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        runs.lock(run_dir, lock)
+        if resume is None:
+            runs.check_unused(run_dir)  # once more, now that nobody else can come in between
+        remove_temporaries(run_dir)
+        record = runs.RunRecord(run_dir, config)
         runs.write_config(run_dir, config)
         if not one_device:
             runs.point_latest(run_dir)
-        record.write(parameters={name: sum(p.numel() for p in ps) for name, ps in parts.model.players.items()})
-    status = "failed"
+        record.write(
+            parameters={name: sum(p.numel() for p in ps) for name, ps in parts.model.players.items()},
+            speed={**dataclasses.asdict(parts.model.settings.speed), "precision": parts.precision},
+        )
+    except OSError as error:
+        raise TrainingStopped(_unwritable(error, run_dir)) from error
+    return parts, trainer, record
+
+
+def _prepare_data(parts: Parts, trainer: pl.Trainer) -> None:
+    with _mistakes_named(parts.config):
+        parts.data.prepare_data()
+        parts.data.setup()
+        if parts.judge is not None:
+            parts.judge.prepare(parts.data, trainer.strategy.root_device)
+
+
+def _fit(
+    parts: Parts, trainer: pl.Trainer, record: runs.RunRecord | None, run_dir: Path, resume: Path | None
+) -> Result:
+    """Trains to the end, rolled back where a NaN turns up and that is asked for, and reports."""
+    status, started = "failed", time.monotonic()
     try:
-        trainer.fit(parts.model, datamodule=parts.data, ckpt_path=resume, weights_only=True)
+        while True:
+            try:
+                trainer.fit(parts.model, datamodule=parts.data, ckpt_path=resume, weights_only=True)
+                break
+            except NotFinite as error:
+                good = runs.find_checkpoint(run_dir) if _checkpoints(trainer).saved else resume
+                health = {**HEALTH, **(parts.config.get("health") or {})}
+                if health["on_nan"] != "rollback" or good is None:
+                    raise
+                if parts.rollbacks >= health["max_rollbacks"]:
+                    text = f"{error} It was rolled back health.max_rollbacks={parts.rollbacks} times already."
+                    raise NotFinite(text) from error
+                resume = good
+                parts, trainer = _rolled_back(parts, good, run_dir, record, error, time.monotonic() - started)
         parts.model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU, and it is still to be judged
         status = "interrupted" if trainer.global_step < trainer.max_steps else "done"
         return _finish(parts, trainer, run_dir, record)
-    except KeyboardInterrupt:
-        status = "killed"
+    except Interrupted:  # a second signal while training, or a first one afterwards
+        done = status == "done"
+        status = status if done else "killed"
+        if record and done:
+            print(f"Training is done, its scores are not: python scripts/evaluate.py run={run_dir}")
+        elif record:
+            print(f"Stopped at once. Go on from the last checkpoint: python train.py resume={run_dir}")
         raise
-    except TrainingStopped as error:
+    except (TrainingStopped, OSError) as error:
+        reason = _unwritable(error, run_dir) if isinstance(error, OSError) else str(error)
         kept = runs.find_checkpoint(run_dir)
         tail = f" The last good checkpoint is {kept}." if kept else " No checkpoint had been written yet."
-        raise TrainingStopped(f"Training stopped: {error}{tail}") from error
+        raise TrainingStopped(f"Training stopped: {reason}{tail}") from error
     finally:
         if record:
-            record.write(status=status)
+            with suppress(OSError):  # the disk may be full, which has been said then
+                record.write(status=status)
+
+
+def _rolled_back(
+    parts: Parts, good: Path, run_dir: Path, record: runs.RunRecord | None, error: NotFinite, spent: float
+) -> tuple[Parts, pl.Trainer]:
+    """The run as its last good checkpoint has it, with other seeds for the data's order and the noise."""
+    from genlab.callbacks.health import rollback_seed
+
+    count, config = parts.rollbacks + 1, parts.config
+    step = int(runs.read_checkpoint(good)["global_step"])
+    parts = build(config, count)
+    trainer = make_trainer(parts, run_dir, step, random_states=False, spent=spent)
+    if record:
+        most = {**HEALTH, **config["health"]}["max_rollbacks"]
+        log.warning("%s Back to iteration %d with another seed (rollback %d of %d).", error, step, count, most)
+        _prepare_data(parts, trainer)
+        # A run that is killed and resumed comes to the same rollback again.
+        past = record.content.get("rollbacks", [])[: count - 1]
+        note = {"to_iteration": step, "seed": rollback_seed(config["seed"], count), "reason": str(error)}
+        record.write(rollbacks=[*past, note])
+    return parts, trainer
 
 
 def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: runs.RunRecord | None) -> Result:
     """Scores the test split, draws the pictures, prints the summary; or says how to resume what was interrupted."""
-    from genlab.callbacks.checkpoints import Checkpoints, CleanStop
+    from genlab.callbacks.checkpoints import CleanStop
+    from genlab.callbacks.scores import judged
     from genlab.cli import summary
 
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     stop = next(c for c in callbacks if isinstance(c, CleanStop))
-    checkpoints = next(c for c in callbacks if isinstance(c, Checkpoints))
+    checkpoints = _checkpoints(trainer)
     progress = next((c for c in callbacks if hasattr(c, "images_per_second")), None)
     if trainer.global_step < trainer.max_steps:
         if record:
@@ -237,15 +356,14 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: runs.RunRe
         if stop.signal is not None:
             if record:
                 record.write(status="interrupted")
+            processes.hand_over(stop.signal, stop.before.get(stop.signal), trainer.is_global_zero)
             raise SystemExit(128 + stop.signal)
     scores: dict[str, float] = {}
+    if parts.judge is not None and stop.signal is None:
+        scores = judged(parts.judge.final, parts.model, trainer)
     if trainer.is_global_zero:
-        if parts.judge is not None and stop.signal is None:
-            started = time.monotonic()
-            scores = parts.judge.final(parts.model, parts.data)
-            log.debug("test scores took %.1f s", time.monotonic() - started)
-            for logger in trainer.loggers:
-                logger.log_metrics(scores, step=trainer.global_step)
+        for logger in trainer.loggers if scores else ():
+            logger.log_metrics(scores, step=trainer.global_step)
         summary.write_pictures(parts, run_dir)
         assert record is not None
         record.write(
@@ -259,6 +377,12 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: runs.RunRe
             logger.finalize("success")
         summary.print_summary(parts, run_dir, record.content, scores)
     return Result(parts.model, scores, checkpoints.best_score)
+
+
+def _checkpoints(trainer: pl.Trainer) -> Checkpoints:
+    from genlab.callbacks.checkpoints import Checkpoints
+
+    return next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -293,8 +417,32 @@ def _first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-def _seconds(max_time: str | None) -> float | None:
-    """Seconds of a "HH:MM:SS" or "DD:HH:MM:SS".
+def _unwritable(error: OSError, run_dir: Path) -> str:
+    """A sentence for a file that could not be written (or read): which, why, and how much room there is."""
+    path = Path(error.filename or run_dir)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return f"{str(error).rstrip('.')}."
+    return f"{path} could not be written ({error.strerror}); {free_mib(path)} MiB are free there."
+
+
+@contextmanager
+def _errors_of_threads_elsewhere() -> Iterator[None]:
+    """Threads that write in the background hand their OSError to the next call; their own traceback is left out."""
+    before = threading.excepthook
+
+    def hook(failed: Any) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _seconds(max_time: str | None, spent: float = 0.0) -> float | None:
+    """Seconds of a "HH:MM:SS" or "DD:HH:MM:SS", less those that are spent.
 
     Raises:
         UserError: If it is neither.
@@ -305,7 +453,7 @@ def _seconds(max_time: str | None) -> float | None:
     if not 3 <= len(parts) <= 4 or not all(p.isdigit() for p in parts):
         raise UserError(f"max_time is written HH:MM:SS or DD:HH:MM:SS, got {max_time!r}. Try max_time=00:30:00.")
     weights = (1, 60, 3600, 86400)
-    return float(sum(int(p) * w for p, w in zip(reversed(parts), weights, strict=False)))
+    return float(sum(int(p) * w for p, w in zip(reversed(parts), weights, strict=False))) - spent
 
 
 def _headline(parts: Parts, run_dir: Path, resume_step: int | None) -> str:
@@ -317,14 +465,14 @@ def _headline(parts: Parts, run_dir: Path, resume_step: int | None) -> str:
 
 def _quiet() -> None:
     """Silences what Lightning says about things that genlab does on purpose."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
+    for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         "Using ModelCheckpoint with manual optimization",
         ".*configure_optimizers` returned `None`.*",
         ".*does not have many workers.*",
         ".*module.s. in eval mode at the start of training.*",
-        ".*You have overridden `transfer_batch_to_device`.*",
+        ".*You have overridden `(transfer_batch_to_device|on_after_batch_transfer)`.*",
         ".*train_dataloader.*IterableDataset.*",
         ".*GPU available but not used.*",
         ".*Checkpoint directory.*exists and is not empty.*",

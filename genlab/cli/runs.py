@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
+import zipfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +18,13 @@ import yaml
 import genlab
 from genlab.cli.instantiate import check_allowed, check_signatures, instantiate
 from genlab.errors import UserError
-from genlab.files import write_json, write_text
+from genlab.files import FolderLock, write_json, write_text
 
 if TYPE_CHECKING:
     from genlab.data.module import ArrayData
     from genlab.models.base import GenerativeModel
 
+log = logging.getLogger("genlab")
 CHECKPOINTS = "checkpoints"
 
 
@@ -73,7 +76,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint without executing anything in it.
+    """Reads a checkpoint without executing anything in it, after a look whether every byte is the one written.
 
     Raises:
         UserError: If it is damaged, or was not written by genlab.
@@ -83,31 +86,79 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
     from genlab.models.base import checkpoint_section
 
     try:
+        _check_whole(path)
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to: zip, pickle, key and runtime errors
         reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"{path} cannot be read, it is damaged or no checkpoint of genlab ({reason}).") from error
+        others = sorted(p.name for p in path.parent.glob("*.ckpt") if p.name != path.name)
+        hint = f" Others there: {', '.join(others)}." if others else ""
+        raise UserError(f"{path} cannot be read, it is damaged or no checkpoint of genlab ({reason}).{hint}") from error
     checkpoint_section(checkpoint)
     return checkpoint
+
+
+def _check_whole(path: Path) -> None:
+    """Holds a checkpoint's bytes against their check sums, which torch writes and never reads (0.3 s per GiB).
+
+    Raises:
+        ValueError: If a record is damaged, or packed: torch packs none, and a packed one may unpack to any size.
+        zipfile.BadZipFile: If it is no whole zip file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if any(r.compress_type != zipfile.ZIP_STORED for r in records):
+            raise ValueError("it holds packed records")
+        if sum(r.file_size for r in records) > path.stat().st_size:
+            raise ValueError("its records overlap")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the check sum of its record {damaged} is wrong")
 
 
 def load_model(run: Any, device: str = "cpu", allow_targets: tuple[str, ...] = ()) -> GenerativeModel:
     """See `genlab.load`."""
     from genlab.data.spec import DataSpec
+    from genlab.models.base import GenerativeModel
 
     _, path = find_run(run)
     checkpoint = read_checkpoint(path, device)
     section = checkpoint["genlab"]
-    config = section["config"].get("model")
-    check_allowed(config, allow_targets)
-    check_signatures(config, "model")
-    model: GenerativeModel = instantiate(config)
-    load_weights(model, checkpoint, path)
-    model.load_ema(section["ema"])
-    model.run_config = section["config"]
-    if section.get("spec"):
-        model.spec = DataSpec.from_dict(section["spec"])
+    try:
+        config = section["config"]["model"]
+        check_allowed(config, allow_targets)
+        check_signatures(config, "model")
+        model: GenerativeModel = instantiate(config)
+        if not isinstance(model, GenerativeModel):
+            raise UserError(f"{path} describes no model of genlab.")
+        load_weights(model, checkpoint, path)
+        load_averages(model, checkpoint, path)
+        model.run_config = section["config"]
+        if section.get("spec"):
+            model.spec = DataSpec.from_dict(section["spec"])
+    except UserError:
+        raise
+    except Exception as error:  # a stranger's checkpoint may hold anything
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"The model that {path} describes cannot be built ({reason}).") from error
     return model.to(device).eval()
+
+
+def load_averages(model: GenerativeModel, checkpoint: dict[str, Any], path: Path) -> None:
+    """Puts a checkpoint's moving averages into a model.
+
+    Raises:
+        UserError: If they are missing where the run kept some, or do not fit the model; names the first that does not.
+    """
+    section = checkpoint["genlab"]
+    averages, live = section["ema"], model.state_dict()
+    prefixes = tuple(f"{name}." for name in model.ema_modules)
+    kept = section["config"].get("ema", {}).get("decay", 0) > 0 and any(key.startswith(prefixes) for key in live)
+    if kept and not averages:
+        raise UserError(f"{path} is damaged: the run kept moving averages, and it holds none.")
+    odd = sorted(key for key, value in averages.items() if key in live and live[key].shape != value.shape)
+    if odd:
+        raise UserError(f"{path} is damaged: the moving average of {odd[0]} has another shape than its weights.")
+    model.load_ema(averages)
 
 
 def load_weights(model: GenerativeModel, checkpoint: dict[str, Any], path: Path) -> None:
@@ -155,6 +206,36 @@ def load_data(config: dict[str, Any], root: str | None = None, allow_targets: tu
     return data
 
 
+def check_unused(folder: Path) -> None:
+    """Refuses to begin a run where another one has got as far as a checkpoint.
+
+    Raises:
+        UserError: If one has.
+    """
+    places = (folder, *(p.parent for p in folder.glob(f"*/{CHECKPOINTS}")))  # those of stages, too
+    if (folder / "config.yaml").is_file() and any(find_checkpoint(place) for place in places):
+        raise UserError(f"{folder} already holds a run. Go on with it: resume={folder}, or choose hydra.run.dir=...")
+
+
+def lock(folder: Path, held: FolderLock | None = None) -> FolderLock:
+    """Makes sure that no other process trains in a run folder, which must exist.
+
+    Args:
+        folder: The run folder.
+        held: The lock of an earlier call on it, which is taken again at no cost.
+
+    Raises:
+        UserError: If another process does; names it.
+    """
+    held = held or FolderLock(folder)
+    if not held.take():
+        raise UserError(
+            f"{folder} is being trained in by {held.holder()}. Wait for it, or stop it and then resume={folder}; "
+            "a run beside it needs another hydra.run.dir=FOLDER."
+        )
+    return held
+
+
 class RunRecord:
     """`run.json`: what made a run folder. Each start of the run (the first, and every resume) adds a session."""
 
@@ -162,7 +243,10 @@ class RunRecord:
         self.path = folder / "run.json"
         self.content: dict[str, Any] = {"choices": config["choices"], "seed": config["seed"], "sessions": []}
         if self.path.is_file():
-            self.content = json.loads(self.path.read_text())
+            try:
+                self.content |= json.loads(self.path.read_text())
+            except (ValueError, TypeError):
+                log.warning("%s cannot be read and is begun anew.", self.path)
         self.started = datetime.now(timezone.utc)
         self.session: dict[str, Any] = {
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

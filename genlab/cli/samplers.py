@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,21 @@ def sampler_config(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"sampler.{key} must be {wanted.get(type(default), 'a number')}, got {value!r}.")
         config[key] = value
     return config
+
+
+def sampler_text(name: str, settings: Mapping[str, Any]) -> str:
+    """A sampler with all its settings, for protocol cards: "truncated(threshold=1.0, psi=null)"."""
+    import json
+
+    config = {key: value for key, value in sampler_config(name, settings).items() if key != "_target_"}
+    listed = ", ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+    return f"{name}({listed})" if listed else name
+
+
+def sampler_stem(name: str, settings: Mapping[str, Any]) -> str:
+    """A sampler and what was changed in it, for names of files; "" for the prior."""
+    changed = "".join(f"-{key}={value}" for key, value in sorted(settings.items()))
+    return "" if name == "prior" else re.sub(r"[^\w.=-]+", "_", f"-{name}{changed}")
 
 
 def _is_like(value: Any, default: Any) -> bool:
@@ -188,7 +204,7 @@ def _keep(sampler: Sampler, path: Path, fitted_by: dict[str, Any]) -> None:
 
 
 def _real_samples(sampler: Sampler, model: GenerativeModel, root: str | None, allow: tuple[str, ...]) -> Tensor:
-    """Samples of the run's own data, always the same ones.
+    """Samples of the run's own data as the model knows them, always the same ones.
 
     Raises:
         UserError: If they cannot be read.
@@ -196,6 +212,7 @@ def _real_samples(sampler: Sampler, model: GenerativeModel, root: str | None, al
     import torch
 
     from genlab.cli.runs import load_data
+    from genlab.data.stream import normalise
 
     try:
         store = load_data(model.run_config, root, allow).split(sampler.split)
@@ -206,4 +223,4 @@ def _real_samples(sampler: Sampler, model: GenerativeModel, root: str | None, al
             + (without if sampler.needs_data == "optional" else "")
         ) from error
     rows = torch.randperm(len(store), generator=torch.Generator().manual_seed(FIT_SEED))[: sampler.data_samples]
-    return store.gather(rows.sort().values)
+    return normalise(store.gather(rows.sort().values))

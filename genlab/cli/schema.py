@@ -7,6 +7,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from genlab.cli import processes
+
 
 @dataclass
 class TrainerConfig:
@@ -17,6 +19,7 @@ class TrainerConfig:
     devices: Any = 1
     num_nodes: int = 1
     strategy: str = "auto"
+    sync_batchnorm: bool = False
     deterministic: bool = False
     log_every_n_steps: int = 50
 
@@ -26,6 +29,37 @@ class OptimConfig:
     """What holds for every player's optimizer."""
 
     clip: float | None = None
+
+
+@dataclass
+class SpeedConfig:
+    """What may be traded for speed; null takes the preset's choice, which depends on the model and the device.
+
+    `preset` is exact or fast; `precision` one of float32, bfloat16, float16 (GPU), float64.
+    """
+
+    preset: str = "exact"
+    precision: str | None = None
+    reuse_fakes: bool | None = None
+    channels_last: bool | None = None
+    fused: bool | None = None
+    compile: bool | None = None
+
+
+@dataclass
+class TricksConfig:
+    """Stabilisers of adversarial training, all off; docs/methods.md says what they do."""
+
+    feature_matching: bool = False
+    minibatch_discrimination: bool = False
+    historical_averaging: float = 0.0
+    virtual_batch_norm: bool = False
+    instance_noise: float = 0.0
+    instance_noise_until: float = 0.5
+    augment: bool = False
+    packing: int = 1
+    replay: float = 0.0
+    replay_size: int = 1024
 
 
 @dataclass
@@ -45,6 +79,14 @@ class CheckpointConfig:
 
 
 @dataclass
+class HealthConfig:
+    """What a NaN leads to: `stop`, or `rollback` to the last checkpoint and on with another seed, so often at most."""
+
+    on_nan: str = "stop"
+    max_rollbacks: int = 3
+
+
+@dataclass
 class TrainConfig:
     """All top-level keys of `train.yaml`."""
 
@@ -53,6 +95,10 @@ class TrainConfig:
     network: Any = None
     loss: Any = None
     likelihood: Any = None
+    prior: Any = None
+    posterior: Any = None
+    kl: Any = None
+    penalty: Any = None
     metrics: Any = None
     callbacks: Any = None
     logger: Any = None
@@ -60,8 +106,11 @@ class TrainConfig:
     first_stage: Any = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    tricks: TricksConfig = field(default_factory=TricksConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     seed: int = 0
     threads: int | None = None
     max_time: str | None = None
@@ -72,22 +121,24 @@ class TrainConfig:
 
 def register() -> None:
     """Makes the schema and genlab's resolvers known to Hydra. Safe to call again."""
-    from datetime import datetime
-
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     def image_shape(channels: int, size: Any) -> list[int]:
         return [channels, size, size] if isinstance(size, int) else [channels, *size]
 
-    def stamp() -> str:
-        """Now, to the millisecond: two runs started within one second still get two folders."""
-        return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
+    def logistic_mixture_shape(shape: Any, components: int) -> list[int]:
+        """What a decoder gives for `LogisticMixture`, which checks it."""
+        c = int(shape[0])
+        return [components * (1 + 2 * c + c * (c - 1) // 2), *shape[1:]]
 
     ConfigStore.instance().store("train_schema", TrainConfig)
     OmegaConf.register_new_resolver("genlab.image_shape", image_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.times", lambda a, b: a * b, replace=True)
-    OmegaConf.register_new_resolver("genlab.stamp", stamp, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("genlab.logistic_mixture_shape", logistic_mixture_shape, replace=True)
+    OmegaConf.register_new_resolver("genlab.stamp", processes.stamp, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("genlab.devices", processes.devices, replace=True)
+    OmegaConf.register_new_resolver("genlab.nodes", processes.nodes, replace=True)
 
 
 register()

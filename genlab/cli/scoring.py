@@ -28,10 +28,11 @@ IMAGES, POINTS, FEWEST = 10_000, 2_500, 20
 class Scoring:
     """Scores one model on one split: asks what the model can, never what it is called."""
 
-    def __init__(self, model: GenerativeModel, data: ArrayData, options: dict[str, Any]) -> None:
+    def __init__(self, model: GenerativeModel, data: ArrayData, options: dict[str, Any], checkpoint: Path) -> None:
         from genlab.metrics.suite import real_rows
 
-        self.model, self.data, self.options = model, data, options
+        self.model, self.data, self.options, self.checkpoint = model, data, options, checkpoint
+        self.sampler = options["sampler"] or "prior"
         self.kind, self.split, self.seed = data.spec.kind, options["split"], options["seed"]
         self.store = data.split(self.split)
         most = options["n"] or (IMAGES if self.kind == "image" else POINTS)
@@ -57,12 +58,13 @@ class Scoring:
                 f"{len(self.store)}. Try another split=."
             )
         can = self.model.can
-        if self.kind == "image" and (can("sample") or can("reconstruct")):
+        draws = can("sample") or self.sampler != "prior"  # which says itself what it lacks
+        if self.kind == "image" and (draws or can("reconstruct")):
             with self.clock("extractor"):
                 self.extractor = self.find_extractor()
             if self.extractor is not None:
                 self.extractor_name = self.extractor.name
-        if not can("sample") and self.wants("fid", "is", "kid", "pr", "ms_ssim", "nn", "points"):
+        if not draws and self.wants("fid", "is", "kid", "pr", "ms_ssim", "nn", "points"):
             self.notes.append(f"{type(self.model).__name__} draws no samples: it has no `sample`.")
         elif self.kind == "image" and self.wants("fid", "is", "kid", "pr", "ms_ssim", "nn"):
             self.images()
@@ -99,32 +101,55 @@ class Scoring:
         asked = self.options["extractor"]
         default = (self.model.run_config.get("metrics") or {}).get("extractor") or "classifier"
         try:
-            extractor = find_extractor(asked or default, self.options, lambda device: trained_on(self.data, device))
+            kind = asked or default
+            extractor = find_extractor(kind, self.options, lambda device: trained_on(self.data, device))
             check_shape(extractor, self.data.spec.shape)
             return extractor
         except UserError as error:
-            if asked is not None:
+            if asked is not None or self.options["precision"] != "float32":
                 raise
             self.notes.append(f"No scores of features: {error}")
             return None
 
-    def real(self, size: int | None = None) -> Iterator[Tensor]:
-        """The real samples that are used, as the model knows them, in batches on its device."""
+    def real(self, rows: Tensor) -> Tensor:
+        """Some of the real samples, as the model knows them."""
         from genlab.data.stream import normalise
 
-        for rows in self.rows.split(size or self.options["batch_size"]):
-            yield normalise(self.store.gather(rows)).to(self.model.device)
+        return normalise(self.store.gather(rows))
 
-    def draw(self, n: int) -> Iterator[Tensor]:
-        """The generated samples in batches, on the CPU; the latents of one seed are the same for every model."""
+    def draw(self, n: int, at_a_time: int = 256) -> Tensor:
+        """The generated samples on the CPU, images as uint8; the latents of one seed are the same for every model."""
         import torch
         from rich.progress import track
 
-        rng = torch.Generator().manual_seed(self.seed)
-        size = 256  # fixed: another size would draw other latents from the same seed
-        sizes = [min(size, n - start) for start in range(0, n, size)]
-        for each in track(sizes, description="drawing", transient=True, disable=len(sizes) < 8):
-            yield self.model.sample(each, rng=rng).cpu()
+        from genlab.cli.samplers import ready_sampler
+        from genlab.metrics.judge import sample_batches, wanted_classes
+        from genlab.metrics.sharing import first_then_others, is_first, shared
+
+        options = self.options
+        root, allow = options["data.root"], tuple(options["allow_targets"])
+        sampler = first_then_others(
+            lambda: ready_sampler(self.sampler, options["sampler_settings"], self.model, self.checkpoint, root, allow)
+        )
+
+        def draw(size: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
+            x = sampler.sample(self.model, size, y=y, rng=rng)
+            return (self.data.spec.render(x) if self.kind == "image" else x).cpu()
+
+        y = wanted_classes(self.model, self.store.y, n, self.seed)
+        batches = sample_batches(draw, n, self.seed, y, at_a_time)
+        bar = track(batches, description="drawing", transient=True, disable=len(batches) < 8 or not is_first())
+        # What a sampler learns on the way every process must learn: then each draws all, and only judging is shared.
+        return torch.cat([batch() for batch in bar] if sampler.grows else list(shared(bar, lambda batch: batch())))
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What the cards of generated samples state besides."""
+        from genlab.cli.samplers import sampler_text
+        from genlab.metrics.judge import FROM_LABELS
+
+        card = {"sampler": sampler_text(self.sampler, self.options["sampler_settings"])}
+        return {**card, "y": FROM_LABELS} if getattr(self.model, "conditional", False) else card
 
     def images(self) -> None:
         """FID and friends, diversity, memorisation."""
@@ -132,11 +157,12 @@ class Scoring:
 
         from genlab.metrics.features import features_of
         from genlab.metrics.judge import real_stats
+        from genlab.metrics.sharing import by_first
         from genlab.metrics.suite import GROUPS, image_scores, slices
 
         wanted = [g for g in GROUPS if self.wants(g)]
         with self.clock("samples"):
-            fake = torch.cat([self.data.spec.render(x) for x in self.draw(len(self.rows))])
+            fake = self.draw(len(self.rows))
         real = self.store.gather(self.rows)
         of_real = of_fake = None
         if self.extractor is not None and self.wants("fid", "is", "kid", "pr", "ms_ssim"):
@@ -144,12 +170,13 @@ class Scoring:
                 of_real = real_stats(self.extractor, self.data, self.split, self.n)
             with self.clock("features"):
                 of_fake = features_of(self.extractor, slices(fake))
-        train = None
-        if self.wants("nn") and self.split != "train":
-            store = self.data.split("train")
-            train = store.gather(torch.arange(len(store)))
-        with self.clock("scores"):
-            groups = image_scores(
+
+        def scores() -> dict[str, Scores]:
+            train = None
+            if self.wants("nn") and self.split != "train":
+                store = self.data.split("train")
+                train = store.gather(torch.arange(len(store)))
+            return image_scores(
                 real,
                 fake,
                 of_real,
@@ -159,6 +186,11 @@ class Scoring:
                 train=train,
                 labels_by_logits=tells_classes(self.extractor, self.data.spec.num_classes),
             )
+
+        with self.clock("scores"):
+            groups = by_first(scores)
+        for group in groups.values():
+            group.card |= self.drawn
         if "nn" in groups:
             groups["nn"].card["train_fingerprint"] = self.data.split("train").fingerprint()
         self.groups |= groups
@@ -168,13 +200,11 @@ class Scoring:
 
         The perfect generator's figures are those of fresh points of the true distribution: another split, equal n.
         """
-        import torch
-
         from genlab.metrics.scores import Scores
         from genlab.metrics.suite import real_rows
         from genlab.metrics.toy import energy_distance, mode_coverage
 
-        x = torch.cat(list(self.draw(self.n)))
+        x = self.draw(self.n, at_a_time=self.n)
         real = self.store.gather(self.rows)
         other = self.data.split("val" if self.split != "val" else "test")
         perfect = other.gather(real_rows(len(other), self.n))
@@ -184,6 +214,7 @@ class Scoring:
             centres, std = self.data.modes
             scores |= mode_coverage(x, centres, std)
             scores |= Scores({f"{k}_real": v for k, v in mode_coverage(perfect, centres, std).items()})
+        scores.card |= self.drawn
         self.groups["points"] = scores
 
     def reconstruction(self) -> None:
@@ -194,18 +225,26 @@ class Scoring:
         from genlab.metrics.judge import real_stats
         from genlab.metrics.reconstruction import reconstruction_scores
         from genlab.metrics.scores import Scores, fid
+        from genlab.metrics.sharing import shared
         from genlab.metrics.suite import slices
 
-        pairs = [(x.cpu(), self.model.reconstruct(x).cpu()) for x in self.real()]
+        device, parts = self.model.device, self.rows.split(self.options["batch_size"])
+        recons = shared(parts, lambda rows: self.model.reconstruct(self.real(rows).to(device)).cpu())
+        pairs = ((self.real(rows), recon) for rows, recon in zip(parts, recons, strict=True))
         if self.kind != "image":
             errors = torch.cat([(a - b).double().square().flatten(1).mean(dim=1) for a, b in pairs])
             self.groups["reconstruction"] = Scores({"recon_mse": errors.mean().item()}, {"n_real": len(errors)})
             return
-        self.groups["reconstruction"] = reconstruction_scores(pairs)
+        rendered: list[Tensor] = []
+
+        def keep(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # bytes: floats of all would be fourfold
+            rendered.append(self.data.spec.render(pair[1]))
+            return pair
+
+        self.groups["reconstruction"] = reconstruction_scores(keep(pair) for pair in pairs)
         if self.extractor is not None:
-            recon = torch.cat([self.data.spec.render(b) for _, b in pairs])
             real = real_stats(self.extractor, self.data, self.split, self.n)
-            values = fid(real, features_of(self.extractor, slices(recon)))
+            values = fid(real, features_of(self.extractor, slices(torch.cat(rendered))))
             self.groups["rfid"] = Scores({"rfid": values["fid"]}, values.card).named(self.extractor.name)
 
     def likelihood(self) -> None:
@@ -221,21 +260,22 @@ class Scoring:
             likelihood_scores,
         )
         from genlab.metrics.scores import Scores
+        from genlab.metrics.sharing import is_first, shared
 
         support = getattr(getattr(self.model, "likelihood", None), "support", "real")
         most = self.options["likelihood_images"] or self.n
-        x = torch.cat(list(self.real()))[:most].cpu()
+        x = self.real(self.rows[:most])
         valid = is_likelihood(x, support)
         noisy = self.kind == "image" and support == "real"
         if noisy:
             x = dequantise(x, torch.Generator().manual_seed(self.seed))
         parts = x.split(32)
-        bar = track(parts, description="likelihood", transient=True, disable=len(parts) < 8)
-        batches = (part.to(self.model.device) for part in bar)
-        bounds = importance_bounds(self.model, batches, self.options["iwae_samples"], self.seed)
+        bar = track(parts, description="likelihood", transient=True, disable=len(parts) < 8 or not is_first())
+        bounds = importance_bounds(self.model, bar, self.options["iwae_samples"], self.seed)
         means = None
         if self.model.can("encode"):
-            codes = torch.cat([self.model.encode(part.to(self.model.device)).cpu() for part in parts])
+            device = self.model.device
+            codes = torch.cat(list(shared(parts, lambda part: self.model.encode(part.to(device)).cpu())))
             means = codes if codes.shape == bounds.means.shape else None
         scores = likelihood_scores(bounds, means, valid)
         scores.card |= {"support": support, "dequantised": "uniform" if noisy else "no"}
@@ -292,6 +332,11 @@ def find_extractor(asked: str, options: dict[str, Any], classifier: Callable[[to
     """The network that `asked` names: "inception", "classifier", or a classifier's file."""
     import torch
 
+    from genlab.metrics.judge import check_precision
+    from genlab.metrics.sharing import first_then_others
+
+    with our_keys():
+        check_precision(asked, options["precision"])
     device = torch.device(options["device"])
     if asked == "inception":
         from genlab.metrics.inception import load_inception
@@ -299,7 +344,7 @@ def find_extractor(asked: str, options: dict[str, Any], classifier: Callable[[to
         with our_keys():
             return load_inception(options["inception_weights"], precision=options["precision"]).to(device)
     if asked == "classifier":
-        return classifier(device)
+        return first_then_others(lambda: classifier(device))
     from genlab.metrics.classifier import load_classifier
 
     if not Path(asked).is_file():

@@ -74,6 +74,22 @@ def load_first_stage(model: Any, run: str, allow_targets: tuple[str, ...] = ()) 
         model.first_stage.load_state_dict(first.state_dict())
 
 
+def _describe_stages(config: dict[str, Any]) -> Result:
+    """What each stage would be; the one before it is there untrained."""
+    from genlab.cli.dry_run import describe
+    from genlab.cli.running import build
+
+    before: dict[str, Any] | None = None
+    results = []
+    for name, stage in stage_configs(config):
+        if before is not None:
+            stage["model"] = {**stage["model"], "first_stage": before}
+        before = stage["model"]
+        print(f"# stage {name}")
+        results.append(describe(build(stage)))
+    return results[-1]
+
+
 def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
     """Trains the stages in turn in `run_dir/<name>`, each on the one before as its `first_stage`.
 
@@ -81,6 +97,8 @@ def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
     """
     from genlab.cli.running import train
 
+    if config["dry_run"]:
+        return _describe_stages(config)
     runs.write_config(run_dir, config)
     result: Result | None = None
     before: Path | None = None

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genlab.cli.app import PARTS
 from genlab.pictures import curves
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column(overflow="fold")
-    composed = "  ".join(
-        f"{k}={choices[k]}" for k in ("model", "loss", "likelihood", "network", "data") if k in choices
-    )
+    composed = "  ".join(f"{k}={choices[k]}" for k in ("model", *PARTS, "data") if k in choices)
     table.add_row("ran", f"{composed}  seed={record['seed']}")
     wall = timedelta(seconds=round(session["wall_seconds"]))
     table.add_row(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from genlab.cli import app
+from genlab.cli import app, sweeps
+from genlab.cli.runs import check_unused, find_checkpoint, find_run, read_config
 from genlab.errors import TrainingStopped, UserError
+
+log = logging.getLogger("genlab")
 
 
 def main() -> None:
@@ -19,14 +23,19 @@ def main() -> None:
             after = arguments[arguments.index("--list") + 1 :]
             return app.list_options(after[0] if after else "model")
         resume, arguments = app.take_path(arguments, "resume")
-        if resume == "auto":
-            resume = _newest_of_same_composition(arguments)
-            if resume is not None:  # what made the composition is the run's own already
-                arguments = [a for a in arguments if a.partition("=")[0] in RESUMABLE]
-        if resume is not None:
-            return _resume(resume, [a for a in arguments if not a.startswith("hydra.")])
         run_dir, _ = app.take_path(arguments, "hydra.run.dir")
+        if resume is not None and sweeps.is_sweep(resume):
+            return app.hydra_app(_task, "train", sweeps.command(resume, arguments))
+        if resume == "auto":
+            resume = _earlier_start(arguments, run_dir)
+            if resume is not None:  # what made the composition is the run's own already
+                arguments = [a for a in arguments if a.partition("=")[0] in sweeps.RESUMABLE]
+        if resume is not None:
+            with app.log_lines():
+                return _resume(resume, [a for a in arguments if not a.startswith("hydra.")])
         app.check_writable(Path(run_dir or "outputs"))
+        if run_dir is not None and not any(a.startswith("-") for a in arguments):  # Hydra would write to it already
+            check_unused(Path(run_dir))
         return app.hydra_app(_task, "train", arguments)
 
 
@@ -38,50 +47,60 @@ def _task(config: Any) -> float | None:
 
     hydra = HydraConfig.get()
     many = hydra.mode == RunMode.MULTIRUN
+    run_dir = Path(hydra.runtime.output_dir)
     try:
         resolved = app.resolve(config, dict(hydra.runtime.choices))
+        if many:
+            return _job(resolved, run_dir)
         from genlab.cli.running import train
 
-        run_dir = Path(hydra.runtime.output_dir)
-        monitored = train(resolved, run_dir, one_device=many).monitored
+        monitored = train(resolved, run_dir).monitored
         if resolved["dry_run"] and {p.name for p in run_dir.iterdir()} <= {".hydra", "train.log"}:
             shutil.rmtree(run_dir, ignore_errors=True)  # Hydra made it, but there is no run
         return monitored
     except (UserError, TrainingStopped) as error:
-        if many:  # the other jobs go on; Hydra reports this one at the end, without a traceback
+        if many:  # the other jobs go on; Hydra reports the first that failed at the end, without a traceback
+            log.error("%s failed: %s", run_dir, error)
             raise CompactHydraException(str(error)) from None
         with app.errors_as_sentences():
             raise
+    except SystemExit:  # a signal; the run has said how it goes on
+        if many:
+            print(f"The sweep goes on with what is missing by: python train.py resume={hydra.sweep.dir}")
+        raise
+
+
+def _job(config: dict[str, Any], run_dir: Path) -> float | None:
+    """One job of a sweep: from where an earlier start of the sweep, or of this job in a cluster's queue, left it."""
+    before = sweeps.earlier(run_dir, config)
+    if before is not None and before.done:
+        log.info("%s is done.", run_dir)
+        return before.score
+    from genlab.cli.running import train
+
+    if before is not None:
+        saved = config if before.checkpoint is None else sweeps.with_lengths(read_config(run_dir), config)
+        return train(saved, run_dir, resume=before.checkpoint, one_device=True).monitored
+    return train(config, run_dir, one_device=True).monitored
 
 
 def _resume(path: str, overrides: list[str]) -> None:
     """Goes on with a run, in its folder and on its own config; only lengths and places may be changed."""
     from genlab.cli.running import train
-    from genlab.cli.runs import find_run, read_config
 
     folder = Path(path)
-    if (folder / "config.yaml").is_file() and read_config(folder).get("stages"):
+    if (folder / "config.yaml").is_file():
         config = read_config(folder)
-        _override(config, overrides)
-        train(config, folder)  # passes over what is done
-        return
+        if config.get("stages") or find_checkpoint(folder) is None:
+            _override(config, overrides)
+            if not config.get("stages"):
+                print(f"{folder} holds no checkpoint yet, so it starts from the beginning.")
+            train(config, folder)  # in stages, it passes over what is done
+            return
     run_dir, checkpoint = find_run(path)
     config = read_config(run_dir)
     _override(config, overrides)
     train(config, run_dir, resume=checkpoint)
-
-
-RESUMABLE = (
-    "trainer.max_steps",
-    "max_time",
-    "threads",
-    "data.root",
-    "checkpoint.every_n_steps",
-    "checkpoint.keep",
-    "dry_run",
-    "trainer.accelerator",
-    "trainer.log_every_n_steps",
-)
 
 
 def _override(config: dict[str, Any], overrides: list[str]) -> None:
@@ -94,10 +113,10 @@ def _override(config: dict[str, Any], overrides: list[str]) -> None:
 
     for override in overrides:
         key, _, value = override.partition("=")
-        if key not in RESUMABLE:
+        if key not in sweeps.RESUMABLE:
             raise UserError(
                 f"A resumed run keeps its own config, so {override!r} cannot be changed; it takes "
-                f"{', '.join(RESUMABLE)}. To start a new run from its weights: init_from=RUN."
+                f"{', '.join(sweeps.RESUMABLE)}. To start a new run from its weights: init_from=RUN."
             )
         node = config
         *path, last = key.split(".")
@@ -106,24 +125,29 @@ def _override(config: dict[str, Any], overrides: list[str]) -> None:
         node[last] = yaml.safe_load(value)
 
 
-def _newest_of_same_composition(arguments: list[str]) -> str | None:
-    """The newest run folder whose config is the one that these arguments compose, lengths aside; None without one."""
-    from genlab.cli.runs import find_checkpoint, read_config
+def _earlier_start(arguments: list[str], run_dir: str | None) -> str | None:
+    """What `resume=auto` goes on with, None for a new run.
 
+    That is the run in `hydra.run.dir` where that is given, as a job that comes back from a cluster's queue does; else
+    the newest under outputs/. In both cases its config must be what the arguments compose, lengths and places aside.
+
+    Raises:
+        UserError: If `hydra.run.dir` holds another run.
+    """
     flags = [a for a in arguments if a.startswith("-")]
     if flags:
         raise UserError(f"resume=auto goes with overrides only, not with {flags[0]}.")
-
-    def comparable(config: dict[str, Any]) -> dict[str, Any]:
-        kept = {k: v for k, v in config.items() if k not in ("max_time", "threads", "dry_run")}
-        return {**kept, "trainer": {k: v for k, v in kept["trainer"].items() if k != "max_steps"}}
-
-    wanted = comparable(app.compose([a for a in arguments if not a.startswith("hydra.")]))
-    for folder in sorted(Path("outputs").glob("*"), reverse=True):
-        if folder.is_symlink() or not (folder / "config.yaml").is_file() or find_checkpoint(folder) is None:
-            continue
-        if comparable(read_config(folder)) == wanted:
-            return str(folder)
+    wanted = sweeps.comparable(app.compose([a for a in arguments if not a.startswith("hydra.")]))
+    if run_dir is not None:
+        if not (Path(run_dir) / "config.yaml").is_file():
+            return None
+        if sweeps.comparable(read_config(Path(run_dir))) != wanted:
+            raise UserError(f"{run_dir} holds a run of another composition: choose another hydra.run.dir=...")
+        return run_dir
+    found = [path for path in Path("outputs").glob("*/config.yaml") if not path.parent.is_symlink()]
+    for path in sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        if find_checkpoint(path.parent) is not None and sweeps.comparable(read_config(path.parent)) == wanted:
+            return str(path.parent)
     print("No run of this composition to resume under outputs/; starting a new one.")
     return None
 

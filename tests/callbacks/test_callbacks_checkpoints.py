@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CleanStop
 from genlab.cli import running
 from genlab.cli.runs import find_checkpoint, find_run
-from genlab.errors import TrainingStopped
+from genlab.errors import Interrupted, TrainingStopped
 from genlab.files import write_atomic, write_json, write_text
 from tests.models.helpers import METHODS, SGD, config, fit
 
@@ -240,7 +240,7 @@ def test_a_signal_ends_the_run_after_its_iteration(number, tmp_path):
 def test_a_second_signal_means_now():
     stop = CleanStop()
     stop._note(signal.SIGINT, None)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted):
         stop._note(signal.SIGINT, None)
 
 

@@ -1,11 +1,14 @@
 """Running commands as a user would, and comparing what they leave."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+
+from genlab.models.gan import GAN
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -45,3 +48,32 @@ def assert_identical(a, b, path=""):
             assert_identical(x, y, f"{path}[{i}]")
     else:
         assert a == b, path
+
+
+def main(monkeypatch, *arguments):
+    """The command line in this process; its exit code."""
+    from genlab.cli import train as cli
+
+    monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
+
+
+@contextlib.contextmanager
+def signal_in(iteration, number):
+    """Lets a signal come in the middle of an iteration."""
+
+    def training_step(self, batch, index):
+        if self.iteration + 1 == iteration:
+            os.kill(os.getpid(), number)
+        step(self, batch, index)
+
+    step = GAN.training_step
+    GAN.training_step = training_step
+    try:
+        yield
+    finally:
+        GAN.training_step = step

@@ -62,7 +62,13 @@ def test_every_data_config_composes(data):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (REPO / "configs" / "experiment").glob("*.yaml")))
 def test_every_experiment_trains(name, tmp_path):
-    train(compose([f"experiment={name}", *QUICK]), tmp_path)
+    """Three iterations; on made-up data where the real ones are files."""
+    if "maf" in name:
+        pytest.importorskip("zuko", reason="the extra `flows` is not installed")
+    config = compose([f"experiment={name}", *QUICK])
+    if "root" in config["data"]:
+        config["dry_run"], config["data"]["batch_size"] = True, 4
+    train(config, tmp_path)
 
 
 def test_a_run_folder_explains_itself(tmp_path):

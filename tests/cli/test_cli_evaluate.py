@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +16,17 @@ import torch
 from PIL import Image
 
 import genlab
-from genlab.cli import evaluate, train_classifier
+from genlab.cli import evaluate, report, train_classifier
 from genlab.cli.app import compose
 from genlab.cli.evaluate import evaluate_images, evaluate_run, find_runs
 from genlab.cli.running import train
+from genlab.cli.runs import load_data
+from genlab.cli.scoring import Scoring
 from genlab.errors import UserError
 from genlab.metrics.cards import differences
-from tests.cli.helpers import command
+from genlab.metrics.judge import FROM_LABELS, ImageJudge
+from genlab.models.base import GenerativeModel, inference
+from tests.cli.helpers import REPO, command
 
 QUICK = ["trainer.max_steps=3", "callbacks=none", "logger=csv"]
 
@@ -184,6 +192,149 @@ def test_another_checkpoint_has_another_file(runs, tmp_path):
     assert evaluate_run(run / "checkpoints" / "best.ckpt")["file"].endswith("test-points-seed2020-best.json")
 
 
+# ------------------------------------------------------------------------------------------------- how it is drawn from
+def test_a_sampler_is_on_the_card_and_in_the_file_name(runs, tmp_path):
+    other, plain = (
+        shutil.copytree(runs / "gan", tmp_path / name, ignore=shutil.ignore_patterns("scores"))
+        for name in ("other", "plain")
+    )
+    options = {"scores": ["fid"], "sampler": "truncated", "sampler_settings": {"threshold": 0.5}}
+    record, prior = evaluate_run(other, options), evaluate_run(plain, {"scores": ["fid"]})
+    assert record["file"].endswith("test-classifier-digits-seed2020-truncated-threshold=0.5.json")
+    name = "fid/classifier-digits"
+    mine, theirs = record["cards"]["fid"], prior["cards"]["fid"]
+    assert mine["sampler"] == "truncated(threshold=0.5, psi=null)" and theirs["sampler"] == "prior"
+    assert differences([mine, theirs]) == ["sampler"] and record["scores"][name] != prior["scores"][name]
+    assert report.collect([str(plain), str(other)]).refusals == [
+        "FID (classifier-digits) is not ranked: the cards differ in sampler (truncated in other, prior in plain)."
+    ]
+    wider = evaluate_run(other, {**options, "sampler_settings": {"threshold": 0.7}})["cards"]["fid"]
+    words = evaluate.refusal(name, {"A": mine, "B": wider})  # the same sampler with another setting
+    assert words is not None and "threshold=0.5" in words and "threshold=0.7" in words
+
+
+def test_a_sampler_that_is_fitted_to_images(runs, tmp_path):
+    """Real images reach the fit as the model knows them, not as bytes."""
+    run = shutil.copytree(runs / "gan", tmp_path / "run", ignore=shutil.ignore_patterns("scores"))
+    small = {"d_steps": 2, "burn_in": 100, "batch_size": 64, "data_samples": 200}
+    options = {"scores": ["fid"], "n": 40, "sampler": "drs", "sampler_settings": small}
+    first, again = (evaluate_run(run, options) for _ in range(2))  # the second takes the kept fit
+    assert first["scores"] == again["scores"] and len(list((run / "samplers").iterdir())) == 1
+
+
+class OfClass(GenerativeModel):
+    """Images that are as bright as the class that was asked for."""
+
+    conditional = True
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    @inference
+    def sample(self, n, y=None, rng=None):
+        assert y.shape == (n,)
+        return (y / 4.5 - 1).view(-1, 1, 1, 1) * self.scale + 0.02 * self.randn(n, 1, 8, 8, rng=rng)
+
+
+def test_a_model_of_classes_is_asked_for_the_real_ones(runs):
+    """With their frequencies, from the seed; in a run's own scores too."""
+    data = load_data(genlab.load(runs / "gan").run_config)
+    options = {**evaluate.DEFAULTS, "scores": ["fid"]}
+    jobs = [Scoring(OfClass(), data, {**options, "seed": seed}, runs) for seed in (2020, 2020, 2021)]
+    images = [job.draw(3000) for job in jobs]
+    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+    asked = torch.bincount((images[0].float().mean(dim=(1, 2, 3)) / (255 / 9)).round().long(), minlength=10)
+    wanted = torch.bincount(data.split("test").y, minlength=10) / len(data.split("test"))
+    assert ((asked - 3000 * wanted).square() / (3000 * wanted)).sum() < 27.9  # chi-square of 9, one in a thousand
+    jobs[0].work()
+    assert jobs[0].record()["cards"]["fid"]["y"] == FROM_LABELS
+    judge = ImageJudge(num_samples=100)
+    assert judge.final(OfClass(), data)["test/rarest_class/classifier-digits"] >= 0
+    assert judge.cards["classifier-digits"]["y"] == FROM_LABELS
+    unlabelled = load_data(genlab.load(runs / "gan").run_config)
+    unlabelled.split("test").y = None
+    with pytest.raises(UserError, match="OfClass draws samples of given classes, and the data have no labels"):
+        Scoring(OfClass(), unlabelled, options, runs).draw(30)
+
+
+# ------------------------------------------------------------------------------------------------------- two processes
+@pytest.fixture(scope="module")
+def two(runs, tmp_path_factory):
+    """Scored by two processes, and trained and judged by two, in one start of them."""
+    folder = tmp_path_factory.mktemp("two")
+    shutil.copytree(runs / "gan", folder / "gan", ignore=shutil.ignore_patterns("scores"))
+    shutil.copytree(runs / "binary", folder / "binary", ignore=shutil.ignore_patterns("scores"))
+    x = torch.randint(0, 256, (600, 8, 8, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    np.savez(folder / "real.npz", x=x[:310], y=np.arange(310) % 2)
+    np.savez(folder / "fake.npz", x=x[310:])
+    scorings = [
+        [f"run={folder / 'gan'}", "scores=[fid,is,kid,pr,nn]", "seed=5", f"out={folder / 'two_gan'}"],
+        [f"run={folder / 'binary'}", "scores=[likelihood,reconstruction]", *LIKELIHOOD, f"out={folder / 'two_vae'}"],
+        [
+            f"real={folder / 'real.npz'}",
+            f"fake={folder / 'fake.npz'}",
+            "scores=[fid,kid]",
+            f"out={folder / 'two_sets'}",
+        ],
+        [f"run={folder / 'gan'}", "scores=[likelihood]"],
+    ]
+    network = ["model=dcgan", "network.width=4", "data.image_size=16"]  # with batch norm
+    short = [
+        "data.limit_train=64",
+        "data.batch_size=32",
+        "trainer.max_steps=4",
+        "metrics.every_n_steps=4",
+        "callbacks.grid=null",
+        "logger=csv",
+    ]
+    trainings = [[["trainer=ddp", "trainer.accelerator=cpu", *network, *short], str(folder / "trained")]]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    result = subprocess.run(
+        [*launch, "-m", "tests.cli.two_scorings", json.dumps(scorings), json.dumps(trainings)],
+        cwd=REPO,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder, result
+
+
+LIKELIHOOD = ["iwae_samples=20", "likelihood_images=80", "seed=5"]
+
+
+def test_two_processes_score_as_one(two, runs):
+    """Bit for bit, and only the first writes and prints; a mistake stops both."""
+    folder, result = two
+    options = {"seed": 5, "iwae_samples": 20, "likelihood_images": 80, "out": str(folder / "one")}
+    gan = evaluate_run(runs / "gan", {**options, "scores": ["fid", "is", "kid", "pr", "nn"]})
+    vae = evaluate_run(runs / "binary", {**options, "scores": ["likelihood", "reconstruction"]})
+    paths = {"real": folder / "real.npz", "fake": folder / "fake.npz"}
+    sets = evaluate_images({**paths, "scores": ["fid", "kid"], "out": str(folder / "one")})
+    for record, place in ((gan, "two_gan"), (vae, "two_vae"), (sets, "two_sets")):
+        theirs = json.loads((folder / place / Path(record["file"]).name).read_text())
+        for name, value in theirs["scores"].items():
+            assert value == record["scores"][name], name
+            assert theirs["cards"][theirs["group"][name]] == record["cards"][record["group"][name]]
+    assert result.stdout.count("nearest-neighbour ratio") == 1
+    assert result.stderr.count("GAN on image data offers sample") == 2
+
+
+def test_two_processes_judge_their_training_as_one(two):
+    """Their own scores are those that one process finds for the checkpoint, to the last bit."""
+    folder, _ = two
+    model = genlab.load(folder / "trained")
+    data = load_data(model.run_config)
+    judge = ImageJudge(**{k: v for k, v in model.run_config["metrics"].items() if k != "_target_"})
+    own = json.loads((folder / "trained" / "run.json").read_text())
+    assert judge.final(model, data) == own["scores"] and judge.cards == own["cards"]
+    rows = [line.split(",") for line in (folder / "trained" / "metrics.csv").read_text().splitlines()]
+    written = {metric: float(value) for _, _, metric, value in rows[1:] if metric.startswith("val/")}
+    assert written == pytest.approx(judge.validate(model, data), rel=1e-5) and written
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -197,6 +348,11 @@ def test_another_checkpoint_has_another_file(runs, tmp_path):
         (["run={runs}/gan", "extractor=clasifier"], "classifier, inception or a file"),
         (["run={runs}/gan", "extractor=inception"], "inception_weights=PATH"),
         (["run={runs}/gan", "real=x"], "not both"),
+        (["run={runs}/gan", "sampler=dsr"], "There is no sampler 'dsr'"),
+        (["run={runs}/gan", "sampler=drs", "sampler.gama=1"], "Did you mean sampler.gamma"),
+        (["run={runs}/gan", "sampler=gmm"], "sampler=gmm does not fit GAN: it has no encoder"),
+        (["run={runs}/gan", "precision=bfloat16"], "a classifier always works in float32"),
+        (["real=x.npz", "fake=y.npz", "sampler=prior"], "images are drawn already"),
         (["real=x.npz"], "both real=PATH and fake=PATH"),
     ],
 )

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import yaml
 
-from genlab.cli.app import check_sweeper
+from genlab.cli.app import check_plugins
 from genlab.errors import UserError
 from tests.cli.helpers import command
 
@@ -37,6 +37,6 @@ def test_a_search_minimises_the_monitored_score(tmp_path):
 
 def test_a_missing_sweeper_is_one_sentence(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_sweeper(["model=gan", "search=other"])
+    check_plugins(["model=gan", "search=other"])
     with pytest.raises(UserError, match=r'\+search=optuna_fid needs .*pip install "genlab\[optuna\]"'):
-        check_sweeper(["-m", "+search=optuna_fid"])
+        check_plugins(["-m", "+search=optuna_fid"])

@@ -1,0 +1,216 @@
+"""Several processes and machines: who started this process, one run folder for all, and a place in SLURM's queue."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from genlab.errors import UserError
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from torch import nn
+
+log = logging.getLogger("genlab")
+STORE_SECONDS = 600  # that processes wait for the first one, which may still be importing torch
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One of the processes that torchrun or srun started for one run.
+
+    Attributes:
+        by: "torchrun" or "srun".
+        rank: Its number, 0 for the one that writes.
+        world: How many there are.
+        nodes: On how many machines.
+    """
+
+    by: str
+    rank: int
+    world: int
+    nodes: int
+
+
+def launch(env: Mapping[str, str] = os.environ) -> Launch | None:
+    """What started this process together with others; None where nothing did (Lightning may still start others)."""
+    if "TORCHELASTIC_RUN_ID" in env:
+        world = int(env["WORLD_SIZE"])
+        return Launch("torchrun", int(env["RANK"]), world, world // int(env["LOCAL_WORLD_SIZE"]))
+    # SLURM sets most of its variables in batch scripts, too; the number of a step only in what srun starts.
+    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
+        world = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
+        nodes = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
+        return Launch("srun", int(env["SLURM_PROCID"]), world, nodes) if world > 1 else None
+    return None
+
+
+def devices(default: int) -> int:
+    """Processes on each machine: as many as were started, else the default. The resolver `genlab.devices`."""
+    started = launch()
+    return default if started is None else started.world // started.nodes
+
+
+def nodes() -> int:
+    """Machines that processes were started on, else 1. The resolver `genlab.nodes`."""
+    started = launch()
+    return 1 if started is None else started.nodes
+
+
+def stamp() -> str:
+    """Now, to the millisecond, and the same in all processes of a run; they would each make a folder otherwise.
+
+    Two runs started within one second still get two folders. Under srun, which has no place to leave word, it is the
+    number of the job and its step.
+    """
+    started = launch()
+    if started is None:
+        return _now()
+    return f"slurm_{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}" if started.by == "srun" else _agreed()
+
+
+@functools.lru_cache(maxsize=1)
+def _agreed() -> str:
+    """The first process's time, through the store of torchrun's agent."""
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+    env = os.environ
+    store = TCPStore(
+        env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=STORE_SECONDS)
+    )
+    key = f"genlab/{env['TORCHELASTIC_RUN_ID']}/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    if env["RANK"] == "0":
+        store.set(key, _now())
+    return store.get(key).decode()
+
+
+def _now() -> str:
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
+
+
+def quiet_overrides() -> list[str]:
+    """What Hydra is told in all processes but the first, so that they do not write the same files."""
+    started = launch()
+    if started is None or started.rank == 0:
+        return []
+    return ["hydra.output_subdir=null", f"hydra.job.name=train_process_{started.rank}"]
+
+
+def cluster_environment() -> Any:
+    """Lightning's view of SLURM without its requeueing, which would save in the middle of an iteration.
+
+    In a batch script without srun only one process runs, and Lightning starts the others itself; by its own rules it
+    would wait for SLURM to do so. None outside of SLURM, where it finds out well by itself.
+    """
+    if "SLURM_JOB_ID" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return None
+    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    return LightningEnvironment() if launch() is None else SLURMEnvironment(auto_requeue=False)
+
+
+def check(trainer: pl.Trainer, batch_size: int) -> None:
+    """Holds the processes that were started against those that the Trainer was built for, and the batch against both.
+
+    Raises:
+        UserError: If other processes were started: each would train by itself in one folder, or wait for ever; or if
+            they cannot share the batch evenly.
+    """
+    started, wanted = launch(), trainer.num_devices * trainer.num_nodes
+    if started is not None and started.world != wanted:
+        raise UserError(
+            f"{started.by} started {started.world} processes, and trainer.devices={trainer.num_devices} with "
+            f"trainer.num_nodes={trainer.num_nodes} makes {wanted}. Try trainer=ddp without these keys."
+        )
+    if batch_size % wanted:
+        raise UserError(
+            f"data.batch_size={batch_size} is the batch over all {wanted} processes, which cannot share it evenly. Try "
+            f"data.batch_size={max(1, batch_size // wanted) * wanted}."
+        )
+
+
+def warn_of_separate_batches(model: nn.Module, trainer: pl.Trainer, config: dict[str, Any]) -> None:
+    """Says which parts see only their own process's samples, and so give other gradients than one process would.
+
+    Batch normalisation does, unless it is synchronised, which exists on GPUs only. Any other module that does says so
+    by a text `per_process`, which names what it computes on its process's samples alone.
+
+    Args:
+        model: With its networks.
+        trainer: What it will be trained by.
+        config: Resolved; its `trainer.sync_batchnorm` and `data.batch_size` are read.
+
+    Raises:
+        UserError: If synchronised batch norm is asked for on CPUs, or nothing is learned that could be shared.
+    """
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    asked, world = bool(config["trainer"].get("sync_batchnorm")), trainer.world_size
+    if world == 1:
+        return
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"model={config['choices'].get('model')} is fitted without gradients, in one process. Try trainer=auto."
+        )
+    share, sentences = config["data"]["batch_size"] // world, []
+    norms = {name.partition(".")[0] for name, part in model.named_modules() if isinstance(part, _BatchNorm)}
+    if asked and trainer.strategy.root_device.type == "cpu":
+        raise UserError(
+            "trainer.sync_batchnorm=true works on GPUs only, and this run is on CPUs. Leave it out, or take networks "
+            "without batch norm."
+        )
+    if norms and not asked:
+        sentences.append(
+            f"Batch norm in the {' and '.join(sorted(norms))} normalises over each process's own {share} samples, so "
+            f"that {world} processes train otherwise than one; on GPUs trainer.sync_batchnorm=true "
+            "makes it one batch."
+        )
+    sentences += [
+        f"{type(part).__name__} computes {part.per_process} over each process's own {share} samples, so that "
+        f"{world} processes train otherwise than one."
+        for part in model.modules()
+        if getattr(part, "per_process", None)
+    ]
+    for sentence in sentences if trainer.is_global_zero else ():
+        log.warning(sentence)
+
+
+def hand_over(number: int, handler: Any, first: bool) -> None:
+    """After the checkpoint of a run that a signal stopped: passes on what was a request to come back later.
+
+    Clusters send SIGUSR1 or SIGUSR2 before a job's time is up. It goes to whoever waited for it before training
+    (submitit, which puts the job back and ends the program), else, in a job of SLURM, to SLURM.
+
+    Args:
+        number: The signal.
+        handler: What handled it before training.
+        first: Whether this is the first process of the run.
+    """
+    if number not in (getattr(signal, "SIGUSR1", None), getattr(signal, "SIGUSR2", None)):
+        return
+    if callable(handler):
+        handler(number, None)
+    elif first and "SLURM_JOB_ID" in os.environ:
+        print(requeue())
+
+
+def requeue() -> str:
+    """Asks SLURM to put this job back into its queue; says how that went."""
+    env = os.environ
+    job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}" if "SLURM_ARRAY_JOB_ID" in env else ""
+    job = job or env["SLURM_JOB_ID"]
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        return f"SLURM did not put job {job} back into its queue ({reason})."
+    return f"SLURM has put job {job} back into its queue."

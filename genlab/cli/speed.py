@@ -1,0 +1,83 @@
+"""`speed.*`: what a preset means for this model on this device."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genlab.errors import UserError
+
+if TYPE_CHECKING:
+    from genlab.models.base import GenerativeModel, Speed
+
+WIDE = 2**17  # weights of a dense layer from which bfloat16 pays at common batch sizes
+PRESETS = ("exact", "fast")
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed", "float64": "64-true"}
+
+
+def check(speed: dict[str, Any]) -> None:
+    """Refuses values that no preset or precision has.
+
+    Raises:
+        UserError: If there is one.
+    """
+    if speed["preset"] not in PRESETS:
+        raise UserError(f"speed.preset must be one of {', '.join(PRESETS)}, got {speed['preset']!r}.")
+    if speed["precision"] not in (None, *PRECISIONS):
+        raise UserError(f"speed.precision must be one of {', '.join(PRECISIONS)} or null, got {speed['precision']!r}.")
+
+
+def resolve(config: dict[str, Any], model: GenerativeModel) -> tuple[Speed, str]:
+    """The switches, and Lightning's name of the precision, that a config asks for.
+
+    `fast` is what was measured to help: fakes made once and fused optimizers everywhere; channels_last where there are
+    convolutions; bfloat16 where there are convolutions or wide dense layers and the device multiplies it faster. Small
+    dense networks lose by it. Compiling pays on no CPU that was tried and is left to the user.
+
+    Args:
+        config: Resolved; its `speed` and `trainer` are read.
+        model: Whose networks are looked at.
+
+    Raises:
+        UserError: If a value is none that exists, or the device cannot do it.
+    """
+    import torch
+    from torch import nn
+
+    from genlab.models.base import Speed
+
+    asked = {"preset": "exact", "precision": None, **(config.get("speed") or {})}
+    check(asked)
+    gpu = config["trainer"]["accelerator"] in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    fast = asked.pop("preset") == "fast"
+    precision = asked.pop("precision")
+    convolves = any(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in model.modules())
+    heavy = convolves or any(isinstance(m, nn.Linear) and m.weight.numel() >= WIDE for m in model.modules())
+    half = torch.cuda.is_bf16_supported() if gpu else cpu_multiplies_bfloat16()
+    default = {"reuse_fakes": fast, "channels_last": fast and convolves, "fused": fast, "compile": False}
+    chosen = default | {key: value for key, value in asked.items() if value is not None}
+    precision = precision or ("bfloat16" if fast and heavy and half else "float32")
+    if precision == "float16" and not gpu:
+        raise UserError("speed.precision=float16 is for GPUs. Try speed.precision=bfloat16.")
+    if chosen["compile"] and not gpu and not _compiler():
+        raise UserError("speed.compile=true needs a C++ compiler (g++ or clang++) on a CPU, and there is none.")
+    return Speed(**chosen), PRECISIONS[precision]
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 (without them it is slower than float32)."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
+def _compiler() -> bool:
+    import os
+    import shutil
+
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))

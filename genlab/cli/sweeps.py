@@ -1,0 +1,153 @@
+"""Sweeps that go on: what of a sweep is done, what is half done, and the command that made it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from genlab.cli import runs
+from genlab.cli.stages import stage_configs
+from genlab.errors import UserError
+
+# What a run may have changed when it goes on: lengths and places.
+RESUMABLE = (
+    "trainer.max_steps",
+    "max_time",
+    "threads",
+    "data.root",
+    "checkpoint.every_n_steps",
+    "checkpoint.keep",
+    "dry_run",
+    "trainer.accelerator",
+    "trainer.log_every_n_steps",
+)
+SWEEP_FILE = "multirun.yaml"  # Hydra's own, written before the first job starts
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier start left of a job.
+
+    Attributes:
+        done: Whether nothing is left to train.
+        checkpoint: To go on from; None for a run in stages, which finds its own.
+        score: The monitored one, if there is any yet.
+    """
+
+    done: bool
+    checkpoint: Path | None
+    score: float | None
+
+
+def is_sweep(path: str) -> bool:
+    """Whether this is the folder of a sweep."""
+    return (Path(path) / SWEEP_FILE).is_file()
+
+
+def command(folder: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments that made a sweep, in its folder: its jobs then go on, each from where it is.
+
+    Args:
+        folder: The sweep's.
+        arguments: What else was typed: lengths and places, and keys of Hydra such as `hydra.launcher.n_jobs=4`.
+
+    Raises:
+        UserError: If something else was typed, or the sweep is a search, whose jobs follow from each other.
+    """
+    hydra = yaml.safe_load((Path(folder) / SWEEP_FILE).read_text())["hydra"]
+    if not str(hydra["sweeper"]["_target_"]).endswith(".BasicSweeper"):
+        raise UserError(
+            f"{folder} is a search, whose later trials follow from the scores of the earlier ones. It goes on with its "
+            "study: the same command with hydra.sweeper.storage=sqlite:///study.db hydra.sweeper.study_name=NAME."
+        )
+    typed = [a for a in arguments if a not in ("-m", "--multirun")]
+    for argument in typed:
+        key = argument.partition("=")[0]
+        if key not in RESUMABLE and not key.startswith(("hydra.", "hydra/")):
+            raise UserError(
+                f"A sweep that goes on keeps its own jobs, so {argument!r} cannot be changed; it takes "
+                f"{', '.join(RESUMABLE)}, and keys of hydra."
+            )
+    sources = hydra["runtime"]["config_sources"]
+    own = [a for s in sources if s["provider"] == "command-line" for a in ("--config-dir", s["path"])]
+    kept = [a for a in hydra["overrides"]["hydra"] if not a.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    return ["-m", *own, *hydra["overrides"]["task"], *kept, *typed, f"hydra.sweep.dir={Path(folder).absolute()}"]
+
+
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run the one that it is: its config without lengths, places and where it came from."""
+    kept = copy.deepcopy(config)
+    for key in RESUMABLE:
+        *path, last = key.split(".")
+        node: Any = kept
+        for part in path:
+            node = (node or {}).get(part)
+        (node or {}).pop(last, None)
+    if kept.get("first_stage") and isinstance(kept.get("model"), dict):
+        kept["model"].pop("first_stage", None)  # put there when the run started, see `stages.attach_first_stage`
+    return yaml.safe_load(yaml.safe_dump(kept))
+
+
+def with_lengths(saved: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """A run's own config with the lengths and places of a newly composed one."""
+    config = copy.deepcopy(saved)
+    for key in RESUMABLE:
+        *path, last = key.split(".")
+        node, source = config, asked
+        for part in path:
+            node, source = node[part], source[part]
+        if last in source:
+            node[last] = source[last]
+    return config
+
+
+def earlier(run_dir: Path, config: dict[str, Any]) -> Earlier | None:
+    """What an earlier start of a job left in its folder, None for nothing to go on from.
+
+    Args:
+        run_dir: The job's.
+        config: What it is asked to be now, resolved.
+
+    Raises:
+        UserError: If another job was done there.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        return None
+    if comparable(runs.read_config(run_dir)) != comparable(config):
+        raise UserError(
+            f"{run_dir} holds a run of another composition. Go on with that one alone: resume={run_dir}, or sweep into "
+            "another folder: hydra.sweep.dir=..."
+        )
+    if config.get("stages"):
+        done = all(_is_done(run_dir / name, c["trainer"]["max_steps"]) for name, c in stage_configs(config))
+        return Earlier(done, None, None)
+    checkpoint, record = runs.find_checkpoint(run_dir), _record(run_dir)
+    if checkpoint is None:
+        return None
+    done = _is_done(run_dir, config["trainer"]["max_steps"])
+    return Earlier(done, checkpoint, (record.get("best") or {}).get("score"))
+
+
+def _is_done(run_dir: Path, steps: int) -> bool:
+    """Whether a run has been trained for so many iterations; quickly so if it has been scored, too."""
+    sessions = _record(run_dir).get("sessions") or [{}]
+    if sessions[-1].get("status") == "done" and int(_record(run_dir).get("iterations") or 0) >= steps:
+        return True
+    checkpoint = runs.find_checkpoint(run_dir)
+    if checkpoint is None or int(runs.read_checkpoint(checkpoint)["global_step"]) < steps:
+        return False
+    print(f"{run_dir} is trained and not scored: python scripts/evaluate.py run={run_dir}")
+    return True
+
+
+def _record(run_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run_dir / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}

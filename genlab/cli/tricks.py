@@ -1,0 +1,68 @@
+"""`tricks.*`: stabilisers of adversarial training that stand before, in or around a network. Free of torch."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+NETWORKS = "genlab.networks"
+JUDGES = ("discriminator", "critic")
+
+
+def judges_of(model: dict[str, Any]) -> list[str]:
+    """The keys of a model's config that hold a network which tells real samples from fakes."""
+    return [key for key, node in model.items() if key.endswith(JUDGES) and isinstance(node, dict)]
+
+
+def wrapped(model: dict[str, Any], tricks: dict[str, Any]) -> dict[str, Any]:
+    """The model's config with the wrappers that its tricks ask for around its networks.
+
+    From the inside out: minibatch discrimination on the features, packs, views. Whether the method takes them is asked
+    by the preflight check.
+
+    Args:
+        model: Resolved.
+        tricks: The keys of `genlab.cli.schema.TricksConfig`.
+    """
+    model = copy.deepcopy(model)
+    for key in judges_of(model):
+        node = model[key]
+        if tricks["packing"] > 1 and "shape" in node:
+            first, *rest = node["shape"]
+            node["shape"] = [tricks["packing"] * first, *rest]
+        if tricks["minibatch_discrimination"]:
+            target = f"{NETWORKS}.minibatch.MinibatchDiscriminator"
+            node = {"_target_": target, "discriminator": node, "shape": node.get("shape")}
+        if tricks["packing"] > 1:
+            node = {"_target_": f"{NETWORKS}.packing.Packed", "discriminator": node, "m": tricks["packing"]}
+        views = views_of(tricks)
+        if views:
+            node = {"_target_": f"{NETWORKS}.views.Viewed", "discriminator": node, "views": views}
+        model[key] = node
+    if tricks["virtual_batch_norm"] and isinstance(model.get("generator"), dict):
+        model["generator"] = {
+            "_target_": f"{NETWORKS}.virtual_batch_norm.VirtuallyNormalised",
+            "network": model["generator"],
+            "shape": [model.get("latent_dim")],
+        }
+    return model
+
+
+def views_of(tricks: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a discriminator looks through, in order."""
+    views: list[dict[str, Any]] = []
+    if tricks["augment"]:
+        views.append({"_target_": f"{NETWORKS}.views.DiffAugment"})
+    if tricks["instance_noise"]:
+        noise = {"sigma": tricks["instance_noise"], "until": tricks["instance_noise_until"]}
+        views.append({"_target_": f"{NETWORKS}.views.InstanceNoise", **noise})
+    return views
+
+
+def asked_for(tricks: dict[str, Any]) -> list[str]:
+    """The names of the tricks that are on."""
+    off = {"packing": 1}
+    return [name for name, value in tricks.items() if name not in OPTIONS and value != off.get(name, value * 0)]
+
+
+OPTIONS = ("instance_noise_until", "replay_size")  # of another trick
