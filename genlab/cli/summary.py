@@ -40,9 +40,8 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
     composed = "  ".join(f"{k}={choices[k]}" for k in ("model", *PARTS, "data") if k in choices)
     table.add_row("ran", f"{composed}  seed={record['seed']}")
     wall = timedelta(seconds=round(session["wall_seconds"]))
-    table.add_row(
-        "length", f"{record['iterations']} iterations, {record['images_per_second']:,.0f} img/s, {wall} in all"
-    )
+    speed = f"{record['images_per_second']:,.0f} img/s, " if record["images_per_second"] else ""  # without progress
+    table.add_row("length", f"{record['iterations']} iterations, {speed}{wall} in all")
     for line in getattr(parts.judge, "lines", lambda _: [])(scores):
         table.add_row(*line)
     best = record["best"]
