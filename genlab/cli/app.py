@@ -42,18 +42,42 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     """Puts the values of path keys into quotes where Hydra's grammar needs it.
 
     Raises:
-        UserError: If a group is set to null, which Hydra answers with a traceback.
+        UserError: If a group is set to what is no name, which Hydra answers with a traceback.
     """
     quoted = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if value == "null" and (config_dir() / key).is_dir():
-            none = f"{key}=none" if "none" in options(key) else f"leave {key} out"
-            raise UserError(f"{argument} means nothing; choose one of {', '.join(options(key))}, or {none}.")
+        if equals and not key.lstrip("+~"):
+            raise UserError(f"{argument!r} names no key; overrides are written key=value.")
+        group = key.lstrip("+~").partition("@")[0]
+        if equals and ("/" in group or (config_dir() / group).is_dir()) and not _chooses(argument):
+            known = options(group)
+            none = f"{group}=none" if "none" in known else f"leave {group} out"
+            raise UserError(f"{argument} means nothing; choose one of {', '.join(known) or 'the group'}, or {none}.")
         if equals and key.lstrip("+") in PATH_KEYS and re.search(r"[^\w./\-~]", value) and value[0] not in "'\"$":
             value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
         quoted.append(f"{key}{equals}{value}")
     return quoted
+
+
+def _chooses(argument: str) -> bool:
+    """Whether an override of a group gives what Hydra takes for one: a name, a list of names, or keys to merge."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        value = override.value()
+    except HydraException:  # no override at all, which Hydra itself has words for
+        return True
+    if override.is_delete():
+        return isinstance(value, str)
+    choices = value.list if isinstance(value, ChoiceSweep) else [value]
+    return all(
+        isinstance(c, (str, dict, QuotedString)) or (isinstance(c, list) and all(isinstance(i, str) for i in c))
+        for c in choices
+    )
 
 
 def take_path(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
@@ -185,10 +209,9 @@ def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
     for key in config:
         if key in left_out:
             continue
-        node = config._get_node(key)
         try:
-            is_container = OmegaConf.is_config(node)
-            resolved[str(key)] = OmegaConf.to_container(node, resolve=True) if is_container else config[key]
+            value = config[key]  # follows an interpolation in place of the whole node
+            resolved[str(key)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except InterpolationKeyError as error:
             raise UserError(_missing_role(str(error), resolved["choices"]) or str(error)) from error
         except OmegaConfBaseException as error:
@@ -196,6 +219,9 @@ def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
     for node in ("data", "model"):
         if resolved.get(node) in (None, "???"):
             raise UserError(f"{node} is empty. Choose one: {', '.join(options(node))}.")
+    for key, value in resolved.items():
+        if key in ("data", "model", *schema.SECTIONS) and not isinstance(value, dict):
+            raise UserError(f"{key} holds keys of its own, {key}.KEY=..., and cannot be {value!r} itself.")
     if resolved.get("tricks"):
         resolved["model"] = tricks.wrapped(resolved["model"], resolved["tricks"])
     resolved["choices"] = {k.partition("@")[0]: v for k, v in resolved["choices"].items() if v is not None}

@@ -146,7 +146,14 @@ def _headers(entries: list[ImageEntry]) -> tuple[set[tuple[int, int]], bool]:
 def _open_array(key: str, path: Path) -> _Source:
     import numpy as np
 
+    from genlab.data.store import free_memory
+
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(info.file_size for info in archive.infolist())
+            if unpacked > free_memory():
+                raise UserError(f"{key}={path} unpacks to {unpacked} bytes, more than the free memory.")
         loaded: Any = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             raise UserError(f"{key}={path} holds one array without a name; {LAYOUT}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
+import logging
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ ALLOWED_TARGETS = (
     "torchvision.transforms.*",
     "zuko.*",
 )
+RESERVED = {"_partial_": bool, "_recursive_": bool, "_args_": list, "_convert_": str}  # Hydra's keys beside `_target_`
 MOST_NODES, MOST_LEVELS = 100_000, 100  # of a stranger's config; shipped ones have hundreds of nodes and ten levels
 
 
@@ -114,11 +116,15 @@ def locate(target: str, path: str) -> Any:
     """
     from hydra.utils import get_object
 
+    logger = logging.getLogger("hydra.utils")  # says the same once more, on three lines
+    logging_before, logger.disabled = logger.disabled, True
     try:
         return get_object(target)
     except Exception as error:  # whatever importing foreign code raises
         cause = error.__cause__ or error
-        raise UserError(f"{path}._target_={target} cannot be imported: {cause}") from error
+        raise UserError(f"{path}{'.' if path else ''}_target_={target} cannot be imported: {cause}") from error
+    finally:
+        logger.disabled = logging_before
 
 
 def check_signatures(config: Any, path: str = "") -> None:
@@ -128,6 +134,9 @@ def check_signatures(config: Any, path: str = "") -> None:
         UserError: Names the first key that is unknown (with the nearest that is not) or missing.
     """
     for place, node in targets(config, path):
+        for flag, kind in RESERVED.items():
+            if flag in node and not isinstance(node[flag], kind):
+                raise UserError(f"{place}.{flag} must be a {kind.__name__}, got {node[flag]!r}.")
         found = locate(str(node["_target_"]), place)
         try:
             parameters = inspect.signature(found).parameters

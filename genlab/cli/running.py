@@ -132,6 +132,7 @@ def make_trainer(
 
     config = parts.config
     _quiet()
+    _stop_asking_for_gpus()
     for callback in parts.callbacks.values():
         if hasattr(callback, "judge"):
             callback.judge = parts.judge
@@ -155,7 +156,7 @@ def make_trainer(
         "max_epochs": -1,  # the stream of batches has no end: `max_steps` alone ends training
         "logger": loggers,
         "callbacks": [
-            CleanStop(_seconds(config["max_time"], spent)),
+            CleanStop(_seconds(config["max_time"], spent), _cpu_seconds(config)),
             Rollbacks(parts.rollbacks),
             *parts.callbacks.values(),
             checkpoints,
@@ -221,6 +222,8 @@ def _prepare(
     if resume is None:
         config = attach_first_stage(config)
     checkpoint = None if resume is None else runs.read_checkpoint(resume)
+    if checkpoint is not None:
+        runs.check_resumable(checkpoint, resume or Path())
     parts = build(config, 0 if checkpoint is None else Rollbacks.count_in(checkpoint))
     if config["init_from"] and resume is None:
         _, source = runs.find_run(config["init_from"])
@@ -244,6 +247,7 @@ def _prepare(
             f"{run_dir} has already been trained for its {resume_step} iterations. "
             f"To go on further: trainer.max_steps={2 * resume_step}"
         )
+    _check_cpu_time_left(config, checkpoint, run_dir)
     if trainer.is_global_zero:
         log.info(_headline(parts, run_dir, resume_step or None))
     processes.warn_of_separate_batches(parts.model, trainer, config)
@@ -298,7 +302,7 @@ def _fit(
                 resume = good
                 parts, trainer = _rolled_back(parts, good, run_dir, record, error, time.monotonic() - started)
         parts.model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU, and it is still to be judged
-        status = "interrupted" if trainer.global_step < trainer.max_steps else "done"
+        status = "done" if _is_finished(trainer) else "interrupted"
         return _finish(parts, trainer, run_dir, record)
     except Interrupted:  # a second signal while training, or a first one afterwards
         done = status == "done"
@@ -350,7 +354,7 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: runs.RunRe
     stop = next(c for c in callbacks if isinstance(c, CleanStop))
     checkpoints = _checkpoints(trainer)
     progress = next((c for c in callbacks if hasattr(c, "images_per_second")), None)
-    if trainer.global_step < trainer.max_steps:
+    if not _is_finished(trainer):
         if record:
             print(f"Stopped after iteration {trainer.global_step}. Go on with: python train.py resume={run_dir}")
         if stop.signal is not None:
@@ -370,6 +374,7 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: runs.RunRe
             scores=scores,
             cards=getattr(parts.judge, "cards", {}),
             iterations=trainer.global_step,
+            **({} if stop.max_cpu_seconds is None else {"cpu_seconds": round(stop.cpu_seconds, 2)}),
             best={"monitor": checkpoints.monitor, "score": checkpoints.best_score, "iteration": checkpoints.best_step},
             images_per_second=round(getattr(progress, "images_per_second", 0.0), 1),
         )
@@ -377,6 +382,29 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: runs.RunRe
             logger.finalize("success")
         summary.print_summary(parts, run_dir, record.content, scores)
     return Result(parts.model, scores, checkpoints.best_score)
+
+
+def _is_finished(trainer: pl.Trainer) -> bool:
+    """Whether the run has had all its iterations, or all its CPU time."""
+    from genlab.callbacks.checkpoints import CleanStop
+
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    stop = next(c for c in callbacks if isinstance(c, CleanStop))
+    return trainer.global_step >= trainer.max_steps or (stop.out_of_cpu_time and stop.signal is None)
+
+
+def _check_cpu_time_left(config: dict[str, Any], checkpoint: dict[str, Any] | None, run_dir: Path) -> None:
+    """Refuses to go on with a run that has had its CPU time.
+
+    Raises:
+        UserError: If it has.
+    """
+    limit, spent = _cpu_seconds(config), 0.0 if checkpoint is None else runs.cpu_seconds(checkpoint)
+    if limit is not None and spent >= limit and (runs.record_of(run_dir).get("scores") is not None):
+        raise UserError(
+            f"{run_dir} has already been trained for its {spent:.0f} seconds of CPU time. "
+            f"To go on further: max_cpu_time={2 * limit:g}"
+        )
 
 
 def _checkpoints(trainer: pl.Trainer) -> Checkpoints:
@@ -456,6 +484,18 @@ def _seconds(max_time: str | None, spent: float = 0.0) -> float | None:
     return float(sum(int(p) * w for p, w in zip(reversed(parts), weights, strict=False))) - spent
 
 
+def _cpu_seconds(config: dict[str, Any]) -> float | None:
+    """The run's CPU time; runs from before there was such a limit have none.
+
+    Raises:
+        UserError: If it is not positive.
+    """
+    limit = config.get("max_cpu_time")
+    if limit is not None and not 0 < limit < math.inf:
+        raise UserError(f"max_cpu_time is a positive number of seconds, got {limit}. Try max_cpu_time=60.")
+    return limit
+
+
 def _headline(parts: Parts, run_dir: Path, resume_step: int | None) -> str:
     choices = parts.config["choices"]
     players = ", ".join(f"{name} {sum(p.numel() for p in ps) / 1e6:.2f}M" for name, ps in parts.model.players.items())
@@ -479,6 +519,18 @@ def _quiet() -> None:
         ".*isinstance\\(treespec, LeafSpec\\).*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _stop_asking_for_gpus() -> None:
+    """Where there is no GPU, undoes that Lightning has torch look for one by way of its driver's library.
+
+    Adam of torch 2.15 looks in each step, which takes a third longer for it on a small network. What that way is for,
+    that processes can be forked before CUDA starts, needs a GPU to matter.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 
 def _import_torchvision() -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("genlab")
 CHECKPOINTS = "checkpoints"
+CONFIG_KEYS = {"choices", "data", "model", "trainer", "optim", "ema", "checkpoint", "seed"}  # that every run has
+TRAINING_KEYS = ("global_step", "loops", "callbacks", "optimizer_states")  # that only going on asks for
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -62,12 +64,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The resolved config of a run.
 
     Raises:
-        UserError: If the folder holds none.
+        UserError: If the folder holds none, or a damaged one.
     """
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it holds no config.yaml.")
-    return yaml.safe_load(path.read_text())
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"{path} cannot be read ({reason}).") from error
+    missing = sorted(CONFIG_KEYS - config.keys()) if isinstance(config, dict) else ["keys"]
+    if missing:
+        raise UserError(f"{path} is damaged or no config of a run: it has no {', '.join(missing)}.")
+    return config
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -95,6 +105,34 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
         raise UserError(f"{path} cannot be read, it is damaged or no checkpoint of genlab ({reason}).{hint}") from error
     checkpoint_section(checkpoint)
     return checkpoint
+
+
+def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
+    """Makes sure that a checkpoint holds what training goes on from, beside the weights.
+
+    Raises:
+        UserError: If something is missing.
+    """
+    missing = [key for key in TRAINING_KEYS if key not in checkpoint]
+    if missing:
+        raise UserError(
+            f"{path} is damaged or was stripped: it has no {', '.join(missing)}, so it cannot be resumed. "
+            f"A new run can start from its weights: init_from={path}"
+        )
+
+
+def cpu_seconds(checkpoint: dict[str, Any]) -> float:
+    """The CPU time in a checkpoint's weights, 0 for a run without a limit on it."""
+    state = (checkpoint.get("callbacks") or {}).get("CleanStop") or {}
+    return float(state.get("cpu_seconds", 0.0))
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """The content of a run's `run.json`, nothing where there is none that can be read."""
+    try:
+        return dict(json.loads((folder / "run.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _check_whole(path: Path) -> None:
@@ -244,7 +282,9 @@ class RunRecord:
         self.content: dict[str, Any] = {"choices": config["choices"], "seed": config["seed"], "sessions": []}
         if self.path.is_file():
             try:
-                self.content |= json.loads(self.path.read_text())
+                before = {**self.content, **json.loads(self.path.read_text())}
+                before["sessions"] = [dict(session) for session in before["sessions"]]
+                self.content = before
             except (ValueError, TypeError):
                 log.warning("%s cannot be read and is begun anew.", self.path)
         self.started = datetime.now(timezone.utc)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import MISSING
@@ -114,9 +114,13 @@ class TrainConfig:
     seed: int = 0
     threads: int | None = None
     max_time: str | None = None
+    max_cpu_time: float | None = None
     init_from: str | None = None
     allow_targets: list[str] = field(default_factory=list)
     dry_run: bool = False
+
+
+SECTIONS = [f.name for f in fields(TrainConfig) if is_dataclass(f.default_factory)]
 
 
 def register() -> None:
@@ -132,10 +136,15 @@ def register() -> None:
         c = int(shape[0])
         return [components * (1 + 2 * c + c * (c - 1) // 2), *shape[1:]]
 
+    def feature_shape(shape: Any, features: int) -> list[int]:
+        """What a decoder gives for `Autoregressive`, which checks it."""
+        return [int(shape[0]) * features, *shape[1:]]
+
     ConfigStore.instance().store("train_schema", TrainConfig)
     OmegaConf.register_new_resolver("genlab.image_shape", image_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("genlab.logistic_mixture_shape", logistic_mixture_shape, replace=True)
+    OmegaConf.register_new_resolver("genlab.feature_shape", feature_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.stamp", processes.stamp, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("genlab.devices", processes.devices, replace=True)
     OmegaConf.register_new_resolver("genlab.nodes", processes.nodes, replace=True)

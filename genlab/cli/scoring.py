@@ -211,9 +211,8 @@ class Scoring:
         scores = Scores(energy_distance(x, real), energy_distance(x, real).card)
         scores |= Scores({"energy_real": energy_distance(perfect, real)["energy"]})
         if self.data.modes is not None:
-            centres, std = self.data.modes
-            scores |= mode_coverage(x, centres, std)
-            scores |= Scores({f"{k}_real": v for k, v in mode_coverage(perfect, centres, std).items()})
+            scores |= mode_coverage(x, *self.data.modes)
+            scores |= Scores({f"{k}_real": v for k, v in mode_coverage(perfect, *self.data.modes).items()})
         scores.card |= self.drawn
         self.groups["points"] = scores
 

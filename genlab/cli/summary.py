@@ -56,6 +56,8 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
     table.add_row("draw more", f"python scripts/sample.py run={run_dir} n=64")
     done, planned = record["iterations"], parts.config["trainer"]["max_steps"]
     longer = f" trainer.max_steps={2 * done}" if done >= planned else ""
+    limit = parts.config.get("max_cpu_time")
+    longer += f" max_cpu_time={2 * limit:g}" if limit and record.get("cpu_seconds", 0.0) >= limit else ""
     table.add_row("go on", f"python train.py resume={run_dir}{longer}")
     console = Console()
     if not console.is_terminal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from genlab.errors import UserError
 RESUMABLE = (
     "trainer.max_steps",
     "max_time",
+    "max_cpu_time",
     "threads",
     "data.root",
     "checkpoint.every_n_steps",
@@ -125,29 +125,27 @@ def earlier(run_dir: Path, config: dict[str, Any]) -> Earlier | None:
             "another folder: hydra.sweep.dir=..."
         )
     if config.get("stages"):
-        done = all(_is_done(run_dir / name, c["trainer"]["max_steps"]) for name, c in stage_configs(config))
+        done = all(_is_done(run_dir / name, c) for name, c in stage_configs(config))
         return Earlier(done, None, None)
-    checkpoint, record = runs.find_checkpoint(run_dir), _record(run_dir)
+    checkpoint, record = runs.find_checkpoint(run_dir), runs.record_of(run_dir)
     if checkpoint is None:
         return None
-    done = _is_done(run_dir, config["trainer"]["max_steps"])
+    done = _is_done(run_dir, config)
     return Earlier(done, checkpoint, (record.get("best") or {}).get("score"))
 
 
-def _is_done(run_dir: Path, steps: int) -> bool:
-    """Whether a run has been trained for so many iterations; quickly so if it has been scored, too."""
-    sessions = _record(run_dir).get("sessions") or [{}]
-    if sessions[-1].get("status") == "done" and int(_record(run_dir).get("iterations") or 0) >= steps:
-        return True
+def _is_done(run_dir: Path, config: dict[str, Any]) -> bool:
+    """Whether a run has had its iterations or its CPU time; quickly so if it has been scored, too.
+
+    One that has had its time and no scores is not done: it goes on for one more iteration, and is scored then.
+    """
+    record, steps, seconds = runs.record_of(run_dir), config["trainer"]["max_steps"], config.get("max_cpu_time")
+    if (record.get("sessions") or [{}])[-1].get("status") == "done":
+        in_time = seconds is not None and float(record.get("cpu_seconds") or 0) >= seconds
+        if in_time or int(record.get("iterations") or 0) >= steps:
+            return True
     checkpoint = runs.find_checkpoint(run_dir)
     if checkpoint is None or int(runs.read_checkpoint(checkpoint)["global_step"]) < steps:
         return False
     print(f"{run_dir} is trained and not scored: python scripts/evaluate.py run={run_dir}")
     return True
-
-
-def _record(run_dir: Path) -> dict[str, Any]:
-    try:
-        return json.loads((run_dir / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}

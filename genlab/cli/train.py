@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.cli import app, sweeps
-from genlab.cli.runs import check_unused, find_checkpoint, find_run, read_config
+from genlab.cli.runs import check_unused, find_checkpoint, find_run, lock, read_config
 from genlab.errors import TrainingStopped, UserError
 
 log = logging.getLogger("genlab")
@@ -36,6 +36,8 @@ def main() -> None:
         app.check_writable(Path(run_dir or "outputs"))
         if run_dir is not None and not any(a.startswith("-") for a in arguments):  # Hydra would write to it already
             check_unused(Path(run_dir))
+            if Path(run_dir).is_dir():
+                lock(Path(run_dir)).release()
         return app.hydra_app(_task, "train", arguments)
 
 
