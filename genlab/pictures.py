@@ -38,11 +38,18 @@ def sample_picture(spec: DataSpec, x: Tensor, x_real: Tensor | None = None) -> n
 
 
 def scatter(x: Tensor, x_real: Tensor | None = None, title: str | None = None) -> np.ndarray:
-    """Generated points over the density of real ones, uint8 [H, W, 3]."""
+    """Generated points over the density of real ones, uint8 [H, W, 3].
+
+    Of more than two dimensions the first two principal components of the real points are drawn.
+    """
     figure, axes = new_figure(6, 6)
     points = x.detach().float().cpu().numpy()
     if x_real is not None:
         real = x_real.detach().float().cpu().numpy()
+        if real.shape[1] > 2:
+            centre = real.mean(0)
+            axes_of_real = np.linalg.eigh(np.cov(real, rowvar=False))[1][:, :-3:-1]
+            points, real = (points - centre) @ axes_of_real, (real - centre) @ axes_of_real
         low, high = real.min(0), real.max(0)
         margin = 0.25 * (high - low).max()
         bounds = [(float(a - margin), float(b + margin)) for a, b in zip(low, high, strict=True)]

@@ -18,6 +18,7 @@ from genlab.data.spec import Batch, DataSpec
 from genlab.data.store import ArrayStore
 from genlab.data.stream import FixedBatches, NamedStreams, Stream, binarise, stable_seed
 from genlab.errors import UserError
+from genlab.metrics.toy import Mixture
 
 log = logging.getLogger("genlab")
 
@@ -124,8 +125,8 @@ class ArrayData(LightningDataModule):
         return self._spec
 
     @property
-    def modes(self) -> tuple[Tensor, float] | None:
-        """Centres [K, D] and standard deviation of a mixture of Gaussians, None for all other data."""
+    def modes(self) -> Mixture | None:
+        """The mixture of Gaussians that the data are, None for all other data."""
         return None
 
     @property

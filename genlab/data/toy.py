@@ -1,4 +1,4 @@
-"""Toy distributions in the plane, drawn from a fixed seed: nothing is read, nothing is downloaded."""
+"""Toy distributions, drawn from a fixed seed: nothing is read, nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor
 from genlab.data.module import ArrayData
 from genlab.data.store import ArrayStore
 from genlab.data.stream import stable_seed
+from genlab.metrics.toy import Mixture
 
 SIZES = {"train": 100_000, "val": 10_000, "test": 10_000}
 
 
 class Toy(ArrayData):
-    """Base of the toy distributions: 100,000 training points, 10,000 each for validation and test.
+    """Base of the toy distributions: 100,000 training points, 10,000 each for validation and test, or `sizes`.
 
     The points are the same in every run: `data.seed` moves their order, not themselves.
     """
@@ -25,17 +26,18 @@ class Toy(ArrayData):
     kind: ClassVar[str] = "points"
     own_shape: ClassVar[tuple[int, ...] | None] = (2,)
     std: ClassVar[float]  # of the noise around each centre or around the curve
+    sizes: ClassVar[dict[str, int]] = SIZES
 
     @property
     def centres(self) -> Tensor | None:
-        """Centres [K, 2] of the modes; None where there are none."""
+        """Centres [K, D] of the modes; None where there are none."""
         return None
 
     @property
-    def modes(self) -> tuple[Tensor, float] | None:
-        """Centres [K, 2] and standard deviation of the modes; None where there are none."""
+    def modes(self) -> Mixture | None:
+        """The mixture; None where there is none."""
         centres = self.centres
-        return None if centres is None else (centres, self.std)
+        return None if centres is None else Mixture(centres, self.std)
 
     def describe(self) -> dict[str, Any]:
         """As `ArrayData.describe`, with the number of modes and the noise."""
@@ -43,17 +45,17 @@ class Toy(ArrayData):
         return {**super().describe(), "modes": None if centres is None else len(centres), "std": self.std}
 
     def _draw(self, n: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray | None]:
-        """Points [n, 2] in float64 and their labels [n] or None."""
+        """Points [n, D] in float64 and their labels [n] or None."""
         assert self.centres is not None
         labels = rng.randint(len(self.centres), size=n)
         return self.centres.numpy()[labels] + self.std * rng.standard_normal((n, 2)), labels
 
     def _load(self, download: bool) -> dict[str, ArrayStore]:
         stores = {}
-        for split, n in SIZES.items():
+        for split, n in self.sizes.items():
             points, labels = self._draw(n, np.random.RandomState(stable_seed(self.name, split) % 2**32))
             y = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-            stores[split] = ArrayStore(torch.from_numpy(points.astype(np.float32)), y)
+            stores[split] = ArrayStore(torch.from_numpy(points.astype(np.float32, copy=False)), y)
         return stores
 
 
@@ -89,6 +91,44 @@ class Grid(Toy):
         """Centres [25, 2], row by row."""
         line = torch.arange(-4.0, 4.1, 2.0)
         return torch.cartesian_prod(line, line)
+
+
+class HighDim(Toy):
+    """Ten Gaussians in 700 of 1,200 dimensions, each moved by another constant; the label is the Gaussian's number.
+
+    The "1200-D" of Srivastava et al. (2017), "VEEGAN", section 5.1, with the constants of PacGAN's code (Lin et al.
+    2018): 700 coordinates are standard normal, the other 500 zero, and to all 1,200 the constant is added. 20,000
+    training points, of 100,000 there.
+
+    A true sample lies about sqrt(700) = 26 from its centre, so that the papers' "10 standard deviations" would have no
+    true sample pass. Of high quality is here what lies no farther than a true sample's squared distance's mean and
+    three of its standard deviations: |x - c|^2 <= 700 + 3 sqrt(1400), which 99.7 % of true samples do.
+    """
+
+    name = "highdim"
+    own_shape: ClassVar[tuple[int, ...] | None] = (1200,)
+    std = 1.0
+    sizes: ClassVar[dict[str, int]] = {"train": 20_000, "val": 2500, "test": 2500}
+    spread: ClassVar[int] = 700  # coordinates
+    constants: ClassVar[tuple[float, ...]] = (-1.0, -0.5, 0.0, 0.5, -2.0, -2.5, 10.0, 0.25, -13.0, -5.5)
+    class_names = tuple(str(k) for k in range(10))
+
+    @property
+    def centres(self) -> Tensor:
+        """Centres [10, 1200]."""
+        return torch.tensor(self.constants).unsqueeze(1).expand(-1, 1200).contiguous()
+
+    @property
+    def modes(self) -> Mixture:
+        """The mixture, and the radius of high quality."""
+        radius = math.sqrt(self.spread + 3 * math.sqrt(2 * self.spread))
+        return Mixture(self.centres, self.std, radius, self.spread)
+
+    def _draw(self, n: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray | None]:
+        labels = rng.randint(len(self.constants), size=n)
+        points = np.zeros((n, 1200), dtype=np.float32)
+        points[:, : self.spread] = rng.standard_normal((n, self.spread))
+        return points + np.float32(self.constants)[labels, None], labels
 
 
 class SwissRoll(Toy):

@@ -18,7 +18,7 @@ from genlab.metrics.images import to_uint8
 from genlab.metrics.scores import MIN_IMAGES, Scores, fid, inception_score, kid, precision_recall
 from genlab.metrics.sharing import by_first, is_first, stream
 from genlab.metrics.suite import real_rows
-from genlab.metrics.toy import energy_distance, mode_coverage
+from genlab.metrics.toy import Mixture, energy_distance, mode_coverage
 
 log = logging.getLogger("genlab")
 HIGHER_IS_BETTER = {"is", "precision", "recall", "density", "coverage", "rarest_class", "modes", "hq"}
@@ -48,8 +48,8 @@ class Data(Protocol):
         ...
 
     @property
-    def modes(self) -> tuple[Tensor, float] | None:
-        """Centres [K, D] and standard deviation of a mixture of Gaussians, None for all other data."""
+    def modes(self) -> Mixture | None:
+        """The mixture of Gaussians that the data are, None for all other data."""
         ...
 
     def batches(self, split: str, batch_size: int | None = None, *, limit: int | None = None) -> Any:
@@ -389,8 +389,7 @@ class PointJudge(Judge):
         real = torch.cat([b.x for b in data.batches(split, batch_size=self.num_samples, limit=self.num_samples)])
         scores = energy_distance(x, real.to(x.device))
         if data.modes is not None:
-            centres, std = data.modes
-            scores |= mode_coverage(x, centres, std)
+            scores |= mode_coverage(x, *data.modes)
         return scores
 
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:

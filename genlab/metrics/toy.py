@@ -1,6 +1,7 @@
 """Mode coverage on toy mixtures, where the truth is known: which modes are hit, how cleanly, how evenly."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,14 +10,30 @@ from genlab.metrics.scores import Scores
 
 
 def high_quality_ceiling(dim: int = 2, radius: float = 3.0) -> float:
-    """Share of an isotropic Gaussian within `radius` standard deviations of its centre: 1 - e^-4.5 for 3 in the plane.
+    """Share of a Gaussian in `dim` dimensions within `radius` std of its centre: 1 - e^-4.5 for 3 in the plane.
 
     What a perfect sampler reaches; more than that means that the modes have shrunk.
     """
     return torch.special.gammainc(torch.tensor(dim / 2).double(), torch.tensor(radius**2 / 2).double()).item()
 
 
-def mode_coverage(x: Tensor, centres: Tensor, std: float, radius: float = 3.0) -> Scores:
+class Mixture(NamedTuple):
+    """Equal isotropic Gaussians, and what passes for a sample of one of them.
+
+    Attributes:
+        centres: [K, D].
+        std: Standard deviation of each, per coordinate in which it spreads.
+        radius: Distance to the nearest centre within which a sample is of high quality, in standard deviations.
+        dim: In how many of the D coordinates the Gaussians spread; None: in all.
+    """
+
+    centres: Tensor
+    std: float
+    radius: float = 3.0
+    dim: int | None = None
+
+
+def mode_coverage(x: Tensor, centres: Tensor, std: float, radius: float = 3.0, dim: int | None = None) -> Scores:
     """Modes captured and high-quality samples of a mixture of equal isotropic Gaussians.
 
     The protocol of VEEGAN and PacGAN (Srivastava et al., 2017; Lin et al., 2018): a sample is of high quality if it
@@ -27,6 +44,7 @@ def mode_coverage(x: Tensor, centres: Tensor, std: float, radius: float = 3.0) -
         centres: Centres [K, D].
         std: Standard deviation of each mode, per coordinate.
         radius: In standard deviations.
+        dim: Coordinates in which the modes spread, for the ceiling; None: all.
 
     Returns:
         {"modes", "hq", "kl_modes"}: count of modes (0..K), share of high-quality samples, and KL of their histogram
@@ -55,7 +73,7 @@ def mode_coverage(x: Tensor, centres: Tensor, std: float, radius: float = 3.0) -
         "hq": good.double().mean().item(),
         "kl_modes": max(kl, 0.0),
     }
-    card = {"n_fake": len(x), "num_modes": number, "hq_ceiling": high_quality_ceiling(x.shape[1], radius)}
+    card = {"n_fake": len(x), "num_modes": number, "hq_ceiling": high_quality_ceiling(dim or x.shape[1], radius)}
     return Scores(values, card)
 
 

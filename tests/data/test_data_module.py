@@ -14,8 +14,9 @@ from genlab.data.module import ArrayData
 from genlab.data.spec import Batch
 from genlab.data.store import ArrayStore
 from genlab.data.stream import Stream
-from genlab.data.toy import Grid, Ring, SwissRoll
+from genlab.data.toy import Grid, HighDim, Ring, SwissRoll
 from genlab.errors import UserError
+from genlab.metrics.toy import mode_coverage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "data"
 
@@ -207,7 +208,8 @@ def points(data, split: str = "train") -> torch.Tensor:
 @pytest.mark.parametrize(("make", "modes"), [(Ring, 8), (Grid, 25)])
 def test_mixtures_have_their_centres_and_spread(make, modes):
     data = make(batch_size=4, shape=[2], num_classes=modes)
-    centres, std = data.modes
+    centres, std, radius, _ = data.modes
+    assert radius == 3.0
     x, y = points(data), data.split("train").y
     assert x.shape == (100_000, 2)
     assert len(points(data, "val")) == len(points(data, "test")) == 10_000
@@ -222,14 +224,37 @@ def test_mixtures_have_their_centres_and_spread(make, modes):
 
 
 def test_centres_stand_where_the_papers_have_them():
-    ring, _ = Ring(batch_size=4).modes
+    ring = Ring(batch_size=4).centres
     torch.testing.assert_close(ring.norm(dim=1), torch.full((8,), 2.0))
     torch.testing.assert_close(ring[0], torch.tensor([2.0, 0.0]))
     assert torch.pdist(ring).min() > 1.5  # 4 sin(pi / 8) = 1.53: eight different ones
-    grid, _ = Grid(batch_size=4).modes
+    grid = Grid(batch_size=4).centres
     assert {tuple(c) for c in grid.tolist()} == {(float(a), float(b)) for a in range(-4, 5, 2) for b in range(-4, 5, 2)}
     assert Ring.std == 0.02
     assert Grid.std == 0.05
+
+
+def test_gaussians_in_many_dimensions():
+    """Their noise, that it is in 700 coordinates, and that true samples pass as such and others do not."""
+    data = HighDim(batch_size=4)
+    centres, std, radius, dim = data.modes
+    assert std == 1.0 and dim == 700 and radius**2 == pytest.approx(700 + 3 * 1400**0.5)
+    x, y = points(data), data.split("train").y
+    assert x.shape == (20_000, 1200) and centres.shape == (10, 1200)
+    noise = x - centres.double()[y]
+    assert noise[:, 700:].abs().max() == 0
+    assert noise[:, :700].mean().abs() < 5 / (20_000 * 700) ** 0.5
+    assert noise[:, :700].std() == pytest.approx(1, abs=5 / (2 * 20_000 * 700) ** 0.5)
+    assert sorted(centres[:, 0].tolist()) == [-13.0, -5.5, -2.5, -2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 10.0]
+
+    perfect = mode_coverage(points(data, "test"), *data.modes)
+    assert perfect["modes"] == 10 and perfect.card["hq_ceiling"] == pytest.approx(0.9975, abs=5e-4)
+    assert perfect["hq"] == pytest.approx(perfect.card["hq_ceiling"], abs=5 * 0.05 / 2500**0.5)
+    spread = points(data, "test") + torch.randn(2500, 1200, generator=torch.Generator().manual_seed(0))
+    assert mode_coverage(spread, *data.modes)["hq"] == 0  # noise in the other 500 and twice as much in these
+    assert (
+        mode_coverage(points(data, "test")[data.split("test").y == 7], *data.modes)["modes"] == 1
+    )  # 8.7 from 0 and 0.5
 
 
 def test_the_swiss_roll_lies_on_its_spiral():

@@ -157,7 +157,7 @@ def test_what_it_moves_a_point_by_is_the_score(tmp_path):
     overrides = ["model=denoising", *RING, "likelihood=gaussian", "likelihood.sigma=1", "model.corruption=gaussian"]
     overrides += [f"model.level={sigma}", "model.optimizer.lr=0.005", "data.batch_size=256", "model.latent_dim=64"]
     fitted = fit([*overrides, "model.chain_steps=20"], 600, tmp_path)
-    centres, std = fitted.data.modes
+    centres, std, *_ = fitted.data.modes
     x = next(iter(fitted.data.batches("val", 500))).x
     x = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     x.requires_grad_()
