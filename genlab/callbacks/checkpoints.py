@@ -200,25 +200,55 @@ class CleanStop(Callback):
 
     Attributes:
         signal: The number of the signal that ends the run, on all processes the same.
+        cpu_seconds: CPU time of this process that went into the weights, over all sessions of the run.
         before: What handled the signals before training.
     """
 
-    def __init__(self, max_seconds: float | None = None) -> None:
-        """Sets the limit.
+    def __init__(self, max_seconds: float | None = None, max_cpu_seconds: float | None = None) -> None:
+        """Sets the limits.
 
         Args:
             max_seconds: Seconds of this session's training, None for no limit.
+            max_cpu_seconds: Seconds of CPU time (all threads of a process together) of the whole run, None for no
+                limit. What was trained after the checkpoint that a run goes on from does not count: it is lost.
         """
-        self.max_seconds = max_seconds
+        self.max_seconds, self.max_cpu_seconds = max_seconds, max_cpu_seconds
+        self.cpu_seconds = 0.0
         self.signal: int | None = None
-        self.out_of_time = False
+        self.out_of_time = self.out_of_cpu_time = False
+        self._cpu_before = 0.0  # of earlier sessions
+        self._cpu_started: float | None = None  # on this process's clock
         self.before: dict[int, Any] = {}
         self._received: int | None = None  # by this process
         self._held = False
 
+    def state_dict(self) -> dict[str, Any]:
+        """The CPU time so far, of runs that have only so much of it."""
+        return {} if self.max_cpu_seconds is None else {"cpu_seconds": self._cpu_time()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it back."""
+        self.cpu_seconds = self._cpu_before = float(state_dict["cpu_seconds"])
+
+    def _cpu_time(self) -> float:
+        started = time.process_time() if self._cpu_started is None else self._cpu_started
+        return self._cpu_before + time.process_time() - started
+
+    def _share_of_cpu_time(self, trainer: pl.Trainer) -> float:
+        """How much of the run's CPU time is spent, in [0, 1]; the model's schedules follow it."""
+        if self.max_cpu_seconds is None:
+            return 0.0
+        self.cpu_seconds = self._cpu_time()
+        share = min(1.0, self.cpu_seconds / self.max_cpu_seconds)
+        model = trainer.lightning_module
+        if isinstance(model, GenerativeModel):
+            model.time_share = share
+        return share
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the signals over: Lightning would end, or save, in the middle of an iteration."""
-        self._started = time.monotonic()
+        self._started, self._cpu_started = time.monotonic(), time.process_time()
+        self._share_of_cpu_time(trainer)
         for number in STOPS:
             try:
                 self.before[number] = signal.signal(number, self._note)
@@ -236,17 +266,19 @@ class CleanStop(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Asks the trainer to stop, all processes at the same iteration and for the same reason."""
         self.out_of_time = self.max_seconds is not None and time.monotonic() - self._started >= self.max_seconds
+        self.out_of_cpu_time = self._share_of_cpu_time(trainer) >= 1
         self._agree(trainer)
-        if self.signal is not None or self.out_of_time:
+        if self.signal is not None or self.out_of_time or self.out_of_cpu_time:
             trainer.should_stop = True
 
     def _agree(self, trainer: pl.Trainer) -> None:
         """A signal, or the end of the time, may have come to one process alone."""
         self.signal = self._received
         if trainer.world_size > 1:
-            asked = torch.tensor([self.signal or 0, int(self.out_of_time)], device=trainer.strategy.root_device)
-            number, late = trainer.strategy.reduce(asked, reduce_op="max").tolist()
-            self.signal, self.out_of_time = number or None, bool(late)
+            own = [self.signal or 0, int(self.out_of_time), int(self.out_of_cpu_time)]
+            asked = torch.tensor(own, device=trainer.strategy.root_device)
+            number, *late = trainer.strategy.reduce(asked, reduce_op="max").tolist()
+            self.signal, (self.out_of_time, self.out_of_cpu_time) = number or None, map(bool, late)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gives the signals back, before Lightning does the same with its own handlers."""

@@ -29,7 +29,10 @@ Scores come from genlab-evaluate (scores/*.json in a run folder), else from the 
 differ are shown, never ranked. The page needs no network and no other file."""
 DEFAULTS: dict[str, Any] = {"runs": None, "out": None}
 # What makes a repetition of the same composition, and where and how it ran.
-NOT_COMPOSITION = ("seed", "threads", "max_time", "max_cpu_time", "dry_run", "logger", "callbacks", "checkpoint", "choices", "health")
+NOT_COMPOSITION = (
+    *("seed", "threads", "max_time", "max_cpu_time", "dry_run"),
+    *("logger", "callbacks", "checkpoint", "choices", "health"),
+)
 TOLD = ("model", *app.PARTS, "data", "experiment")  # groups that a label names
 LABEL_KEYS = 3  # differing keys that a label shows
 

@@ -128,7 +128,7 @@ class HighDim(Toy):
         labels = rng.randint(len(self.constants), size=n)
         points = np.zeros((n, 1200), dtype=np.float32)
         points[:, : self.spread] = rng.standard_normal((n, self.spread))
-        return points + np.float32(self.constants)[labels, None], labels
+        return points + np.asarray(self.constants, np.float32)[labels, None], labels
 
 
 class SwissRoll(Toy):

@@ -55,6 +55,7 @@ CAPABILITIES = (
     "reconstruct",
     "log_joint",
     "log_prior",
+    "sample_prior",
     "sample_posterior",
     "score_logits",
     "translate",
@@ -260,6 +261,7 @@ class GenerativeModel(pl.LightningModule):
     `turn`, `noise` and `record`, and offers what it can of the capabilities `sample(n, y=None, rng=None)`,
     `encode(x)`, `decode(z)`, `reconstruct(x)`, `log_joint(x, z)`, `log_prior(z)`,
     `sample_posterior(x, k, rng) -> z [k, N, Z], log_q [k, N]` (these three give importance-weighted bounds),
+    `sample_prior(n, rng) -> z [n, Z]` (of continuous latents: with the first two it gives annealed estimates),
     `score_logits(x)`, `translate(x)`, each marked with `@inference`. Scripts, samplers and callbacks ask `can(...)`,
     never for names of methods.
 
@@ -290,6 +292,7 @@ class GenerativeModel(pl.LightningModule):
         reconstruct: Callable[..., Tensor]
         log_joint: Callable[..., Tensor]
         log_prior: Callable[..., Tensor]
+        sample_prior: Callable[..., Tensor]
         sample_posterior: Callable[..., tuple[Tensor, Tensor]]
         score_logits: Callable[..., Tensor]
         translate: Callable[..., Tensor]
@@ -318,6 +321,7 @@ class GenerativeModel(pl.LightningModule):
         self._watched: list[tuple[int, str, str, Tensor]] = []  # iteration, player, what of it, value
         self._history: dict[int, dict[str, Tensor | float]] = {}  # recorded values of the iterations watched
         self._rank, self._world, self._done = 0, 1, 0
+        self.time_share = 0.0  # of the CPU time that the run may take; 0 where it may take any
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the current hook dozens of times in each iteration, and Module's own check of every value for
@@ -461,8 +465,10 @@ class GenerativeModel(pl.LightningModule):
 
     @property
     def progress(self) -> float:
-        """The share of training that is done, in [0, 1]."""
-        return min(1.0, self._done / max(1, self.trainer.max_steps)) if self._trainer is not None else 0.0
+        """The share of training that is done, in [0, 1]: of its iterations or of its CPU time, whichever is more."""
+        if self._trainer is None:
+            return 0.0
+        return min(1.0, max(self._done / max(1, self.trainer.max_steps), self.time_share))
 
     def begin_iteration(self) -> None:
         """Called by the loop before each `training_step`."""

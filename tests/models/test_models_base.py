@@ -592,7 +592,7 @@ def test_named_batches(tmp_path):
         ("began", {"sample", "decode", "reconstruct"}),
         (
             "vae",
-            {"sample", "encode", "decode", "reconstruct", "log_joint", "log_prior", "sample_posterior"},
+            {"sample", "encode", "decode", "reconstruct", "log_joint", "log_prior", "sample_prior", "sample_posterior"},
         ),
     ],
 )

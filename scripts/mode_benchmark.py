@@ -1,0 +1,6 @@
+"""Counts modes: methods x toy mixtures x seeds at equal CPU time: `python scripts/mode_benchmark.py rows=all`."""
+
+from genlab.cli.mode_benchmark import main
+
+if __name__ == "__main__":
+    main()
