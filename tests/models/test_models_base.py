@@ -611,6 +611,7 @@ def test_capabilities(name, expected):
         "score_logits": (lambda: model.score_logits(x), (3,)),
         "log_joint": (lambda: model.log_joint(x, z), (3,)),
         "log_prior": (lambda: model.log_prior(z), (3,)),
+        "sample_prior": (lambda: model.sample_prior(3), (3, model.latent_dim)),
         "sample_posterior": (lambda: model.sample_posterior(x, 4)[1], (4, 3)),
     }
     for capability in expected:
