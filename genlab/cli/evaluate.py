@@ -57,6 +57,7 @@ Keys
   sampler (prior)   how samples are drawn: truncated | drs | ddls | gmm | flow, and sampler.KEY=VALUE (configs/sampler);
                     the card names it, and scores of different samplers are not ranked against each other
   iwae_samples (500; the paper: 5000), likelihood_images (1000; null: all n)
+  ais_steps (0: none; the paper: 10000), ais_samples (16)    annealed importance sampling: temperatures, chains
   size              real= fake= of different sizes: crop each around its centre and resize it (Lanczos) to this
   data.root         where the run's data lie on this machine
   skip_broken (false), batch_size (256), device (cpu; cuda: under torchrun a GPU per process),
@@ -79,6 +80,8 @@ DEFAULTS: dict[str, Any] = {
     "inception_weights": None,
     "precision": "float32",
     "iwae_samples": 500,
+    "ais_steps": 0,
+    "ais_samples": 16,
     "likelihood_images": 1000,
     "size": None,
     "data.root": None,
@@ -158,8 +161,8 @@ def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         raise UserError(f"There is no score {unknown[0]!r}; scores takes {', '.join(SCORES)}.")
     if options["split"] not in ("train", "val", "test"):
         raise UserError(f"split must be train, val or test, got {options['split']!r}.")
-    for key in ("n", "likelihood_images", "iwae_samples", "batch_size"):
-        value, least = options[key], FEWEST if key == "n" else 1
+    for key in ("n", "likelihood_images", "iwae_samples", "ais_steps", "ais_samples", "batch_size"):
+        value, least = options[key], {"n": FEWEST, "ais_steps": 0}.get(key, 1)
         empty = value is None and key in ("n", "likelihood_images")
         if not empty and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise UserError(f"{key} must be a whole number from {least} on, got {value!r}.")
@@ -412,6 +415,8 @@ def score_rows(record: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             beside.append(f"of {card['latent_dim']}")
         if kind == "ess":
             beside.append(f"of {card['iwae_samples']}")
+        if kind == "ais_ess":
+            beside.append(f"of {card['ais_samples']}")
         if kind == "modes":
             beside.append(f"of {card['num_modes']}")
         if kind == "nn_ratio":

@@ -52,6 +52,7 @@ class TricksConfig:
 
     feature_matching: bool = False
     minibatch_discrimination: bool = False
+    minibatch_kernels: int = 100
     historical_averaging: float = 0.0
     virtual_batch_norm: bool = False
     instance_noise: float = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -291,7 +291,20 @@ class Scoring:
                 f"The IWAE bound hangs on {scores['ess']:.1f} of {bounds.samples} draws (median): it is loose. "
                 f"Try iwae_samples={10 * bounds.samples}."
             )
+        if self.options["ais_steps"]:
+            scores |= self.annealed(parts, valid)
         self.groups["likelihood"] = scores
+
+    def annealed(self, parts: Sequence[Tensor], valid: bool) -> Scores:
+        """Annealed importance sampling of log p(x), where the model allows it."""
+        from genlab.metrics.ais import ais, ais_scores, can_anneal
+        from genlab.metrics.scores import Scores
+
+        if not valid or not can_anneal(self.model):
+            why = "it draws no continuous latents from a prior" if valid else "these data have no likelihood under it"
+            self.notes.append(f"ais_steps is passed over: {type(self.model).__name__}: {why}.")
+            return Scores()
+        return ais_scores(ais(self.model, parts, self.options["ais_steps"], self.options["ais_samples"], self.seed))
 
     def record(self) -> dict[str, Any]:
         """Scores, groups and complete cards."""

@@ -22,7 +22,7 @@ class Likelihood(nn.Module):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "points")
-    support: ClassVar[str] = "real"
+    support: str = "real"
 
     @abstractmethod
     def log_prob(self, x: Tensor, raw: Tensor) -> Tensor:
@@ -35,6 +35,10 @@ class Likelihood(nn.Module):
     @abstractmethod
     def sample(self, raw: Tensor, rng: torch.Generator) -> Tensor:
         """A draw from p(x | z), in the range of the data."""
+
+    def shown(self, raw: Tensor, rng: torch.Generator | None) -> Tensor:
+        """What a model shows as its sample: E[x | z], without the noise; a draw where that noise is the picture."""
+        return self.mean(raw)
 
     @abstractmethod
     def visible_bias(self, x: Tensor) -> Tensor:

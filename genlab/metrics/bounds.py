@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.metrics.ais import ais, ais_scores, can_anneal
+from genlab.metrics.cards import kind_of
 from genlab.metrics.judge import Data, Judge
 from genlab.metrics.likelihood import (
     bits_per_dim,
@@ -20,7 +22,7 @@ from genlab.metrics.likelihood import (
 from genlab.metrics.scores import Scores
 from genlab.metrics.sharing import shared, stream
 
-HIGHER = ("elbo", "bound", "iwae", "objective", "ess", "active_units")
+HIGHER = ("elbo", "bound", "iwae", "ais", "objective", "ess", "active_units")
 
 
 class Objective(Protocol):
@@ -53,6 +55,8 @@ class LikelihoodJudge(Judge):
         iwae_samples: int = 500,
         batch_size: int = 100,
         seed: int = 2020,
+        ais_steps: int = 0,
+        ais_samples: int = 16,
     ) -> None:
         """Sets the protocol.
 
@@ -62,6 +66,8 @@ class LikelihoodJudge(Judge):
             iwae_samples: k of the bound on test data; 5000 in the paper.
             batch_size: Samples at a time.
             seed: Of the latents; the same in every validation.
+            ais_steps: Temperatures of annealed importance sampling on test data; 0 for none. See `metrics.ais`.
+            ais_samples: Its chains for each sample.
 
         Raises:
             UserError: If a number is below its least.
@@ -69,7 +75,13 @@ class LikelihoodJudge(Judge):
         super().__init__(every_n_steps, num_samples, seed)
         if batch_size < 1:
             raise UserError(f"metrics.batch_size must be at least 1, got {batch_size}.")
+        if ais_steps < 0 or ais_samples < 1:
+            raise UserError(
+                f"metrics.ais_steps must be at least 0 and metrics.ais_samples at least 1, got {ais_steps} and "
+                f"{ais_samples}."
+            )
         self.iwae_samples, self.batch_size = iwae_samples, batch_size
+        self.ais_steps, self.ais_samples = ais_steps, ais_samples
 
     @staticmethod
     def mode(score: str) -> str:
@@ -125,6 +137,8 @@ class LikelihoodJudge(Judge):
         if valid and kind == "image":
             bits = bits_per_dim(scores[f"iwae_{bounds.samples}"], batches[0][0].numel(), support)
             scores |= Scores({"bits_per_dim": bits})
+        if self.ais_steps and valid and can_anneal(model):
+            scores |= ais_scores(ais(model, batches, self.ais_steps, self.ais_samples, self.seed))
         return scores
 
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:
@@ -132,7 +146,7 @@ class LikelihoodJudge(Judge):
         card, values = self.cards.get("likelihood", {}), {k.split("/")[1]: v for k, v in scores.items()}
         rows = []
         for name, value in values.items():
-            if name in ("elbo", "objective", "loss") or (name.startswith("iwae_") and not name.endswith("_se")):
+            if name in ("elbo", "objective", "loss") or kind_of(name) in ("iwae", "ais"):
                 error = f" ± {values[f'{name}_se']:.2g}" if f"{name}_se" in values else ""
                 of = f"{card['n_real']} test samples" if card else "test samples"
                 rows.append((name, f"{value:.4g}{error} nats  ({of})"))

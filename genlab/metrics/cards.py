@@ -11,7 +11,7 @@ PROTOCOL = 1  # part of every card: raise it when a score is computed differentl
 # A repetition with other random numbers is the same protocol, and so is another release that computes the same.
 NAMED = 2  # differing fields that a sentence names
 REPEATED = ("seed", "genlab")
-OWN = ("is_", "kid_", "pr_", "ms_ssim_", "nn_")  # fields that concern one score only
+OWN = ("is_", "kid_", "pr_", "ms_ssim_", "nn_", "ais_")  # fields that concern one score only
 # The name of a score up to "/" or "_<k>" -> which way is better. What is missing here is never ranked.
 BETTER = {
     "fid": "lower",
@@ -23,6 +23,7 @@ BETTER = {
     "coverage": "higher",
     "elbo": "higher",
     "iwae": "higher",
+    "ais": "higher",
     "bits_per_dim": "lower",
     "recon_mse": "lower",
     "recon_psnr": "higher",
@@ -52,6 +53,9 @@ TITLES = {  # in the order of tables
     "objective_kl": "its KL term",
     "iwae": "IWAE bound, nats",
     "ess": "effective draws",
+    "ais": "annealed estimate, nats",
+    "ais_ess": "its effective chains",
+    "ais_acceptance": "its acceptance",
     "active_units": "active units",
     "bits_per_dim": "bits/dim",
     "recon_mse": "reconstruction MSE",
@@ -67,7 +71,8 @@ TITLES = {  # in the order of tables
 def kind_of(score: str) -> str:
     """`fid/classifier-digits` -> `fid`, `iwae_500` -> `iwae`: what titles and directions are keyed by."""
     name = score.partition("/")[0]
-    return "iwae" if name.startswith("iwae_") and not name.endswith("_se") else name
+    bound, _, k = name.partition("_")
+    return bound if bound in ("iwae", "ais") and k.isdigit() else name
 
 
 def section_of(score: str) -> str:
@@ -86,6 +91,8 @@ def title_of(score: str) -> str:
     title = TITLES.get(kind_of(score), kind.replace("_", " "))
     if kind_of(score) == "iwae":
         title += f", k = {kind.partition('_')[2]}"
+    if kind_of(score) == "ais":
+        title += f", {kind.partition('_')[2]} temperatures"
     return f"{title} ({extractor})" if extractor else title
 
 

@@ -113,7 +113,7 @@ class CategoricalVAE(GenerativeModel):
     @inference
     def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Draws z from the prior and gives E[x | z], [n, ...]."""
-        return self.likelihood.mean(self.decoder(self.noise(n, rng)))
+        return self.likelihood.shown(self.decoder(self.noise(n, rng)), rng)
 
     @inference
     def encode(self, x: Tensor) -> Tensor:

@@ -152,10 +152,14 @@ class IWAE(GenerativeModel):
     @inference
     def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Draws from the prior, layer by layer, and gives E[x | z_1], [n, ...]."""
+        return self.likelihood.shown(self.decoders[0](self.from_prior(n, rng)[0]), rng)
+
+    def from_prior(self, n: int, rng: torch.Generator | None) -> list[Tensor]:
+        """Draws [n, ...] of all layers' latents from p, the lowest first."""
         z = self.noise(n, rng)
-        if len(self.sizes) == 2:
-            z = self.below(z).rsample(self.randn(n, self.sizes[0], rng=rng))
-        return self.likelihood.mean(self.decoders[0](z))
+        if len(self.sizes) == 1:
+            return [z]
+        return [self.below(z).rsample(self.randn(n, self.sizes[0], rng=rng)), z]
 
     @inference
     def encode(self, x: Tensor) -> Tensor:
@@ -186,6 +190,11 @@ class IWAE(GenerativeModel):
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z), [N] nats, of the latents of all layers."""
         return self.log_p_latents(list(z.split(self.sizes, dim=-1)))
+
+    @inference
+    def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """The latents of all layers from p, [n, sum of their sizes], the lowest first."""
+        return torch.cat(self.from_prior(n, rng), dim=1)
 
     @inference
     def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -126,6 +126,11 @@ class PCA(GenerativeModel):
         return log_standard_normal(z)
 
     @inference
+    def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """z ~ p(z), [n, latent_dim]."""
+        return self.noise(n, rng)
+
+    @inference
     def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """k draws from the exact posterior: every importance weight is p(x)."""
         eps = self.randn(k * len(x), self.latent_dim, rng=rng).unflatten(0, (k, len(x)))

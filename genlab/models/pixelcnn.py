@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.networks.pixelcnn import draw_tokens, log_prob_of, pixels_to_tokens, tokens_to_pixels
 
 
 class PixelCNN(GenerativeModel):
@@ -81,15 +81,13 @@ class PixelCNN(GenerativeModel):
         """Samples [N, C, H, W] as tokens, int64 [N, h, w]."""
         if self.first_stage is not None:
             return self.first_stage.tokens(x)
-        levels = ((x + 1) / 2 * (self.levels - 1)).round().long()
-        return levels.permute(0, 2, 3, 1).flatten(2)  # the channels of a pixel side by side
+        return pixels_to_tokens(x, self.levels)
 
     def detokenise(self, tokens: Tensor) -> Tensor:
         """Tokens [N, h, w] as samples [N, C, H, W]."""
         if self.first_stage is not None:
             return self.first_stage.detokenise(tokens)
-        values = tokens.unflatten(2, (-1, self.spec.shape[0])).permute(0, 3, 1, 2)
-        return values.to(self.dtype) * (2 / (self.levels - 1)) - 1
+        return tokens_to_pixels(tokens, self.levels, self.spec.shape[0]).to(self.dtype)
 
     def grid(self) -> tuple[int, int]:
         """Height and width of the tokens of a sample."""
@@ -98,23 +96,19 @@ class PixelCNN(GenerativeModel):
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """log p(tokens), [N] nats."""
-        return -F.cross_entropy(self.network(tokens), tokens, reduction="none").flatten(1).sum(dim=1)
+        return log_prob_of(tokens, self.network(tokens))
 
     # ----------------------------------------------------------------------------------------------------- capabilities
 
     @inference
     def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Draws tokens one after the other in raster order, and what they stand for, [n, ...]."""
-        h, w = self.grid()
-        uniform = self.rand(n, h, w, rng=rng)
-        tokens = torch.zeros(n, h, w, dtype=torch.long, device=self.device)
-        for i in range(h):
-            for j in range(w):
-                # Rows below are not read.
-                p = (self.network(tokens[:, : i + 1])[:, :, i, j].double() / self.temperature).softmax(dim=1)
-                drawn = (p.cumsum(dim=1) < uniform[:, i, j, None]).sum(dim=1)
-                tokens[:, i, j] = drawn.clamp_max(self.levels - 1)
-        return self.detokenise(tokens)
+        return self.detokenise(self.draw(self.rand(n, *self.grid(), rng=rng)))
+
+    @inference
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Tokens [n, h, w] from uniform numbers of that shape."""
+        return draw_tokens(self.network, uniform, self.temperature)
 
     @inference
     def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

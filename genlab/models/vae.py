@@ -93,8 +93,8 @@ class VAE(GenerativeModel):
 
     @inference
     def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws z from the prior and gives E[x | z], [n, ...]."""
-        return self.likelihood.mean(self.decoder(self.noise(n, rng)))
+        """Draws z from the prior and gives E[x | z] (autoregressive: draws x | z), [n, ...]."""
+        return self.likelihood.shown(self.decoder(self.noise(n, rng)), rng)
 
     @inference
     def encode(self, x: Tensor) -> Tensor:
@@ -120,6 +120,11 @@ class VAE(GenerativeModel):
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z), [N] nats."""
         return self.prior.log_prob(z, self.posterior)
+
+    @inference
+    def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """z ~ p(z), [n, latent_dim]."""
+        return self.noise(n, rng)
 
     @inference
     def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

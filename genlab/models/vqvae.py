@@ -11,7 +11,7 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
-from genlab.networks.codebook import Codebook, perplexity
+from genlab.networks.codebook import Codebook, perplexity, rows
 
 
 class VQVAE(GenerativeModel):
@@ -64,15 +64,14 @@ class VQVAE(GenerativeModel):
         """Puts the codes on random encodings of the first batches: far from all, they would never be nearest."""
         parts: list[Tensor] = []
         while sum(len(part) for part in parts) < self.num_codes:
-            parts.append(_rows(self.encoder(next(batches).x)))
+            parts.append(rows(self.encoder(next(batches).x)))
         encodings = torch.cat(parts)
         self.codebook.start(encodings, torch.randperm(len(encodings), generator=self.rng, device=self.rng.device))
 
     def quantise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z_e and z_q [N, D, h, w], and the codes' indices [N, h, w]."""
         z_e = self.encoder(x)
-        indices = self.codebook.nearest(_rows(z_e)).view(len(z_e), *z_e.shape[2:])
-        return z_e, self.codebook.lookup(indices).permute(0, 3, 1, 2).to(z_e.dtype), indices
+        return z_e, *self.codebook.quantise(z_e)
 
     @inference
     def tokens(self, x: Tensor) -> Tensor:
@@ -91,7 +90,7 @@ class VQVAE(GenerativeModel):
 
     def raw(self, tokens: Tensor) -> Tensor:
         """The decoder's output for indices [N, h, w]."""
-        return self.decoder(self.codebook.lookup(tokens).permute(0, 3, 1, 2))
+        return self.decoder(self.codebook.as_map(tokens))
 
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -107,7 +106,7 @@ class VQVAE(GenerativeModel):
         squared = (self.likelihood.mean(raw) - x).square().flatten(1).sum(dim=1).mean()
         loss = recon + self.commitment_weight * commitment
         found = {"loss": loss, "recon": recon, "commitment": commitment, "squared_error": squared}
-        return {**found, "perplexity": perplexity(indices, self.num_codes)}, _rows(z_e), indices
+        return {**found, "perplexity": perplexity(indices, self.num_codes)}, rows(z_e), indices
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
         """What is minimised, `loss`, with its terms, and the perplexity of the codes in the batch."""
@@ -123,8 +122,3 @@ class VQVAE(GenerativeModel):
         self.codebook.update(*everyones, uniform)
         share = self.codebook.counts / self.codebook.counts.sum()  # over the last hundred batches, not this one alone
         self.record(**terms, codebook_perplexity=torch.special.entr(share).sum().exp())
-
-
-def _rows(z: Tensor) -> Tensor:
-    """[N, D, h, w] as [N h w, D]."""
-    return z.permute(0, 2, 3, 1).flatten(0, 2)

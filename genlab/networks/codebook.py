@@ -55,6 +55,15 @@ class Codebook(nn.Module):
         """Codes [..., D] of indices [...]."""
         return self.vectors[indices]
 
+    def quantise(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes [N, D, h, w] nearest to encodings of that shape, and their indices [N, h, w]."""
+        indices = self.nearest(rows(z)).view(len(z), *z.shape[2:])
+        return self.as_map(indices).to(z.dtype), indices
+
+    def as_map(self, indices: Tensor) -> Tensor:
+        """Codes [N, D, h, w] of indices [N, h, w]."""
+        return self.lookup(indices).permute(0, 3, 1, 2)
+
     @torch.no_grad()
     def update(self, encodings: Tensor, indices: Tensor, uniform: Tensor) -> None:
         """One step of the moving averages: N <- gamma N + (1 - gamma) n, m <- gamma m + (1 - gamma) sum, e = m / N.
@@ -81,6 +90,11 @@ class Codebook(nn.Module):
         tiny = torch.finfo(self.counts.dtype).tiny
         used = self.counts > 1e-5 * share + tiny
         self.vectors.copy_(torch.where(used[:, None], self.sums / self.counts.clamp_min(tiny)[:, None], self.vectors))
+
+
+def rows(z: Tensor) -> Tensor:
+    """Encodings [N, D, h, w] one by one: [N h w, D]."""
+    return z.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def perplexity(indices: Tensor, codes: int) -> Tensor:

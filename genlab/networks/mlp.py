@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
@@ -15,7 +16,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "tanh": nn.Tanh,
 }
+MAXOUT_PIECES = 5
 HIDDEN = (128, 128)  # the two layers of the toy experiments
+
+
+class Maxout(nn.Module):
+    """The largest of each five neighbouring features: [N, 5 F] -> [N, F]. Goodfellow et al. (2013), arXiv:1302.4389."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return x.unflatten(1, (-1, MAXOUT_PIECES)).amax(dim=2)
 
 
 def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -35,9 +45,9 @@ def _hidden_layers(in_features: int, hidden: Sequence[int], activation: str, nor
     Raises:
         UserError: If the activation is unknown, or the widths are no list of positive whole numbers.
     """
-    if activation not in ACTIVATIONS:
+    if activation not in (*ACTIVATIONS, "maxout"):
         raise UserError(
-            f"network.activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}. "
+            f"network.activation must be one of {', '.join(ACTIVATIONS)}, maxout, got {activation!r}. "
             "Try network.activation=relu."
         )
     if isinstance(hidden, int):
@@ -48,9 +58,10 @@ def _hidden_layers(in_features: int, hidden: Sequence[int], activation: str, nor
     for width in hidden:
         check_positive("network.hidden", width, cure="[128,128]")
         # The mean that batch norm takes away would leave a bias without a gradient.
-        layers.append(nn.Linear(in_features, width, bias=norm == "none"))
-        layers += [nn.BatchNorm1d(width)] if norm == "batch" else []
-        layers.append(ACTIVATIONS[activation]())
+        wide = width * MAXOUT_PIECES if activation == "maxout" else width
+        layers.append(nn.Linear(in_features, wide, bias=norm == "none"))
+        layers += [nn.BatchNorm1d(wide)] if norm == "batch" else []
+        layers.append(Maxout() if activation == "maxout" else ACTIVATIONS[activation]())
         in_features = width
     return nn.Sequential(*layers)
 
@@ -63,6 +74,24 @@ def _mlp(
     return body.append(nn.Linear(hidden[-1] if len(hidden) else in_features, out_features))
 
 
+@torch.no_grad()
+def _start(network: nn.Module, std: float | None) -> None:
+    """Normal weights of this deviation and biases of 0, in place; None leaves torch's own.
+
+    Raises:
+        UserError: If it is not positive.
+    """
+    if std is None:
+        return
+    if not std > 0:
+        raise UserError(f"network.weight_std must be positive or null, got {std}. Try network.weight_std=0.02.")
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.normal_(0, std)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
 class Decoder(nn.Module):
     """Latent to data, without an activation at the end: [N, latent_dim] -> [N, *shape].
 
@@ -70,7 +99,7 @@ class Decoder(nn.Module):
         latent_dim: Z.
         shape: (C, H, W) or (D,).
         hidden: Widths of the hidden layers, from the latent on.
-        activation: One of `ACTIVATIONS`.
+        activation: One of `ACTIVATIONS`, or "maxout" of five pieces.
         norm: "none" or "batch", before each activation.
     """
 
@@ -101,8 +130,9 @@ class Generator(nn.Module):
         latent_dim: Z.
         shape: (C, H, W) or (D,).
         hidden: Widths of the hidden layers, from the noise on.
-        activation: One of `ACTIVATIONS`.
+        activation: One of `ACTIVATIONS`, or "maxout" of five pieces.
         norm: "none" or "batch", before each activation.
+        weight_std: Deviation of the normal initial weights, with biases of 0; None for torch's own.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "points")
@@ -114,10 +144,12 @@ class Generator(nn.Module):
         hidden: Sequence[int] = HIDDEN,
         activation: str = "relu",
         norm: str = "none",
+        weight_std: float | None = None,
     ) -> None:
         super().__init__()
         self.decoder = Decoder(latent_dim, shape, hidden, activation, norm)
         self.output = nn.Tanh() if len(shape) == 3 else nn.Identity()
+        _start(self, weight_std)
 
     def forward(self, z: Tensor) -> Tensor:
         """[N, Z] -> [N, *shape]."""
@@ -130,8 +162,9 @@ class Discriminator(nn.Module):
     Args:
         shape: (C, H, W) or (D,).
         hidden: Widths of the hidden layers, from the data on.
-        activation: One of `ACTIVATIONS`.
+        activation: One of `ACTIVATIONS`, or "maxout" of five pieces.
         spectral_norm: Whether every layer is divided by its largest singular value (Miyato et al., 2018).
+        weight_std: Deviation of the normal initial weights, with biases of 0; None for torch's own.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "points")
@@ -142,11 +175,13 @@ class Discriminator(nn.Module):
         hidden: Sequence[int] = HIDDEN,
         activation: str = "leaky_relu",
         spectral_norm: bool = False,
+        weight_std: float | None = None,
     ) -> None:
         super().__init__()
         in_features = math.prod(_check_shape(shape))
         self.trunk = _hidden_layers(in_features, hidden, activation)
         self.head = nn.Linear(hidden[-1] if len(hidden) else in_features, 1)
+        _start(self, weight_std)
         if spectral_norm:
             for layer in (*self.trunk, self.head):
                 if isinstance(layer, nn.Linear):
@@ -172,7 +207,7 @@ class Encoder(nn.Module):
         shape: (C, H, W) or (D,).
         out_features: 2 Z for a Gaussian posterior (mean and log-variance), Z for a code.
         hidden: Widths of the hidden layers, from the data on.
-        activation: One of `ACTIVATIONS`.
+        activation: One of `ACTIVATIONS`, or "maxout" of five pieces.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "points")
@@ -196,7 +231,7 @@ class Autoencoder(nn.Module):
         shape: (C, H, W) or (D,).
         code_dim: Length of the code.
         hidden: Widths of the hidden layers from the data to the code; the decoder has them in reverse.
-        activation: One of `ACTIVATIONS`.
+        activation: One of `ACTIVATIONS`, or "maxout" of five pieces.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "points")

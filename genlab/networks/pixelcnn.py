@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.networks.init import check_positive
+from genlab.networks.vqvae import Residual
 
 
 def _check(levels: int, width: int, layers: int, kernel: int) -> None:
@@ -83,10 +84,10 @@ class GatedLayer(nn.Module):
     """Vertical and horizontal stack with gates tanh(a) sigmoid(b). arXiv:1606.05328, Figure 2.
 
     The vertical stack sees all rows down to its own; the horizontal one gets it from the row above, and sees its own
-    row to the left (up to its own pixel, unless `first`).
+    row to the left (up to its own pixel, unless `first`). A map of `context` channels shifts what the gates get, Eq. 4.
     """
 
-    def __init__(self, width: int, kernel: int, first: bool) -> None:
+    def __init__(self, width: int, kernel: int, first: bool, context: int = 0) -> None:
         super().__init__()
         half = kernel // 2
         self.first, self.reach = first, half
@@ -94,14 +95,18 @@ class GatedLayer(nn.Module):
         self.to_horizontal = nn.Conv2d(2 * width, 2 * width, 1)
         self.horizontal = nn.Conv2d(width, 2 * width, (1, half + (0 if first else 1)))
         self.out = nn.Conv2d(width, width, 1)
+        self.from_context = nn.Conv2d(context, 4 * width, 1) if context else None
 
-    def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Both stacks [N, width, H, W]."""
+    def forward(self, v: Tensor, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Both stacks [N, width, H, W], of the context [N, context, H, W]."""
         above = self.vertical(F.pad(v, (self.reach, self.reach, self.reach, 0)))
         from_above = self.to_horizontal(F.pad(above, (0, 0, 1, 0))[:, :, :-1])  # down by one row
         left = F.pad(h, (self.reach, 0, 0, 0))
-        along = self.horizontal(left[..., :-1] if self.first else left)
-        gated = self.out(_gate(along + from_above))
+        along = self.horizontal(left[..., :-1] if self.first else left) + from_above
+        if self.from_context is not None:
+            for_vertical, for_horizontal = self.from_context(context).chunk(2, dim=1)
+            above, along = above + for_vertical, along + for_horizontal
+        gated = self.out(_gate(along))
         return _gate(above), gated if self.first else h + gated
 
 
@@ -114,21 +119,100 @@ class GatedPixelCNN(nn.Module):
         layers: Gated layers, the first included.
         kernel: Side of the first layer's field of view; the others have 3.
         hidden: Channels of the two 1 x 1 layers at the end.
+        context: Channels of a map that every position sees at its own place, section 2.3; 0 for none.
     """
 
-    def __init__(self, levels: int, width: int = 64, layers: int = 12, kernel: int = 7, hidden: int = 256) -> None:
+    def __init__(
+        self,
+        levels: int,
+        width: int = 64,
+        layers: int = 12,
+        kernel: int = 7,
+        hidden: int = 256,
+        context: int = 0,
+    ) -> None:
         super().__init__()
         _check(levels, width, layers, kernel)
         self.embed = nn.Embedding(levels, width)
-        self.layers = nn.ModuleList(GatedLayer(width, kernel if i == 0 else 3, first=i == 0) for i in range(layers))
+        self.layers = nn.ModuleList(
+            GatedLayer(width, kernel if i == 0 else 3, first=i == 0, context=context) for i in range(layers)
+        )
         self.head = _head(width, hidden, levels)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [N, H, W] -> logits [N, K, H, W], each of the tokens before its own in raster order."""
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        """int64 [N, H, W] -> logits [N, K, H, W], each of the tokens before its own in raster order.
+
+        Args:
+            tokens: Of which those before a position are read.
+            context: [N, context, H, W], where the network has one.
+        """
         v = h = self.embed(tokens).permute(0, 3, 1, 2)
         for layer in self.layers:
-            v, h = layer(v, h)
+            v, h = layer(v, h, context)
         return self.head(h)
+
+
+class CodeContext(nn.Module):
+    """Tokens of a coarse grid as a map of features on a finer one: what a prior of the finer one is conditioned on.
+
+    The residual conditioning stack of Razavi et al. (2019), arXiv:1906.00446, section 3.2, then doublings.
+
+    Args:
+        levels: K of the coarse tokens.
+        channels: Of the map.
+        width: Channels of the stack.
+        blocks: Its residual blocks.
+        doublings: From the coarse grid's sides to the finer one's.
+    """
+
+    def __init__(self, levels: int, channels: int, width: int = 64, blocks: int = 4, doublings: int = 1) -> None:
+        super().__init__()
+        check_positive("model.conditioner.width", width)
+        self.embed = nn.Embedding(levels, width)
+        layers: list[nn.Module] = [Residual(width, max(1, width // 2)) for _ in range(blocks)]
+        for _ in range(doublings):
+            layers += [nn.ReLU(), nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)]
+        self.body = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(width, channels, 1))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64 [N, h, w] -> [N, channels, h 2^doublings, w 2^doublings]."""
+        return self.body(self.embed(tokens).permute(0, 3, 1, 2))
+
+
+def draw_tokens(network: nn.Module, uniform: Tensor, temperature: float = 1.0, context: Tensor | None = None) -> Tensor:
+    """Tokens int64 [n, h, w], drawn one after the other in raster order.
+
+    Args:
+        network: A PixelCNN.
+        uniform: Random numbers in [0, 1), [n, h, w].
+        temperature: Logits are divided by it.
+        context: Map [n, C, h, w] for a network that is conditioned on one.
+    """
+    n, h, w = uniform.shape
+    tokens = torch.zeros(n, h, w, dtype=torch.long, device=uniform.device)
+    for i in range(h):
+        # Rows below are not read.
+        seen = () if context is None else (context[:, :, : i + 1],)
+        for j in range(w):
+            p = (network(tokens[:, : i + 1], *seen)[:, :, i, j].double() / temperature).softmax(dim=1)
+            drawn = (p.cumsum(dim=1) < uniform[:, i, j, None]).sum(dim=1)
+            tokens[:, i, j] = drawn.clamp_max(p.shape[1] - 1)
+    return tokens
+
+
+def log_prob_of(tokens: Tensor, logits: Tensor) -> Tensor:
+    """log p of tokens int64 [N, H, W] under logits [N, K, H, W], summed over positions: [N] nats."""
+    return -F.cross_entropy(logits, tokens, reduction="none").flatten(1).sum(dim=1)
+
+
+def pixels_to_tokens(x: Tensor, levels: int) -> Tensor:
+    """Images [N, C, H, W] in [-1, 1] as tokens int64 [N, H, W C]: the channels of a pixel side by side."""
+    return ((x + 1) / 2 * (levels - 1)).round().long().permute(0, 2, 3, 1).flatten(2)
+
+
+def tokens_to_pixels(tokens: Tensor, levels: int, channels: int) -> Tensor:
+    """The images float32 [N, C, H, W] in [-1, 1] of tokens [N, H, W C]."""
+    return tokens.unflatten(2, (-1, channels)).permute(0, 3, 1, 2).float() * (2 / (levels - 1)) - 1
 
 
 def _head(width: int, hidden: int, levels: int) -> nn.Sequential:

@@ -1,8 +1,9 @@
-"""The convolutional networks of the VQ-VAE."""
+"""The convolutional networks of the VQ-VAE and of the VQ-VAE-2."""
 
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
@@ -109,3 +110,103 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """[N, D, H / 2^halvings, W / 2^halvings] -> [N, C, H, W], unbounded."""
         return self.body(z)
+
+
+class TopEncoder(Encoder):
+    """From the features of a VQ-VAE-2's bottom encoder on to the coarser top level. arXiv:1906.00446, Figure 2a.
+
+    Args:
+        shape: (C, H, W) of the images.
+        code_dim: D of the top codes.
+        width: Channels, those of the bottom encoder's features too.
+        inner: Channels inside the residual blocks.
+        blocks: Their number.
+        halvings: Of the image's sides, down to the bottom level.
+        top_halvings: From there to the top level.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        code_dim: int,
+        width: int = 128,
+        inner: int = 32,
+        blocks: int = 2,
+        halvings: int = 2,
+        top_halvings: int = 1,
+    ) -> None:
+        _check(shape, width, halvings + top_halvings)
+        sides = (int(side) >> halvings for side in shape[1:])
+        super().__init__((width, *sides), code_dim, width, inner, blocks, top_halvings)
+
+
+class TopDecoder(Decoder):
+    """Top codes as features at the bottom level's resolution; arguments as `TopEncoder`'s."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        code_dim: int,
+        width: int = 128,
+        inner: int = 32,
+        blocks: int = 2,
+        halvings: int = 2,
+        top_halvings: int = 1,
+    ) -> None:
+        sides = (int(side) >> halvings for side in shape[1:])
+        super().__init__((width, *sides), code_dim, width, inner, blocks, top_halvings)
+
+
+class BottomHead(nn.Module):
+    """The bottom encodings, of the bottom encoder's features and of what the top codes say already.
+
+    Args:
+        width: Channels of both.
+        code_dim: D of the bottom codes.
+    """
+
+    def __init__(self, width: int, code_dim: int) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(2 * width, code_dim, 1)
+
+    def forward(self, features: Tensor, from_top: Tensor) -> Tensor:
+        """Two maps [N, width, h, w] -> [N, D, h, w]."""
+        return self.body(torch.cat([features, from_top], dim=1))
+
+
+class TwoLevelDecoder(nn.Module):
+    """The top codes brought to the bottom level's resolution, then both through one `Decoder`.
+
+    Args:
+        shape: (C, H, W) of what it gives.
+        top_dim: D of the top codes.
+        bottom_dim: D of the bottom codes.
+        width: Channels.
+        inner: Channels inside the residual blocks.
+        blocks: Their number.
+        halvings: Doublings from the bottom level to the image.
+        top_halvings: Doublings from the top level to the bottom one.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        top_dim: int,
+        bottom_dim: int,
+        width: int = 128,
+        inner: int = 32,
+        blocks: int = 2,
+        halvings: int = 2,
+        top_halvings: int = 1,
+    ) -> None:
+        super().__init__()
+        self.upsample = nn.Sequential(
+            *(nn.ConvTranspose2d(top_dim, top_dim, 4, stride=2, padding=1) for _ in range(top_halvings))
+        )
+        self.body = Decoder(shape, top_dim + bottom_dim, width, inner, blocks, halvings)
+
+    def forward(self, top: Tensor, bottom: Tensor) -> Tensor:
+        """Codes [N, top_dim, h / 2^top_halvings, ...] and [N, bottom_dim, h, w] -> [N, C, H, W], unbounded."""
+        return self.body(torch.cat([self.upsample(top), bottom], dim=1))

@@ -1,6 +1,7 @@
 """Image data sets: digits, files in folders and zips, torchvision's sets, MNIST-10k."""
 
 import gzip
+import io
 import logging
 import os
 import struct
@@ -13,7 +14,18 @@ import torch
 from PIL import Image
 
 from genlab.data import decode as decode_module
-from genlab.data.images import CIFAR10, MNIST, CelebA, Digits, FashionMNIST, ImageFolder, ImageZip, MNIST10k, read_idx
+from genlab.data.images import (
+    CIFAR10,
+    MNIST,
+    CelebA,
+    Digits,
+    FashionMNIST,
+    ImageFolder,
+    ImageZip,
+    MNIST10k,
+    OmniglotSmall,
+    read_idx,
+)
 from genlab.errors import UserError
 
 SMALL = {"image_size": 8, "channels": 3, "batch_size": 4}
@@ -345,6 +357,62 @@ def test_omniglot_from_its_zip(shared_data):
     assert data.spec.class_names[0] == "Balinese"
     x = data.split("train").x.double() / 255
     assert 0.9 < float(x.mean()) < 0.99  # black strokes on white
+
+
+def test_omniglot_small_from_both_zips(shared_data):
+    """White on black; the 1,000 drawings that both zips hold are there once, and none in two splits."""
+    data = OmniglotSmall(root=shared_data, image_size=28, channels=1, batch_size=20, num_classes=8)
+    stores = {name: data.split(name) for name in ("train", "val", "test")}
+    assert {name: len(store) for name, store in stores.items()} == {"train": 3901, "val": 471, "test": 468}
+    counts = sum(store.y.bincount(minlength=8) for store in stores.values())
+    assert counts.tolist() == [480, 440, 480, 940, 800, 520, 840, 340]
+    assert all((store.y.bincount(minlength=8) > 15).all() for store in stores.values())
+    x = stores["train"].x.double() / 255
+    assert 0.03 < x.mean() < 0.15 and x[:, :, 0].mean() < 0.05
+    rows = [{row.numpy().tobytes() for row in store.gather(torch.arange(len(store)))} for store in stores.values()]
+    assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
+    dynamic = OmniglotSmall(root=shared_data, image_size=28, channels=1, batch_size=20, binarize="dynamic")
+    assert dynamic.split("test").x.unique().tolist() == [0, 255]
+    assert dynamic.stream().batch(0).x.unique().tolist() == [-1, 1]
+
+
+def omniglot_zips(folder, names=("omniglot-background-small1.zip", "omniglot-background-small2.zip"), alphabet="Greek"):
+    """Two small zips: 60 drawings each, of which the second has 30 of the first's."""
+    for start, name in zip((0, 30), names, strict=True):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            for i in range(start, start + 60):
+                picture = io.BytesIO()
+                black = np.arange(105 * 105).reshape(105, 105) % (i + 2) == 0
+                Image.fromarray(np.where(black, 0, 255).astype(np.uint8)).save(picture, "PNG")
+                archive.writestr(f"images_background/{alphabet}/character{i % 4:02}/{i:04}_01.png", picture.getvalue())
+
+
+def test_omniglot_small_splits_by_name(tmp_path):
+    """The same drawing lies in the same split, whatever else is in the zips."""
+    omniglot_zips(tmp_path)
+    data = OmniglotSmall(root=tmp_path, image_size=28, channels=1, batch_size=4)
+    assert sum(data.describe()["sizes"].values()) == 90
+    assert data.spec.class_names[2] == "Greek" and set(data.split("train").y.tolist()) == {2}
+    other = tmp_path / "other"
+    other.mkdir()
+    omniglot_zips(other, ("images_background_small2.zip", "images_background_small1.zip"))
+    again = OmniglotSmall(root=other, image_size=28, channels=1, batch_size=4)
+    assert again.describe()["fingerprint"] == data.describe()["fingerprint"]
+
+
+def test_omniglot_small_mistakes(tmp_path):
+    made = {"image_size": 28, "channels": 1, "batch_size": 4}
+    for root, words in ((None, "set data.root=PATH"), (tmp_path, "expected omniglot-background-small1.zip")):
+        with pytest.raises(UserError, match=words):
+            OmniglotSmall(root=root, **made).setup()
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        OmniglotSmall(root=tmp_path, download=True, **made).prepare_data()
+    omniglot_zips(tmp_path, alphabet="Klingon")
+    with pytest.raises(UserError, match="an alphabet 'Klingon'"):
+        OmniglotSmall(root=tmp_path, **made).setup()
+    (tmp_path / "omniglot-background-small2.zip").write_bytes(b"no zip")
+    with pytest.raises(UserError, match="not a readable zip"):
+        OmniglotSmall(root=tmp_path, **made).setup()
 
 
 @pytest.mark.parametrize("name", ["t10k-{}-ubyte", "t10k-{}-ubyte.gz", "mnist-t10k-{}-ubyte.gz"])

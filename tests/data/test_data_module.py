@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
+from genlab.cli.instantiate import instantiate
 from genlab.data.images import Digits
 from genlab.data.module import ArrayData
 from genlab.data.spec import Batch
@@ -289,13 +290,15 @@ def test_each_config_fits_its_class(path):
     cls = getattr(importlib.import_module(module), name)
     assert set(config) <= set(inspect.signature(cls).parameters)
     plain = {key: value for key, value in config.items() if not (isinstance(value, str) and "${" in value)}
-    data = cls(**plain)  # the facts in the yaml agree with those in the class
+    data = cls(**instantiate(plain))  # the facts in the yaml agree with those in the class
     assert data.spec.kind == config["kind"]
     assert data.spec.num_classes == config["num_classes"]
     assert isinstance(data.batch_size, int)
     family = {"image": ("dcgan", "images"), "points": ("mlp", "points")}[config["kind"]]
     if path.stem == "digits":  # tiny and few: see configs/network/mlp_image.yaml
         family = ("mlp_image", "images")
+    if path.stem == "stacked_digits":  # of these
+        family = ("mlp_image", "stacked")
     assert defaults[:2] == [{"/network@_global_.network": family[0]}, {"/metrics@_global_.metrics": family[1]}]
 
 
@@ -303,7 +306,7 @@ def test_there_is_a_config_for_every_source():
     names = {path.stem for path in CONFIGS.glob("*.yaml")}
     assert names >= {
         "digits", "mnist", "fashion_mnist", "mnist10k", "cifar10", "celeba", "folder", "zip", "ring", "grid",
-        "swiss_roll",
+        "swiss_roll", "omniglot_small",
     }  # fmt: skip
 
 

@@ -221,3 +221,29 @@ def test_a_pack_of_one_is_the_discriminator_itself():
     network = build(config(METHODS["gan"])).model.discriminator
     x = torch.randn(6, 2)
     assert torch.equal(Packed(network, 1)(x), network(x))
+
+
+# --- What the switches of the players give by themselves -------------------------------------------------------------
+
+
+def test_adam_for_the_generator_and_sgd_for_the_discriminator(tmp_path):
+    asked = ["model.d_optimizer._target_=torch.optim.SGD", "~model.d_optimizer.betas", "model.d_optimizer.lr=0.1"]
+    fitted = fit([*METHODS["gan"], *asked], 3, tmp_path)
+    assert [type(optimizer) for optimizer in fitted.trainer.optimizers] == [torch.optim.SGD, torch.optim.Adam]
+    assert all(p.isfinite().all() for p in fitted.model.parameters())
+
+
+def test_real_samples_and_fakes_go_through_the_discriminator_apart(tmp_path):
+    """A discriminator with batch norm takes the statistics of one kind at a time."""
+    seen = []
+    fit(
+        ["model=dcgan", "data=digits", "data.image_size=16", "network.width=4"],
+        1,
+        tmp_path,
+        before=lambda model: model.discriminator.register_forward_pre_hook(lambda _, x: seen.append(x[0].detach())),
+    )
+    assert [len(x) for x in seen] == [8, 8, 8]  # real, fake; the generator's fakes
+    network = build(config(["model=dcgan", "data=digits", "data.image_size=16", "network.width=4"])).model.discriminator
+    with torch.no_grad():
+        apart, together = network(seen[0]), network(torch.cat(seen[:2]))[:8]
+    assert (apart - together).abs().max() > 1e-3

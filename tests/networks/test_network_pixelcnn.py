@@ -80,3 +80,24 @@ def test_rows_below_do_not_change_a_bit(name):
 def test_mistakes(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+def test_a_context_is_seen_at_its_own_place_from_the_first_pixel_on():
+    """Conditioning on a map leaves the order as it is, and reaches every output, the first pixel's too."""
+    torch.manual_seed(0)
+    network = GatedPixelCNN(3, width=8, layers=6, kernel=5, hidden=8, context=2).double()
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    context = torch.randn(1, 2, H, W, dtype=torch.float64, requires_grad=True)
+    embedded = []
+    network.embed.weight.requires_grad_(False)
+    network.embed.register_forward_hook(lambda *args: embedded.append(args[2].requires_grad_()) or embedded[-1])
+    tokens = torch.randint(3, (1, H, W))
+    logits = network(tokens, context)
+    flat = logits[0].flatten(1)
+    for i in range(H * W):
+        of_tokens, of_context = torch.autograd.grad(flat[:, i].sum(), [embedded[0], context], retain_graph=True)
+        seen = of_context[0].abs().sum(dim=0).flatten() > 0
+        assert not (of_tokens[0].abs().sum(dim=2).flatten() > 0)[i:].any()
+        assert seen[i] and not seen[i // W * W + W :].any()
+    torch.testing.assert_close(network(tokens[:, :3], context[:, :, :3]), logits[:, :, :3])
