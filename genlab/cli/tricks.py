@@ -32,7 +32,8 @@ def wrapped(model: dict[str, Any], tricks: dict[str, Any]) -> dict[str, Any]:
             node["shape"] = [tricks["packing"] * first, *rest]
         if tricks["minibatch_discrimination"]:
             target = f"{NETWORKS}.minibatch.MinibatchDiscriminator"
-            node = {"_target_": target, "discriminator": node, "shape": node.get("shape")}
+            kernels = tricks.get("minibatch_kernels", 100)
+            node = {"_target_": target, "discriminator": node, "shape": node.get("shape"), "kernels": kernels}
         if tricks["packing"] > 1:
             node = {"_target_": f"{NETWORKS}.packing.Packed", "discriminator": node, "m": tricks["packing"]}
         views = views_of(tricks)
@@ -65,4 +66,4 @@ def asked_for(tricks: dict[str, Any]) -> list[str]:
     return [name for name, value in tricks.items() if name not in OPTIONS and value != off.get(name, value * 0)]
 
 
-OPTIONS = ("instance_noise_until", "replay_size")  # of another trick
+OPTIONS = ("instance_noise_until", "minibatch_kernels", "replay_size")  # of another trick

@@ -18,6 +18,7 @@ import yaml
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from genlab.callbacks.loggers import read_metrics
 from genlab.cli import processes
 from genlab.cli.app import compose, options, read_option
 from genlab.cli.running import build, make_trainer, train
@@ -88,6 +89,10 @@ def two(tmp_path_factory):
     jobs = [["train", [*TWO, *POINTS, *FOUR[name]], str(folder / name)] for name in FOUR]
     jobs += [["train", [*TWO, *POINTS, *FOUR["gan"], "trainer.max_steps=4"], str(folder / "cut")]]
     jobs += [["resume", 8, str(folder / "cut")], ["stamp", None, str(folder / "stamp")]]
+    watched = ["callbacks=default", "~callbacks.grid", "~callbacks.scores", "callbacks.players.every_n_steps=2"]
+    watched += ["metrics=none", "tricks.minibatch_discrimination=true"]
+    points = [word for word in POINTS if word != "callbacks=none"]
+    jobs.append(["train", [*TWO, *points, *FOUR["gan"], *watched], str(folder / "watched")])
     for name, config in configs.items():
         for precision in precisions(name):
             shared = with_precision(config, precision)
@@ -177,6 +182,14 @@ def test_two_processes_resume(two):
     """4 + 4 iterations on two processes are 8."""
     for key, value in weights(two[0] / "gan")[0].items():
         assert torch.equal(value, weights(two[0] / "cut")[0][key]), key
+
+
+def test_two_processes_watch_their_players_together(two):
+    """One curve, the mean of both, and its state in the checkpoint."""
+    steps, values = read_metrics(two[0] / "watched" / "metrics.csv")["train/diversity"]
+    assert steps == [2, 4, 6, 8]
+    checkpoint = torch.load(two[0] / "watched" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert [look[0] for look in checkpoint["callbacks"]["Players"]["looks"]] == pytest.approx(values)
 
 
 def test_two_processes_of_torchrun_take_one_folder(two):

@@ -1,0 +1,188 @@
+"""The health of an adversarial game: whether samples are still diverse, and both players still in play."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from genlab.models.base import GenerativeModel
+from genlab.seeding import preserved_random_states
+
+log = logging.getLogger("genlab")
+
+COLLAPSED = 0.3  # diversity, as a share of real samples'
+SURE = 0.99  # accuracy on real samples and on fakes of a discriminator that is never wrong
+CHANCE, WORSE_THAN_CHANCE = 0.55, 0.25  # mean of the two accuracies
+VANISHED = 0.01  # gradient norm, as a share of the largest in this run: the generator's of both players' (it may have
+# vanished at the start), the opponent's of its own
+VALUES = ("diversity", "acc_real", "acc_fake", "grad_generator", "grad_opponent")
+
+
+class Players(Callback):
+    """Records how diverse the samples are, and warns once each of a collapse and of a player that is out of play.
+
+    Diversity is the mean distance between two samples of a batch, over that between two real ones, in the features of
+    the discriminator (in the data, where it has no features of single samples). The other values are those that the
+    method records. A verdict needs all the looks of a window to agree:
+
+    - collapse: a diversity below 0.3;
+    - the discriminator wins: right on 99 % of both real samples and fakes, with a gradient norm of the generator below
+      1 % of the largest that either had (Arjovsky & Bottou (2017), arXiv:1701.04862, theorem 2.4: it vanishes);
+    - the generator wins: the discriminator is right on less than 25 %, or on less than 55 % with a gradient norm below
+      1 % of its largest. Near one half with a gradient alive is the equilibrium.
+
+    Methods without a generator that has an opponent are left alone. Nothing that training reads is changed.
+    """
+
+    def __init__(self, every_n_steps: int = 50, num_samples: int = 64, window: int = 20, seed: int = 0) -> None:
+        """Sets when it looks.
+
+        Args:
+            every_n_steps: Iterations between looks.
+            num_samples: Largest number of samples, and of real ones of the batch, on each process.
+            window: Looks that must agree on a verdict, at least 1.
+            seed: Of the latents, which are the same at every look.
+
+        Raises:
+            ValueError: If a number is too small.
+        """
+        if every_n_steps < 1 or num_samples < 2 or window < 1:
+            raise ValueError(
+                "callbacks.players needs every_n_steps and window of at least 1 and num_samples of at least 2, "
+                f"got {every_n_steps}, {window} and {num_samples}."
+            )
+        self.every_n_steps, self.num_samples, self.window, self.seed = every_n_steps, num_samples, window, seed
+        self.looks: deque[list[float]] = deque(maxlen=window)  # of `VALUES`, NaN for what is not recorded
+        self.largest = [0.0, 0.0]  # gradient norms of the generator and of its opponents
+        self.warned: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen and said."""
+        return {"looks": [list(look) for look in self.looks], "largest": list(self.largest), "warned": self.warned[:]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it back: what was said is not said again."""
+        self.looks.clear()
+        self.looks.extend(state_dict["looks"])
+        self.largest, self.warned = list(state_dict["largest"]), list(state_dict["warned"])
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks when due; all processes do, and the first one speaks."""
+        if trainer.global_step % self.every_n_steps or not isinstance(pl_module, GenerativeModel):
+            return
+        opponents = [name for name in pl_module.players if name != "generator"]
+        real = batch.x[: self.num_samples]
+        if "generator" not in pl_module.players or not opponents or not pl_module.can("sample") or len(real) < 2:
+            return
+        diversity = float(pl_module.averaged(self.diversity(pl_module, opponents, real)))
+        pl_module.report({"train/diversity": diversity})
+        norms = [_recorded(trainer, f"grad_norm_{name}") for name in opponents]
+        look = [
+            diversity,
+            _recorded(trainer, "acc_real"),
+            _recorded(trainer, "acc_fake"),
+            _recorded(trainer, "grad_norm_generator"),
+            max((norm for norm in norms if not math.isnan(norm)), default=math.nan),
+        ]
+        self.looks.append(look)
+        for i, norm in enumerate(look[3:]):
+            if norm > self.largest[i]:
+                self.largest[i] = norm
+        for verdict in self.verdicts():
+            if verdict not in self.warned:
+                self.warned.append(verdict)
+                if trainer.is_global_zero:
+                    log.warning("%s", self.words(verdict, pl_module, trainer.global_step))
+
+    @torch.no_grad()
+    def diversity(self, model: GenerativeModel, opponents: list[str], real: Tensor) -> Tensor:
+        """The ratio of mean distances, fakes over real samples; 1 where all real ones are the same.
+
+        Args:
+            model: Sampled from by latents of its own.
+            opponents: The generator's.
+            real: [N, ...].
+        """
+        stream = model.rng.get_state()
+        with preserved_random_states(), model.inference():
+            fake = model.sample(len(real), rng=torch.Generator().manual_seed(self.seed))
+            features = _features_of(model, opponents)
+            spread = [torch.pdist(features(x).flatten(1).float()).mean() for x in (fake, real.to(fake.dtype))]
+        model.rng.set_state(stream)
+        return torch.where(spread[1] > 0, spread[0] / spread[1], torch.ones_like(spread[1]))
+
+    def verdicts(self) -> list[str]:
+        """What all looks of a full window agree on; nothing while the window is not full."""
+        if len(self.looks) < self.window:
+            return []
+        diversity, acc_real, acc_fake, grad_generator, grad_opponent = zip(*self.looks, strict=True)
+        right = [(a + b) / 2 for a, b in zip(acc_real, acc_fake, strict=True)]
+        # A comparison with NaN is false: what a method does not record convicts nobody.
+        generator_still = all(norm < VANISHED * max(self.largest) for norm in grad_generator)
+        opponent_still = all(norm < VANISHED * self.largest[1] for norm in grad_opponent)
+        found = {
+            "collapse": all(ratio < COLLAPSED for ratio in diversity),
+            "discriminator": all(min(pair) >= SURE for pair in zip(acc_real, acc_fake, strict=True))
+            and generator_still,
+            "generator": all(share < WORSE_THAN_CHANCE for share in right)
+            or (all(share < CHANCE for share in right) and opponent_still),
+        }
+        return [verdict for verdict, holds in found.items() if holds]
+
+    def words(self, verdict: str, model: GenerativeModel, step: int) -> str:
+        """A warning: what was measured, and the switches of this method that the literature turns then."""
+        mean = {name: sum(look[i] for look in self.looks) / len(self.looks) for i, name in enumerate(VALUES)}
+        when = f"over the {(self.window - 1) * self.every_n_steps} iterations before {step}"
+        right = f"right on {mean['acc_real']:.0%} of real samples and {mean['acc_fake']:.0%} of fakes"
+        penalty = ["penalty=r1 (Mescheder et al., 2018)"] if hasattr(model, "penalty") else []
+        if verdict == "collapse":
+            what = (
+                f"The generator seems to have collapsed: its samples are {mean['diversity']:.2g} times as diverse as "
+            )
+            what += f"real ones, {when}."
+            cures = penalty + _taken(
+                model,
+                minibatch_discrimination="true (Salimans et al., 2016)",
+                packing="2 (PacGAN, Lin et al., 2018)",
+            )
+            cures += ["model=wgan_gp (Gulrajani et al., 2017)", "model=unrolled (Metz et al., 2017)"]
+        elif verdict == "discriminator":
+            what = f"The discriminator has won: it is {right}, {when}, and the generator's gradient has vanished."
+            cures = ["loss=non_saturating (Goodfellow et al., 2014)"] + penalty
+            cures += _taken(model, instance_noise="0.1 (Sønderby et al., 2017)", augment="true (Zhao et al., 2020)")
+            cures += ["model=wgan_gp (Gulrajani et al., 2017)"]
+        else:
+            what = f"The discriminator has given up: it is {right}, {when}."
+            cures = ["a higher learning rate of the discriminator (two time scales, Heusel et al., 2017)"]
+            cures += ["a larger one (network.*)", "several updates of it per iteration: model=wgan_gp model.n_critic=5"]
+        return f"{what} What others do about it: {'; '.join(cures)}."
+
+
+def _recorded(trainer: pl.Trainer, name: str) -> float:
+    """The value last written, NaN where there is none."""
+    return float(trainer.callback_metrics.get(f"train/{name}", math.nan))
+
+
+def _taken(model: GenerativeModel, **tricks: str) -> list[str]:
+    """Those of the switches that the method takes."""
+    return [f"tricks.{name}={value}" for name, value in tricks.items() if name in model.tricks_taken]
+
+
+def _features_of(model: GenerativeModel, opponents: list[str]) -> Any:
+    """The features of the first opponent that has some of each sample alone; else the samples themselves."""
+    owned = {id(p) for name in opponents for p in model.players[name]}
+    for network in model.children():
+        theirs = any(id(p) in owned for p in network.parameters())
+        coupled = any(getattr(module, "couples_samples", False) for module in network.modules())
+        if theirs and not coupled and callable(getattr(network, "features", None)):
+            return network.features
+    return torch.nn.Identity()
