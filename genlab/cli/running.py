@@ -129,6 +129,7 @@ def make_trainer(
 
     from genlab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CleanStop
     from genlab.callbacks.health import Rollbacks
+    from genlab.callbacks.profiler import Unprofiled
 
     config = parts.config
     _quiet()
@@ -162,6 +163,7 @@ def make_trainer(
             checkpoints,
         ],
         "default_root_dir": str(run_dir),
+        "profiler": Unprofiled(),
         "enable_progress_bar": False,  # ours is a callback
         "enable_model_summary": False,
         "enable_checkpointing": True,
