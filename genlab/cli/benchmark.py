@@ -37,7 +37,7 @@ LEAST_ROUNDS = 5
 ROUND_SECONDS = 0.25  # about what one contestant's turn takes
 PARTS_SECONDS = 2.0  # about what the timing of an iteration's parts takes
 WARM_SECONDS = 1.0  # that caches and allocators get
-IMAGES = 2000  # JPEGs in the race of data pipelines
+IMAGES = 5000  # JPEGs in the race of data pipelines
 BATCHES = 300  # of genlab's own, in one turn
 CONTROL = "plain again"
 

@@ -30,6 +30,7 @@ from genlab.errors import UserError
 _PROGRESS_FROM = 2000  # images; fewer are decoded before a bar could be read
 _PROCESSES_FROM = 16384  # images; fewer are decoded by the time that processes pay for their start
 _PROCESSES_LEAST = 3  # of two, each costs more processor time than a thread, and the wait is hardly shorter
+_THREADS_FROM = 4096  # bytes of a mean image; of smaller ones threads only take the interpreter lock from each other
 _CHUNK = 32  # images per task
 _MEMBER_LIMIT = 2**30  # bytes that one member of a zip may unpack to
 
@@ -174,7 +175,7 @@ def decode_all(entries: Sequence[ImageEntry], array: np.ndarray, workers: int) -
     """Decode into the rows of an array, in processes where there are many images, else in threads.
 
     Threads cost nothing to start and share large photographs' work well (PIL works outside the interpreter lock), but
-    the decoding of small images is mostly Python.
+    the decoding of small images is mostly Python: one thread is faster than two there.
 
     Args:
         entries: The images.
@@ -204,8 +205,10 @@ def decode_all(entries: Sequence[ImageEntry], array: np.ndarray, workers: int) -
     if many and not multiprocessing.current_process().daemon:  # a daemon may have no children
         payload = _pickled((entries, size, channels, Image.MAX_IMAGE_PIXELS))
     if payload is None:
+        small = sum(entry.stamp[0] for entry in entries) < _THREADS_FROM * len(entries)
+        threads = 1 if small else workers
         with strict_pil():
-            _drain(ThreadPoolExecutor(workers, "genlab-images"), here, len(entries), workers)
+            _drain(ThreadPoolExecutor(threads, "genlab-images"), here, len(entries), threads)
         return sorted(broken)
 
     def collect(result: tuple[int, np.ndarray, list[Broken]]) -> int:
