@@ -13,7 +13,7 @@ import pytest
 from genlab.cli.app import compose
 from genlab.cli.running import train
 from genlab.cli.runs import find_run, read_config
-from tests.cli.helpers import REPO, assert_identical, command, weights
+from tests.cli.helpers import REPO, assert_identical, command, main, weights
 
 FIVE = {
     "gan": ["model=gan"],
@@ -119,21 +119,20 @@ def test_time_limit(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_resume_auto_takes_the_newest_of_the_same_composition(tmp_path):
+def test_resume_auto_takes_the_newest_of_the_same_composition(tmp_path, monkeypatch, capsys):
     """Other seeds and other models are passed over; without any a new run starts."""
     short = [*SMALL, "trainer.max_steps=5", "callbacks=none", "logger=csv"]
     for extra in (["seed=1"], ["seed=2"], ["seed=1", "model=vae"]):
-        assert command([*short, *extra], tmp_path).returncode == 0
+        assert main(monkeypatch, *short, *extra) == 0
     runs = sorted(p for p in (tmp_path / "outputs").iterdir() if not p.is_symlink())
     longer = [*SMALL, "trainer.max_steps=8", "callbacks=none", "logger=csv", "seed=1"]
-    result = command([*longer, "resume=auto", "trainer.max_steps=8"], tmp_path)
-    assert result.returncode == 0, result.stderr
+    assert main(monkeypatch, *longer, "resume=auto") == 0
     assert (tmp_path / "outputs" / "latest").resolve() == runs[0].resolve()
     assert sorted(p for p in (tmp_path / "outputs").iterdir() if not p.is_symlink()) == runs
-    done = command([f"resume={runs[0]}"], tmp_path)
-    assert done.returncode == 2 and "already been trained" in done.stderr
-    new = command([*short, "seed=7", "resume=auto"], tmp_path)
-    assert new.returncode == 0 and "starting a new one" in new.stdout
+    assert main(monkeypatch, f"resume={runs[0]}") == 2
+    assert "already been trained" in capsys.readouterr().err
+    assert main(monkeypatch, *short, "seed=7", "resume=auto") == 0
+    assert "starting a new one" in capsys.readouterr().out
 
 
 def test_init_from_starts_anew_from_the_weights(tmp_path):
