@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from genlab.metrics.images import save_png
+from genlab.metrics.images import save_gif, save_png
 from genlab.models.base import GenerativeModel
 from genlab.pictures import beside, sample_picture, some_real
 from genlab.seeding import preserved_random_states
@@ -19,7 +19,10 @@ POINTS = 2500  # of two-dimensional data, where a picture of 64 says nothing
 
 
 class SampleGrid(Callback):
-    """Grids of samples (and reconstructions) as PNG in `grids/` and in TensorBoard; the newest is `samples.png` too."""
+    """Grids of samples (and reconstructions) as PNG in `grids/` and in TensorBoard; the newest is `samples.png` too.
+
+    Of a model that draws step by step, `samples.gif` shows how.
+    """
 
     def __init__(self, every_n_steps: int = 500, num_samples: int = 64, seed: int = 0) -> None:
         """Sets what is drawn.
@@ -51,6 +54,9 @@ class SampleGrid(Callback):
         if model.can("reconstruct") and spec.kind == "image":
             x = some_real(data, min(self.num_samples, 32)).to(model.device)
             pictures["reconstructions"] = sample_picture(spec, beside(x, model.reconstruct(x)))
+        if model.can("frames") and spec.kind == "image":
+            steps = model.frames(self.num_samples, rng=torch.Generator().manual_seed(self.seed))
+            save_gif(folder / "samples.gif", [sample_picture(spec, x) for x in steps])
         for name, picture in pictures.items():
             save_png(folder / "grids" / f"{name}_{step:07d}.png", picture)
             save_png(folder / f"{name}.png", picture)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from genlab.metrics.features import Extractor
     from genlab.models.base import GenerativeModel
 
-WHAT = ("interpolations", "mirror", "traversals", "reconstructions", "neighbours", "latent_map")
+WHAT = ("interpolations", "mirror", "traversals", "reconstructions", "neighbours", "latent_map", "frames")
 HELP = """genlab-visualize: look into a trained model; the pictures go to RUN/pictures/.
 
   genlab-visualize run=outputs/latest                      all that the model can show
@@ -36,6 +36,7 @@ What
   reconstructions   test images beside what the model makes of them
   neighbours        samples beside the training images nearest to them, in pixels and in features
   latent_map        codes of the test set, coloured by class; their first two principal components beyond two
+  frames            how samples come about, step by step (DRAW's canvas, a Gibbs chain)
   all               each of these that fits the model and the data
 
 Keys: run, what (all), n (8: rows), seed (0), split (test), steps (500: of the search for latents),
@@ -55,7 +56,7 @@ DEFAULTS: dict[str, Any] = {
     "device": "cpu",
     "allow_targets": [],
 }
-FRAMES = 10  # of an interpolation
+FRAMES = 10  # of an interpolation, and of samples step by step at most
 VALUES = 11  # of a traversal
 STARTS = 1024  # prior draws that a search for latents starts from
 ACTIVE = 0.01  # variance of a code, Burda et al. (2016)
@@ -380,6 +381,21 @@ class Looks:
             f"of {len(unseen)} {self.options['split']} images; 0 is a copy.{why_not}"
         )
         return image_sheet(columns, f"{self.name}: samples and their nearest training images", note, labels)
+
+    def frames(self) -> np.ndarray:
+        """Rows of samples at the steps in which they come about."""
+        import torch
+
+        from genlab.sheets import image_sheet
+
+        self.need("frames", "frames")
+        self.need_images("frames")
+        self.rng.manual_seed(self.options["seed"])
+        x = self.model.frames(self.n, rng=self.rng).cpu().transpose(0, 1)
+        last = x.shape[1] - 1
+        shown = torch.linspace(0, last, min(last + 1, FRAMES)).round().long()
+        note = f"Each row: one sample at steps {', '.join(map(str, shown.tolist()))}."
+        return image_sheet([("", self.images(x[:, shown]))], f"{self.name}: step by step", note)
 
     def _gathered(self, store: ArrayStore, rows: Tensor, places: Tensor, n: int) -> Tensor:
         """The images at the first n rows of places [N, k] among the chosen rows of a store, uint8 [n, k, C, H, W]."""

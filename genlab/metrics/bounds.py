@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.metrics.ais import ais, ais_scores, can_anneal
+from genlab.metrics.ais import ais, ais_scores, can_anneal, partition_scores
 from genlab.metrics.cards import kind_of
 from genlab.metrics.judge import Data, Judge
 from genlab.metrics.likelihood import (
@@ -110,6 +110,12 @@ class LikelihoodJudge(Judge):
             found = self.bounds(model, batches, support, valid, data.spec.kind)
             self.cards["likelihood"] = {**self.common(model, data, split), **found.card}
             scores |= found
+        if split == "test" and valid and self.ais_steps and callable(getattr(model, "log_partition", None)):
+            log_w = model.log_partition(self.ais_steps, self.ais_samples, stream(self.seed, 0))
+            log_p = torch.cat([model.log_unnormalised(x.to(model.device)) for x in batches])
+            of_z = partition_scores(log_w, log_p, self.ais_steps)
+            self.cards["likelihood"] = {**self.common(model, data, split), "n_real": len(log_p), **of_z.card}
+            scores |= of_z
         return scores
 
     def terms(self, model: Objective, batches: list[Tensor]) -> dict[str, float]:
@@ -150,6 +156,8 @@ class LikelihoodJudge(Judge):
                 error = f" ± {values[f'{name}_se']:.2g}" if f"{name}_se" in values else ""
                 of = f"{card['n_real']} test samples" if card else "test samples"
                 rows.append((name, f"{value:.4g}{error} nats  ({of})"))
+        if "log_z" in values:
+            rows.append(("log Z", f"{values['log_z']:.5g} ± {values['log_z_se']:.2g} nats  (annealed, no bound)"))
         if "bits_per_dim" in values:
             rows.append(("bits/dim", f"{values['bits_per_dim']:.4g}"))
         if "active_units" in values:

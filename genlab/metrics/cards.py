@@ -56,6 +56,7 @@ TITLES = {  # in the order of tables
     "ais": "annealed estimate, nats",
     "ais_ess": "its effective chains",
     "ais_acceptance": "its acceptance",
+    "log_z": "log Z, annealed",
     "active_units": "active units",
     "bits_per_dim": "bits/dim",
     "recon_mse": "reconstruction MSE",

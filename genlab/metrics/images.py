@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,3 +90,24 @@ def save_png(path: str | os.PathLike[str], array: "np.ndarray") -> Path:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return write_atomic(path, lambda file: Image.fromarray(array).save(file, format="png"))
+
+
+def save_gif(path: str | os.PathLike[str], frames: "Sequence[np.ndarray]", seconds: float = 3.0) -> Path:
+    """Write uint8 pictures [H, W, 3] of one size as an endless animation, whole or not at all; folders are made.
+
+    Args:
+        path: Where to write.
+        frames: The pictures, at least one; the last is held for a second.
+        seconds: What the others take together (a frame takes at least 0.02 s, the least that viewers show).
+    """
+    from PIL import Image
+
+    if not frames:
+        raise ValueError("save_gif needs at least one frame.")
+    each = max(20, round(1000 * seconds / max(1, len(frames) - 1)))
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    times = [each] * len(others) + [1000]
+    return write_atomic(
+        path,
+        lambda file: first.save(file, format="gif", save_all=True, append_images=others, duration=times, loop=0),
+    )

@@ -59,6 +59,7 @@ CAPABILITIES = (
     "sample_posterior",
     "score_logits",
     "translate",
+    "frames",
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -262,8 +263,8 @@ class GenerativeModel(pl.LightningModule):
     `encode(x)`, `decode(z)`, `reconstruct(x)`, `log_joint(x, z)`, `log_prior(z)`,
     `sample_posterior(x, k, rng) -> z [k, N, Z], log_q [k, N]` (these three give importance-weighted bounds),
     `sample_prior(n, rng) -> z [n, Z]` (of continuous latents: with the first two it gives annealed estimates),
-    `score_logits(x)`, `translate(x)`, each marked with `@inference`. Scripts, samplers and callbacks ask `can(...)`,
-    never for names of methods.
+    `score_logits(x)`, `translate(x)`, `frames(n, rng) -> [T, n, ...]` (how samples come about, step by step), each
+    marked with `@inference`. Scripts, samplers and callbacks ask `can(...)`, never for names of methods.
 
     Attributes:
         ema_modules: Names of the submodules whose moving average is kept, sampled from and judged.
@@ -296,6 +297,7 @@ class GenerativeModel(pl.LightningModule):
         sample_posterior: Callable[..., tuple[Tensor, Tensor]]
         score_logits: Callable[..., Tensor]
         translate: Callable[..., Tensor]
+        frames: Callable[..., Tensor]
 
     def __init__(self) -> None:
         super().__init__()

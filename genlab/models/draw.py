@@ -1,0 +1,196 @@
+"""DRAW: a variational autoencoder that looks and draws several times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.errors import UserError
+from genlab.losses.divergences import kl_standard_normal
+from genlab.losses.likelihoods import Likelihood
+from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.networks.draw import Reader, Writer
+from genlab.networks.init import check_positive
+from genlab.networks.posteriors import DiagonalGaussian, log_standard_normal
+
+
+class Unrolled(NamedTuple):
+    """What all T steps left.
+
+    Attributes:
+        canvases: c_1 .. c_T, raw outputs as the likelihood wants them, [N, *shape] each.
+        latents: z_1 .. z_T, [N, Z] each.
+        posteriors: What they were drawn from, q(z_t | x, z_1 .. z_{t-1}); none where they were given.
+    """
+
+    canvases: list[Tensor]
+    latents: list[Tensor]
+    posteriors: list[DiagonalGaussian]
+
+
+class DRAW(GenerativeModel):
+    """Deep recurrent attentive writer. Gregor et al. (2015), arXiv:1502.04623, Eq. 3 to 12, 17, 18 and 21 to 29.
+
+    At each of T steps the encoder reads the image and the error of the canvas so far, a latent is drawn, and the
+    decoder adds to the canvas; the last canvas is what the likelihood takes. -ELBO = -E log p(x | c_T) + sum_t KL(q(z_t
+    | x, z_<t) || N(0, I)). Latents are those of all steps, side by side: [N, T * Z]. The first canvas is learned; the
+    recurrent states start at zero.
+    """
+
+    ema_modules = ("reader", "writer", "encoder", "decoder", "posterior", "canvas", "likelihood")
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        likelihood: Likelihood,
+        steps: int,
+        latent_dim: int,
+        hidden: int,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        read_size: int | None = 2,
+        write_size: int | None = 5,
+        clip: float | None = 10.0,
+    ) -> None:
+        """Builds the networks.
+
+        Args:
+            shape: (C, H, W) of the images.
+            likelihood: What the last canvas means; its raw outputs have the shape of the images.
+            steps: T.
+            latent_dim: Z, numbers drawn at each step.
+            hidden: Length of both recurrent states.
+            optimizer: Makes the optimizer from all parameters.
+            scheduler: Makes the learning-rate schedule, stepped once per iteration.
+            read_size: Filters along each side of the window that is read through; None to read the whole image.
+            write_size: The same of the window that is written through.
+            clip: Largest gradient norm of an update; None for the run's `optim.clip`.
+
+        Raises:
+            UserError: If a size is not positive, the data are no images, or the likelihood wants other raw outputs.
+        """
+        super().__init__()
+        for key, value, cure in (("steps", steps, "16"), ("latent_dim", latent_dim, "16"), ("hidden", hidden, "256")):
+            check_positive(f"model.{key}", value, cure)
+        if len(shape) != 3:
+            raise UserError(f"model=draw draws images, got data of shape {list(shape)}. Try data=digits.")
+        if getattr(likelihood, "raw_shape", None) is not None or not _fits(likelihood, shape):
+            raise UserError("The canvas of model=draw has the images' own shape. Try likelihood=bernoulli or gaussian.")
+        self.shape, self.steps, self.step_dim = tuple(int(n) for n in shape), steps, latent_dim
+        self.latent_dim, self.hidden, self.likelihood = steps * latent_dim, hidden, likelihood
+        self.reader, self.writer = Reader(shape, hidden, read_size), Writer(shape, hidden, write_size)
+        self.encoder = nn.LSTMCell(self.reader.features + hidden, hidden)
+        self.posterior = nn.Linear(hidden, 2 * latent_dim)
+        self.decoder = nn.LSTMCell(latent_dim, hidden)
+        self.canvas = nn.ParameterDict({"start": nn.Parameter(torch.zeros(self.shape))})
+        networks = [self.reader, self.writer, self.encoder, self.posterior, self.decoder, self.canvas, likelihood]
+        self.add_player("draw", networks, optimizer, scheduler, clip)
+
+    def initialise(self, batches: Iterator[Batch]) -> None:
+        """Starts the first canvas at the mean sample."""
+        x = torch.cat([next(batches).x for _ in range(8)])
+        self.canvas["start"].copy_(self.likelihood.visible_bias(x))
+
+    def unroll(self, noise: Tensor, x: Tensor | None = None) -> Unrolled:
+        """All steps, from the first canvas on.
+
+        Args:
+            noise: [N, T * Z]: standard normal draws that are made latents of the posteriors; without `x`, the latents
+                themselves.
+            x: Images [N, *shape] to read; None where the latents are known.
+        """
+        zeros = noise.new_zeros(len(noise), self.hidden)
+        state, encoder, decoder = zeros, (zeros, zeros), (zeros, zeros)
+        canvas = self.canvas["start"].expand(len(noise), *self.shape)
+        done = Unrolled([], [], [])
+        for z in noise.split(self.step_dim, dim=1):
+            if x is not None:
+                seen = self.reader(x, x - self.likelihood.mean(canvas), state)
+                encoder = self.encoder(torch.cat([seen, state], dim=1), encoder)
+                mu, logvar = self.posterior(encoder[0]).chunk(2, dim=1)
+                q = DiagonalGaussian(mu, logvar)
+                done.posteriors.append(q)
+                z = q.rsample(z)
+            decoder = self.decoder(z, decoder)
+            state = decoder[0]
+            canvas = canvas + self.writer(state)
+            done.canvases.append(canvas)
+            done.latents.append(z)
+        return done
+
+    @inference
+    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """E[x | z] of latents from the prior, [n, *shape]."""
+        return self.decode(self.noise(n, rng))
+
+    @inference
+    def frames(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """How n samples come about: the canvas before the first step and after each, [T + 1, n, *shape]."""
+        start = self.canvas["start"].expand(n, *self.shape)
+        return torch.stack([self.likelihood.mean(c) for c in (start, *self.unroll(self.noise(n, rng)).canvases)])
+
+    @inference
+    def encode(self, x: Tensor) -> Tensor:
+        """Latents of all steps [N, T * Z], each the mean of its posterior given those before."""
+        return torch.cat(self.unroll(x.new_zeros(len(x), self.latent_dim), x).latents, dim=1)
+
+    @inference
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x | z] of the latents of all steps [N, T * Z]."""
+        return self.likelihood.mean(self.unroll(z).canvases[-1])
+
+    @inference
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x | z] where each latent is the mean of its posterior."""
+        return self.likelihood.mean(self.unroll(x.new_zeros(len(x), self.latent_dim), x).canvases[-1])
+
+    @inference
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x, z), [N] nats, of the latents of all steps [N, T * Z]."""
+        return self.likelihood.log_prob(x, self.unroll(z).canvases[-1]) + log_standard_normal(z)
+
+    @inference
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log N(z; 0, I), [N] nats."""
+        return log_standard_normal(z)
+
+    @inference
+    def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """The latents of all steps from N(0, I), [n, T * Z]."""
+        return self.noise(n, rng)
+
+    @inference
+    def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """k draws of all steps' latents and their log q: [k, N, T * Z] and [k, N] nats."""
+        eps = self.randn(k * len(x), self.latent_dim, rng=rng)
+        repeated = x.unsqueeze(0).expand(k, *x.shape).flatten(0, 1)
+        done = self.unroll(eps, repeated)
+        log_q = torch.stack([q.log_prob(z) for q, z in zip(done.posteriors, done.latents, strict=True)]).sum(dim=0)
+        return torch.cat(done.latents, dim=1).unflatten(0, (k, len(x))), log_q.unflatten(0, (k, len(x)))
+
+    def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
+        """What is minimised on a batch, `loss` = -ELBO, and its terms; `kl` is the sum over steps. Eq. 10 to 12."""
+        done = self.unroll(self.randn(len(x), self.latent_dim, rng=rng), x)
+        recon = -self.likelihood.log_prob(x, done.canvases[-1]).mean()
+        kl = torch.stack([kl_standard_normal(*q) for q in done.posteriors]).sum(dim=0).mean()
+        return {"loss": recon + kl, "recon": recon, "kl": kl, "elbo": -(recon + kl)}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Minimise -log p(x | c_T) + sum_t KL(q_t || N(0, I)), z_t = mu_t + sigma_t eps_t."""
+        with self.turn("draw") as draw:
+            terms = self.objective(batch.x)
+            draw.minimise(terms["loss"])
+        self.record(**terms)
+
+
+def _fits(likelihood: Likelihood, shape: Sequence[int]) -> bool:
+    """Whether raw outputs of this shape are images of it."""
+    try:
+        bias = likelihood.visible_bias(torch.zeros(2, *shape))
+    except (RuntimeError, ValueError, NotImplementedError):
+        return False
+    return tuple(bias.shape) == tuple(shape)
