@@ -33,6 +33,7 @@ PARTS = (
     "posterior",
     "kl",
     "penalty",
+    "adversary",
     "network",
 )  # what a model is composed of, each a group
 GROUPS = ("model", *PARTS, "data", "metrics")

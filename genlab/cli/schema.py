@@ -100,6 +100,7 @@ class TrainConfig:
     posterior: Any = None
     kl: Any = None
     penalty: Any = None
+    adversary: Any = None
     metrics: Any = None
     callbacks: Any = None
     logger: Any = None
@@ -144,6 +145,8 @@ def register() -> None:
     ConfigStore.instance().store("train_schema", TrainConfig)
     OmegaConf.register_new_resolver("genlab.image_shape", image_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.times", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("genlab.plus", lambda a, b: (a or 0) + (b or 0), replace=True)
+    OmegaConf.register_new_resolver("genlab.where", lambda condition, a, b: a if condition else b, replace=True)
     OmegaConf.register_new_resolver("genlab.logistic_mixture_shape", logistic_mixture_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.feature_shape", feature_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.stamp", processes.stamp, replace=True, use_cache=True)

@@ -23,9 +23,20 @@ class AdversarialLoss(Drawing):
 
     needs_lipschitz: ClassVar[bool] = False
 
-    @abstractmethod
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """The discriminator's loss, a scalar, from logits [N] on real and [M] on fake samples."""
+        """The discriminator's loss, a scalar, from logits [N] on real and [M] on fake samples: the sum of both parts.
+
+        The parts have names of their own for games with more than one kind of fakes.
+        """
+        return self.real(logits_real) + self.fake(logits_fake)
+
+    @abstractmethod
+    def real(self, logits: Tensor) -> Tensor:
+        """What real samples add to the discriminator's loss, a scalar, from logits [N]."""
+
+    @abstractmethod
+    def fake(self, logits: Tensor) -> Tensor:
+        """What fakes add to it, a scalar, from logits [M]."""
 
     @abstractmethod
     def generator(self, logits_fake: Tensor) -> Tensor:
@@ -77,15 +88,19 @@ class NonSaturating(AdversarialLoss):
             labels = torch.where(self.rand(n).to(like) < self.flip, drawn, labels)
         return labels
 
-    def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """-E log D(x) - E log(1 - D(G(z))): log 4 - 2 JSD at the optimum; cross-entropies with softened labels."""
-        if (self.real_labels, self.fake_labels, self.flip) != ((1.0, 1.0), (0.0, 0.0), 0.0):
-            real = self.labels(len(logits_real), logits_real, self.real_labels, self.fake_labels)
-            fake = self.labels(len(logits_fake), logits_fake, self.fake_labels, self.real_labels)
-            return (F.softplus(logits_real) - real * logits_real).mean() + (
-                F.softplus(logits_fake) - fake * logits_fake
-            ).mean()
-        return F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean()  # -log sigmoid(l) = softplus(-l)
+    def real(self, logits: Tensor) -> Tensor:
+        """-E log D(x), and with fakes log 4 - 2 JSD at the optimum; a cross-entropy with softened labels."""
+        if self.flip == 0 and self.real_labels == (1.0, 1.0):
+            return F.softplus(-logits).mean()  # -log sigmoid(l) = softplus(-l)
+        labels = self.labels(len(logits), logits, self.real_labels, self.fake_labels)
+        return (F.softplus(logits) - labels * logits).mean()
+
+    def fake(self, logits: Tensor) -> Tensor:
+        """-E log(1 - D(G(z))); a cross-entropy with softened labels."""
+        if self.flip == 0 and self.fake_labels == (0.0, 0.0):
+            return F.softplus(logits).mean()
+        labels = self.labels(len(logits), logits, self.fake_labels, self.real_labels)
+        return (F.softplus(logits) - labels * logits).mean()
 
     def generator(self, logits_fake: Tensor) -> Tensor:
         """-E log D(G(z)); its gradient in a logit is -(1 - D), alive where D is sure of a fake."""
@@ -114,9 +129,13 @@ class LeastSquares(AdversarialLoss):
         super().__init__()
         self.a, self.b, self.c = a, b, c
 
-    def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """E (D(x) - b)^2 / 2 + E (D(G(z)) - a)^2 / 2."""
-        return 0.5 * (logits_real - self.b).square().mean() + 0.5 * (logits_fake - self.a).square().mean()
+    def real(self, logits: Tensor) -> Tensor:
+        """E (D(x) - b)^2 / 2."""
+        return 0.5 * (logits - self.b).square().mean()
+
+    def fake(self, logits: Tensor) -> Tensor:
+        """E (D(G(z)) - a)^2 / 2."""
+        return 0.5 * (logits - self.a).square().mean()
 
     def generator(self, logits_fake: Tensor) -> Tensor:
         """E (D(G(z)) - c)^2 / 2."""
@@ -126,9 +145,13 @@ class LeastSquares(AdversarialLoss):
 class Hinge(AdversarialLoss):
     """The margin loss of Lim & Ye (2017), arXiv:1705.02894, and Miyato et al. (2018), arXiv:1802.05957, Eq. 16-17."""
 
-    def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """E max(0, 1 - D(x)) + E max(0, 1 + D(G(z)))."""
-        return F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean()
+    def real(self, logits: Tensor) -> Tensor:
+        """E max(0, 1 - D(x))."""
+        return F.relu(1 - logits).mean()
+
+    def fake(self, logits: Tensor) -> Tensor:
+        """E max(0, 1 + D(G(z)))."""
+        return F.relu(1 + logits).mean()
 
     def generator(self, logits_fake: Tensor) -> Tensor:
         """-E D(G(z))."""
@@ -143,9 +166,13 @@ class Wasserstein(AdversarialLoss):
 
     needs_lipschitz = True
 
-    def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """E f(G(z)) - E f(x): minus the estimated distance."""
-        return logits_fake.mean() - logits_real.mean()
+    def real(self, logits: Tensor) -> Tensor:
+        """-E f(x)."""
+        return -logits.mean()
+
+    def fake(self, logits: Tensor) -> Tensor:
+        """E f(G(z)); with the other part, minus the estimated distance."""
+        return logits.mean()
 
     def generator(self, logits_fake: Tensor) -> Tensor:
         """-E f(G(z))."""

@@ -99,9 +99,13 @@ class FGAN(AdversarialLoss):
         """F, a scalar: a lower bound of D_f(P || Q) in expectation."""
         return self.activation(logits_real).mean() - self.conjugate_of_activation(logits_fake).mean()
 
-    def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """-F."""
-        return -self.bound(logits_real, logits_fake)
+    def real(self, logits: Tensor) -> Tensor:
+        """-E T; the other part makes it -F."""
+        return -self.activation(logits).mean()
+
+    def fake(self, logits: Tensor) -> Tensor:
+        """E f*(T)."""
+        return self.conjugate_of_activation(logits).mean()
 
     def generator(self, logits_fake: Tensor) -> Tensor:
         """-E f*(T) with `saddle`, else -E T."""

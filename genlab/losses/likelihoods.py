@@ -19,10 +19,12 @@ class Likelihood(nn.Module):
         kinds: The kinds of data it is a distribution of.
         support: What it gives mass or density to: "binary" (-1 and 1 alone), "levels" (the 256 values of a byte) or
             "real" (a density). Evaluation asks it, to call no figure a likelihood that is none.
+        differentiable: Whether `mean` has a gradient in the decoder's output.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "points")
     support: str = "real"
+    differentiable: bool = True
 
     @abstractmethod
     def log_prob(self, x: Tensor, raw: Tensor) -> Tensor:

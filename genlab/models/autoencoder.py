@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
-from genlab.networks.init import start_output_bias
+from genlab.models.base import OptimizerFactory, SchedulerFactory
+from genlab.models.capabilities import Coding
 
 
-class Autoencoder(GenerativeModel):
+class Autoencoder(Coding):
     """Deep autoencoder. Hinton & Salakhutdinov (2006), Science 313, without the pre-training of their networks.
 
     The reconstruction error is -log p(x | code) of a likelihood: squared error for a Gaussian, cross-entropy for a
@@ -52,26 +50,6 @@ class Autoencoder(GenerativeModel):
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim = latent_dim
         self.add_player("autoencoder", [encoder, decoder, likelihood], optimizer, scheduler)
-
-    def initialise(self, batches: Iterator[Batch]) -> None:
-        """Starts the decoder's output bias at the mean sample."""
-        x = torch.cat([next(batches).x for _ in range(8)])
-        start_output_bias(self.decoder, self.likelihood.visible_bias(x))
-
-    @inference
-    def encode(self, x: Tensor) -> Tensor:
-        """Codes [N, latent_dim] of samples [N, ...]."""
-        return self.encoder(x)
-
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """E[x | code], in the range of the data."""
-        return self.likelihood.mean(self.decoder(z))
-
-    @inference
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x | code] of each sample's code."""
-        return self.likelihood.mean(self.decoder(self.encoder(x)))
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
         """The reconstruction error, `loss`, in nats, and the squared one; both summed over a sample."""

@@ -7,17 +7,18 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.energy import BoundaryEquilibrium
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Generating
 
 
-class BEGAN(GenerativeModel):
+class BEGAN(Generating):
     """Boundary equilibrium GAN. Berthelot, Schumm & Metz (2017), arXiv:1703.10717, section 3.
 
     Both players move at once, on gradients of the same networks; the learning rate falls when the measure of
     convergence `m_global` stalls.
     """
 
-    tricks_taken = (*GenerativeModel.tricks_taken, "replay")
+    tricks_taken = (*Generating.tricks_taken, "replay")
     ema_modules = ("generator",)
     latent_prior = "uniform"
 
@@ -59,16 +60,6 @@ class BEGAN(GenerativeModel):
     def energy(self, x: Tensor) -> Tensor:
         """L(x), the autoencoder's error on each sample, [N]."""
         return self.loss.energy(x, self.discriminator(x))
-
-    @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws G(z), [n, ...]."""
-        return self.generator(self.noise(n, rng))
-
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """G(z) of latents [N, latent_dim]."""
-        return self.generator(z)
 
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:

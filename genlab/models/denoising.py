@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -11,14 +10,14 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
-from genlab.networks.init import start_output_bias
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Coding
 
 CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper")
 DARK = -1.0  # what a masked pixel shows
 
 
-class DenoisingAutoencoder(GenerativeModel):
+class DenoisingAutoencoder(Coding):
     """Denoising autoencoder. Vincent et al. (2010), JMLR 11; drawn from as in Bengio et al. (2013), arXiv:1305.6663.
 
     The clean sample is predicted from a corrupted one: minimise -log p(x | encoder(x~)), x~ ~ C(x~ | x). The chain
@@ -73,11 +72,6 @@ class DenoisingAutoencoder(GenerativeModel):
         self.latent_dim, self.corruption, self.level, self.chain_steps = latent_dim, corruption, level, chain_steps
         self.add_player("autoencoder", [encoder, decoder, likelihood], optimizer, scheduler)
 
-    def initialise(self, batches: Iterator[Batch]) -> None:
-        """Starts the decoder's output bias at the mean sample."""
-        x = torch.cat([next(batches).x for _ in range(8)])
-        start_output_bias(self.decoder, self.likelihood.visible_bias(x))
-
     def corrupt(self, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """x~ ~ C(x~ | x), [N, ...]."""
         if self.corruption == "gaussian":
@@ -97,21 +91,6 @@ class DenoisingAutoencoder(GenerativeModel):
             raw = self.decoder(self.encoder(self.corrupt(x, rng)))
             x = self.likelihood.sample(raw, rng)
         return self.likelihood.mean(raw)
-
-    @inference
-    def encode(self, x: Tensor) -> Tensor:
-        """Codes [N, latent_dim] of clean samples [N, ...]."""
-        return self.encoder(x)
-
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """E[x | code], in the range of the data."""
-        return self.likelihood.mean(self.decoder(z))
-
-    @inference
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """What it makes of samples as they are."""
-        return self.likelihood.mean(self.decoder(self.encoder(x)))
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
         """-log p(x | encoder(x~)), `loss`, in nats, and the squared error of the clean sample's prediction."""

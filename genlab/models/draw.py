@@ -12,7 +12,8 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.divergences import kl_standard_normal
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.adversary import Adversary, Opposable
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
 from genlab.networks.draw import Reader, Writer
 from genlab.networks.init import check_positive
 from genlab.networks.posteriors import DiagonalGaussian, log_standard_normal
@@ -32,7 +33,7 @@ class Unrolled(NamedTuple):
     posteriors: list[DiagonalGaussian]
 
 
-class DRAW(GenerativeModel):
+class DRAW(Opposable):
     """Deep recurrent attentive writer. Gregor et al. (2015), arXiv:1502.04623, Eq. 3 to 12, 17, 18 and 21 to 29.
 
     At each of T steps the encoder reads the image and the error of the canvas so far, a latent is drawn, and the
@@ -55,6 +56,7 @@ class DRAW(GenerativeModel):
         read_size: int | None = 2,
         write_size: int | None = 5,
         clip: float | None = 10.0,
+        adversary: Adversary | None = None,
     ) -> None:
         """Builds the networks.
 
@@ -69,6 +71,7 @@ class DRAW(GenerativeModel):
             read_size: Filters along each side of the window that is read through; None to read the whole image.
             write_size: The same of the window that is written through.
             clip: Largest gradient norm of an update; None for the run's `optim.clip`.
+            adversary: What it must deceive beside its objective; None for nobody.
 
         Raises:
             UserError: If a size is not positive, the data are no images, or the likelihood wants other raw outputs.
@@ -89,6 +92,7 @@ class DRAW(GenerativeModel):
         self.canvas = nn.ParameterDict({"start": nn.Parameter(torch.zeros(self.shape))})
         networks = [self.reader, self.writer, self.encoder, self.posterior, self.decoder, self.canvas, likelihood]
         self.add_player("draw", networks, optimizer, scheduler, clip)
+        self.oppose(adversary)
 
     def initialise(self, batches: Iterator[Batch]) -> None:
         """Starts the first canvas at the mean sample."""
@@ -172,6 +176,10 @@ class DRAW(GenerativeModel):
         log_q = torch.stack([q.log_prob(z) for q, z in zip(done.posteriors, done.latents, strict=True)]).sum(dim=0)
         return torch.cat(done.latents, dim=1).unflatten(0, (k, len(x))), log_q.unflatten(0, (k, len(x)))
 
+    def imitate(self, x: Tensor) -> Tensor:
+        """The last canvases of as many latents from the prior as there are samples in x [N, ...]."""
+        return self.likelihood.mean(self.unroll(self.noise(len(x))).canvases[-1])
+
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
         """What is minimised on a batch, `loss` = -ELBO, and its terms; `kl` is the sum over steps. Eq. 10 to 12."""
         done = self.unroll(self.randn(len(x), self.latent_dim, rng=rng), x)
@@ -181,9 +189,10 @@ class DRAW(GenerativeModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise -log p(x | c_T) + sum_t KL(q_t || N(0, I)), z_t = mu_t + sigma_t eps_t."""
+        self.play_adversary(batch.x)
         with self.turn("draw") as draw:
             terms = self.objective(batch.x)
-            draw.minimise(terms["loss"])
+            draw.minimise(terms["loss"] + self.deception(batch.x))
         self.record(**terms)
 
 

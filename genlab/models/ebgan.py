@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.energy import Margin, pulling_away
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Generating
 
 
-class EBGAN(GenerativeModel):
+class EBGAN(Generating):
     """Energy-based GAN. Zhao, Mathieu & LeCun (2017), arXiv:1609.03126, sections 2.1 to 2.4.
 
     In its first `pretrain_steps` iterations the discriminator learns to reconstruct real samples, alone: energies mean
     little before. With `pt_weight` it is EBGAN-PT, whose generator also spreads the codes of its batch.
     """
 
-    tricks_taken = (*GenerativeModel.tricks_taken, "replay")
+    tricks_taken = (*Generating.tricks_taken, "replay")
     ema_modules = ("generator",)
 
     def __init__(
@@ -67,16 +67,6 @@ class EBGAN(GenerativeModel):
     def energy(self, x: Tensor) -> Tensor:
         """D(x), the autoencoder's squared error on each sample, [N]."""
         return self.loss.energy(x, self.discriminator(x))
-
-    @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws G(z), [n, ...]."""
-        return self.generator(self.noise(n, rng))
-
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """G(z) of latents [N, latent_dim]."""
-        return self.generator(z)
 
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.penalties import Penalty, check_one_of_each_sample
-from genlab.models.base import ALL_TRICKS, GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import ALL_TRICKS, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Generating
 
 
-class GAN(GenerativeModel):
+class GAN(Generating):
     """Generative adversarial network. Goodfellow et al. (2014), arXiv:1406.2661, Algorithm 1 with k = 1.
 
     The objective is `loss`: with `non_saturating` and the networks of Radford et al. (2015), arXiv:1511.06434, this is
@@ -56,16 +56,6 @@ class GAN(GenerativeModel):
         self.latent_dim = latent_dim
         self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
         self.add_player("generator", generator, g_optimizer, g_scheduler)
-
-    @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws G(z), [n, ...]."""
-        return self.generator(self.noise(n, rng))
-
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """G(z) of latents [N, latent_dim]."""
-        return self.generator(z)
 
     @inference
     def score_logits(self, x: Tensor) -> Tensor:

@@ -13,11 +13,12 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.divergences import kl_uniform_categorical
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.adversary import Adversary, Opposable
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
 from genlab.networks.init import start_output_bias
 
 
-class CategoricalVAE(GenerativeModel):
+class CategoricalVAE(Opposable):
     """Categorical VAE. Jang, Gu & Poole (2017), arXiv:1611.01144; Maddison, Mnih & Teh (2017), arXiv:1611.00712.
 
     q(z | x) is `variables` independent categoricals of `classes` classes each, p(z) is uniform. Training draws relaxed
@@ -43,6 +44,7 @@ class CategoricalVAE(GenerativeModel):
         anneal_every: int = 1000,
         straight_through: bool = False,
         encoder_features: int | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         """Joins encoder and decoder.
 
@@ -61,6 +63,7 @@ class CategoricalVAE(GenerativeModel):
             anneal_every: tau changes every so many iterations.
             straight_through: The decoder sees hard draws, gradients take the relaxed ones' way.
             encoder_features: Width of the encoder's output, which the networks ask for.
+            adversary: What it must deceive beside its objective; None for nobody.
 
         Raises:
             UserError: If a size or a temperature is out of its range.
@@ -81,6 +84,7 @@ class CategoricalVAE(GenerativeModel):
         self.annealing_rate, self.anneal_every = annealing_rate, anneal_every
         self.straight_through = straight_through
         self.add_player("vae", [encoder, decoder, likelihood], optimizer, scheduler)
+        self.oppose(adversary)
 
     def initialise(self, batches: Iterator[Batch]) -> None:
         """Starts the decoder's output bias at the mean sample."""
@@ -147,6 +151,10 @@ class CategoricalVAE(GenerativeModel):
         z = self.one_hot(log_pi + self.gumbel(k * len(x), rng).unflatten(0, (k, len(x))))
         return z, (z * log_pi.flatten(1)).sum(dim=-1)
 
+    def imitate(self, x: Tensor) -> Tensor:
+        """E[x | z] of as many one-hot vectors from the prior as there are samples in x [N, ...]."""
+        return self.likelihood.mean(self.decoder(self.noise(len(x))))
+
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
         """What is minimised, `loss`, with its terms; minus it is `relaxed`. In eval mode also the `elbo`."""
         log_pi, gumbel = self.logits(x), self.gumbel(len(x), rng)
@@ -164,7 +172,8 @@ class CategoricalVAE(GenerativeModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Section 3: minimise -E log p(x | z) + KL(q(z | x) || p(z)), z relaxed at temperature tau."""
+        self.play_adversary(batch.x)
         with self.turn("vae") as vae:
             terms = self.objective(batch.x)
-            vae.minimise(terms["loss"])
+            vae.minimise(terms["loss"] + self.deception(batch.x))
         self.record(temperature=self.temperature, **terms)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.information import categorical_information, gaussian_information
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Generating
 from genlab.networks.init import feature_count
 
 
-class InfoGAN(GenerativeModel):
+class InfoGAN(Generating):
     """Information-maximising GAN. Chen et al. (2016), arXiv:1606.03657, Eq. 6.
 
     A latent is noise, then a category as a one-hot vector, then continuous codes. Q guesses category and codes from the
@@ -24,7 +25,7 @@ class InfoGAN(GenerativeModel):
     features it shares learn with the discriminator.
     """
 
-    tricks_taken = (*GenerativeModel.tricks_taken, "instance_noise", "augment")
+    tricks_taken = (*Generating.tricks_taken, "instance_noise", "augment")
     ema_modules = ("generator", "discriminator", "q")
     latent_prior = "uniform"
 
@@ -99,16 +100,6 @@ class InfoGAN(GenerativeModel):
         logits, mu = self.q(features).split([self.categories, self.codes], dim=1)
         _, category, codes = z.split([self.noise_dim, self.categories, self.codes], dim=1)
         return categorical_information(logits, category.argmax(dim=1)), gaussian_information(mu, codes)
-
-    @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws G(z, c), [n, ...]."""
-        return self.generator(self.noise(n, rng))
-
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """G of whole latents [N, latent_dim]."""
-        return self.generator(z)
 
     @inference
     def score_logits(self, x: Tensor) -> Tensor:

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.adversary import Adversary, Opposable
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
 from genlab.networks.init import start_output_bias
 from genlab.networks.posteriors import DiagonalGaussian, log_standard_normal
 
 ESTIMATORS = ("iwae", "dreg", "vae")
 
 
-class IWAE(GenerativeModel):
+class IWAE(Opposable):
     """Importance weighted autoencoder. Burda, Grosse & Salakhutdinov (2016), arXiv:1509.00519, Eq. 8, 13 and 14.
 
     L_k = E log 1/k sum_i w_i over k draws z_i ~ q(z | x), w_i = p(x, z_i) / q(z_i | x). With two layers q draws
@@ -47,6 +48,7 @@ class IWAE(GenerativeModel):
         upper_encoder: nn.Module | None = None,
         upper_decoder: nn.Module | None = None,
         encoder_features: int | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         """Joins the networks.
 
@@ -63,6 +65,7 @@ class IWAE(GenerativeModel):
             upper_encoder: Maps z_1 [N, latent_dim] to [N, 2 * upper_dim], q(z_2 | z_1).
             upper_decoder: Maps z_2 [N, upper_dim] to [N, 2 * latent_dim], p(z_1 | z_2).
             encoder_features: Width of the encoder's output, which the networks ask for.
+            adversary: What it must deceive beside its objective; None for nobody.
 
         Raises:
             UserError: If k or the estimator is not allowed, or the second layer is half there.
@@ -89,6 +92,7 @@ class IWAE(GenerativeModel):
         self.likelihood, self.k, self.estimator = likelihood, k, estimator
         self.latent_dim = self.sizes[-1]  # what the prior draws
         self.add_player("iwae", [self.encoders, self.decoders, likelihood], optimizer, scheduler)
+        self.oppose(adversary)
 
     def initialise(self, batches: Iterator[Batch]) -> None:
         """Starts the decoder's output bias at the mean sample, as the authors' code does."""
@@ -129,6 +133,10 @@ class IWAE(GenerativeModel):
         raw = self.decoders[0](latents[0].flatten(0, 1))
         log_p = self.likelihood.log_prob(repeated, raw).unflatten(0, (k, len(x))) + self.log_p_latents(latents)
         return log_p - torch.stack([q.log_prob(z) for q, z in zip(families, latents, strict=True)]).sum(dim=0)
+
+    def imitate(self, x: Tensor) -> Tensor:
+        """E[x | z_1] of as many latents from p as there are samples in x [N, ...]."""
+        return self.likelihood.mean(self.decoders[0](self.from_prior(len(x), None)[0]))
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
         """What is differentiated, `loss`; and L_k, L_1 and the effective number of draws, whatever that is."""
@@ -206,9 +214,10 @@ class IWAE(GenerativeModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Eq. 8: maximise L_k by stochastic gradients, Eq. 13 and 14."""
+        self.play_adversary(batch.x)
         with self.turn("iwae") as iwae:
             terms = self.objective(batch.x)
-            iwae.minimise(terms["loss"])
+            iwae.minimise(terms["loss"] + self.deception(batch.x))
         self.record(**terms)
 
 

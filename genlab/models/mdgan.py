@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
-from genlab.models.base import ALL_TRICKS, GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import ALL_TRICKS, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Inferring
 
 
 def distance(x: Tensor, x_recon: Tensor) -> Tensor:
@@ -15,7 +16,7 @@ def distance(x: Tensor, x_recon: Tensor) -> Tensor:
     return (x - x_recon).square().mean()
 
 
-class RegGAN(GenerativeModel):
+class RegGAN(Inferring):
     """GAN with the mode regularizer. Che et al. (2017), arXiv:1612.02136, sections 3.1 and 3.2.
 
     Generator and encoder move together: the encoder's loss is what the generator's has to do with it. The paper prints
@@ -67,26 +68,6 @@ class RegGAN(GenerativeModel):
         self.add_player("generator", [generator, encoder], g_optimizer, g_scheduler)
 
     @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws G(z), [n, ...]."""
-        return self.generator(self.noise(n, rng))
-
-    @inference
-    def encode(self, x: Tensor) -> Tensor:
-        """E(x), [N, latent_dim]."""
-        return self.encoder(x)
-
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """G(z) of latents [N, latent_dim]."""
-        return self.generator(z)
-
-    @inference
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """G(E(x)) of samples [N, ...]."""
-        return self.generator(self.encoder(x))
-
-    @inference
     def score_logits(self, x: Tensor) -> Tensor:
         """The discriminator's logits [N] of samples [N, ...]: log p_data / p_model at its optimum."""
         return self.discriminator(x)
@@ -116,7 +97,7 @@ class RegGAN(GenerativeModel):
         self.record_logits(logits_real, logits_fake)
 
 
-class MDGAN(GenerativeModel):
+class MDGAN(Inferring):
     """Manifold-diffusion GAN. Che et al. (2017), arXiv:1612.02136, section 3.3 and Appendix A.
 
     First G(E(x)) is brought onto the manifold of the data, then G(z) is spread as G(E(x)) is: two discriminators.
@@ -166,26 +147,6 @@ class MDGAN(GenerativeModel):
         self.add_player("manifold_discriminator", manifold_discriminator, d_optimizer, d_scheduler)
         self.add_player("diffusion_discriminator", diffusion_discriminator, d_optimizer, d_scheduler)
         self.add_player("generator", [generator, encoder], g_optimizer, g_scheduler)
-
-    @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws G(z), [n, ...]."""
-        return self.generator(self.noise(n, rng))
-
-    @inference
-    def encode(self, x: Tensor) -> Tensor:
-        """E(x), [N, latent_dim]."""
-        return self.encoder(x)
-
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """G(z) of latents [N, latent_dim]."""
-        return self.generator(z)
-
-    @inference
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """G(E(x)) of samples [N, ...]."""
-        return self.generator(self.encoder(x))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Appendix A: the manifold step (D_1, then G and E), then the diffusion step (D_2, then G)."""

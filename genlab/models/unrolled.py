@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.numerics import eager
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Generating
 
 
 def unroll(
@@ -71,14 +72,14 @@ def check_unrollable(make: OptimizerFactory) -> None:
         raise ValueError(f"model.d_optimizer can be unrolled if it is Adam or SGD, without more; got {what}.")
 
 
-class UnrolledGAN(GenerativeModel):
+class UnrolledGAN(Generating):
     """Unrolled GAN. Metz, Poole, Pfau & Sohl-Dickstein (2017), arXiv:1611.02163, Eq. 4 to 9.
 
     The game is zero-sum, f = -loss.discriminator: the generator lowers f at theta_D^K, the discriminator's parameters
     after K more steps of its own optimizer on the same samples, through all of them. `loss.generator` plays no part.
     """
 
-    tricks_taken = (*GenerativeModel.tricks_taken, "replay", "packing")
+    tricks_taken = (*Generating.tricks_taken, "replay", "packing")
     ema_modules = ("generator",)
 
     def __init__(
@@ -120,16 +121,6 @@ class UnrolledGAN(GenerativeModel):
         self.latent_dim, self.unroll_steps, self.simultaneous = latent_dim, unroll_steps, simultaneous
         self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
         self.add_player("generator", generator, g_optimizer, g_scheduler)
-
-    @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws G(z), [n, ...]."""
-        return self.generator(self.noise(n, rng))
-
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """G(z) of latents [N, latent_dim]."""
-        return self.generator(z)
 
     @inference
     def score_logits(self, x: Tensor) -> Tensor:

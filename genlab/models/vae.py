@@ -13,13 +13,14 @@ from genlab.errors import UserError
 from genlab.losses.divergences import kl_standard_normal_terms
 from genlab.losses.kl import Constant, KLTerm
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.adversary import Adversary, Opposable
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
 from genlab.networks.init import start_output_bias
 from genlab.networks.posteriors import Diagonal, DiagonalGaussian, FlowedGaussian, Posterior
 from genlab.networks.priors import Prior, StandardNormal, first_samples
 
 
-class VAE(GenerativeModel):
+class VAE(Opposable):
     """Variational autoencoder. Kingma & Welling (2014), arXiv:1312.6114, Eq. 7 with L = 1.
 
     Encoder and decoder are one player, with whatever is learned of likelihood, prior and posterior: all maximise the
@@ -41,6 +42,7 @@ class VAE(GenerativeModel):
         kl: KLTerm | None = None,
         prior: Prior | None = None,
         posterior: Posterior | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         """Joins encoder and decoder.
 
@@ -56,10 +58,12 @@ class VAE(GenerativeModel):
             kl: What the objective makes of the KL; its mean unless given.
             prior: p(z); standard normal unless given.
             posterior: The family of q(z | x); a diagonal Gaussian unless given.
+            adversary: What it must deceive beside its objective; None for nobody.
 
         Raises:
             ValueError: If encoder_features is not what the posterior reads.
-            UserError: If prior and posterior do not fit each other.
+            UserError: If prior and posterior do not fit each other, the posterior has no density, or an adversary
+                would get no gradient.
         """
         super().__init__()
         self.prior, self.kl = prior or StandardNormal(), kl or Constant()
@@ -70,9 +74,18 @@ class VAE(GenerativeModel):
             raise UserError(
                 "prior=vamp needs posterior=diagonal: other posteriors' densities are not known everywhere."
             )
+        if not self.family.density:
+            raise UserError(
+                "This posterior has no density, and so no KL. Try posterior=diagonal, or model=autoencoder."
+            )
+        if adversary is not None and not likelihood.differentiable:
+            raise UserError(
+                "An adversary wants samples with a gradient; this likelihood draws them pixel by pixel."
+            )
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim, self.kl_weight = latent_dim, kl_weight
         self.add_player("vae", [encoder, decoder, likelihood, self.prior, self.family], optimizer, scheduler)
+        self.oppose(adversary)
 
     def initialise(self, batches: Iterator[Batch]) -> None:
         """Starts the decoder's output bias at the mean sample, and the prior at what it wants to see.
@@ -143,6 +156,10 @@ class VAE(GenerativeModel):
         z, log_q = q.draw(eps)
         return z, (log_q - self.prior.log_prob(z, self.posterior)).unsqueeze(1)
 
+    def imitate(self, x: Tensor) -> Tensor:
+        """E[x | z] of as many latents from the prior as there are samples in x [N, ...]."""
+        return self.likelihood.mean(self.decoder(self.noise(len(x))))
+
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
         """What is minimised on a batch, `loss`, with its terms and the bound on log p(x) that it stands for, `elbo`."""
         z, kl = self.draw(x, rng)
@@ -153,7 +170,8 @@ class VAE(GenerativeModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Eq. 7: minimise -E_q log p(x | z) + beta KL(q(z | x) || p(z)), with z = mu + sigma eps."""
+        self.play_adversary(batch.x)
         with self.turn("vae") as vae:
             terms = self.objective(batch.x)
-            vae.minimise(terms["loss"])
+            vae.minimise(terms["loss"] + self.deception(batch.x))
         self.record(**terms)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.adversary import Adversary, Opposable
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
 from genlab.networks.codebook import Codebook, perplexity, rows
 
 
-class VQVAE(GenerativeModel):
+class VQVAE(Opposable):
     """VQ-VAE. van den Oord, Vinyals & Kavukcuoglu (2017), arXiv:1711.00937, Eq. 3 with the codebook of Appendix A.1.
 
     Encodings z_e [N, D, h, w] are replaced by their nearest codes z_q; the gradient of the decoder's input goes to the
@@ -33,6 +34,7 @@ class VQVAE(GenerativeModel):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None = None,
         commitment_weight: float = 0.25,
+        adversary: Adversary | None = None,
     ) -> None:
         """Joins the parts.
 
@@ -44,6 +46,7 @@ class VQVAE(GenerativeModel):
             optimizer: Makes the optimizer of encoder, decoder and likelihood.
             scheduler: Makes the learning-rate schedule, stepped once per iteration.
             commitment_weight: beta.
+            adversary: What it must deceive beside its objective; None for nobody.
 
         Raises:
             UserError: If the weight is negative.
@@ -54,6 +57,7 @@ class VQVAE(GenerativeModel):
         self.encoder, self.decoder, self.codebook, self.likelihood = encoder, decoder, codebook, likelihood
         self.commitment_weight = commitment_weight
         self.add_player("autoencoder", [encoder, decoder, likelihood], optimizer, scheduler)
+        self.oppose(adversary)
 
     @property
     def num_codes(self) -> int:
@@ -108,15 +112,21 @@ class VQVAE(GenerativeModel):
         found = {"loss": loss, "recon": recon, "commitment": commitment, "squared_error": squared}
         return {**found, "perplexity": perplexity(indices, self.num_codes)}, rows(z_e), indices
 
+    def imitate(self, x: Tensor) -> Tensor:
+        """E[x | z_q] of each sample's codes, gradients going straight through to the encoder."""
+        z_e, z_q, _ = self.quantise(x)
+        return self.likelihood.mean(self.decoder(z_e + (z_q - z_e).detach()))
+
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
         """What is minimised, `loss`, with its terms, and the perplexity of the codes in the batch."""
         return self.terms(x)[0]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Eq. 3: one update of encoder and decoder, then one of the moving averages."""
+        self.play_adversary(batch.x)
         with self.turn("autoencoder") as autoencoder:
             terms, encodings, indices = self.terms(batch.x)
-            autoencoder.minimise(terms["loss"])
+            autoencoder.minimise(terms["loss"] + self.deception(batch.x))
         uniform = self.gathered(self.rand(len(batch.x), indices[0].numel())).flatten()
         everyones = self.gathered(encodings.detach()), self.gathered(indices).flatten()
         self.codebook.update(*everyones, uniform)

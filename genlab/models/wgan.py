@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
-from genlab.models.base import ALL_TRICKS, GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import ALL_TRICKS, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Generating
 
 
-class WGAN(GenerativeModel):
+class WGAN(Generating):
     """Wasserstein GAN. Arjovsky, Chintala & Bottou (2017), arXiv:1701.07875, Algorithm 1.
 
     With the schedule of the authors' code: the critic is trained long at the start and now and then afterwards, since
@@ -81,16 +82,6 @@ class WGAN(GenerativeModel):
         """w <- clip(w, -c, c) for all parameters of the critic, biases included."""
         for parameter in self.critic.parameters():
             parameter.clamp_(-self.clip, self.clip)
-
-    @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws G(z), [n, ...]."""
-        return self.generator(self.noise(n, rng))
-
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """G(z) of latents [N, latent_dim]."""
-        return self.generator(z)
 
     @inference
     def score_logits(self, x: Tensor) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.penalties import check_one_of_each_sample, gradient_penalty
-from genlab.models.base import ALL_TRICKS, GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import ALL_TRICKS, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Generating
 
 
-class WGANGP(GenerativeModel):
+class WGANGP(Generating):
     """Wasserstein GAN with gradient penalty. Gulrajani et al. (2017), arXiv:1704.00028, Algorithm 1."""
 
     tricks_taken = ALL_TRICKS
@@ -57,16 +57,6 @@ class WGANGP(GenerativeModel):
         self.batches_per_step = n_critic
         self.add_player("critic", critic, c_optimizer, c_scheduler)
         self.add_player("generator", generator, g_optimizer, g_scheduler)
-
-    @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws G(z), [n, ...]."""
-        return self.generator(self.noise(n, rng))
-
-    @inference
-    def decode(self, z: Tensor) -> Tensor:
-        """G(z) of latents [N, latent_dim]."""
-        return self.generator(z)
 
     @inference
     def score_logits(self, x: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Autoregressive(Likelihood):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
+    differentiable = False
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.networks.init import check_norm, check_positive, dcgan_init_, image_scales, norm_layer
+from genlab.networks.layers import Layered
 
 
 def _upward(latent_dim: int, shape: Sequence[int], width: int, norm: str, output_bias: bool = False) -> nn.Sequential:
@@ -105,7 +106,7 @@ class Decoder(nn.Module):
         return self.body(z[:, :, None, None])
 
 
-class Discriminator(nn.Module):
+class Discriminator(Layered):
     """Images to one logit each. With 3 channels, 64 x 64, width 64 and batch norm: 2,765,568 parameters.
 
     Args:
@@ -123,17 +124,9 @@ class Discriminator(nn.Module):
         self.head = nn.Conv2d(channels, 1, base, bias=False)
         dcgan_init_(self)
 
-    def features(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, F], what the head reads, flattened."""
-        return self.trunk(x).flatten(1)
-
     def logits(self, features: Tensor) -> Tensor:
         """[N, F] -> logits [N], a linear map."""
         return self.head(features.unflatten(1, self.end)).flatten()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> logits [N]."""
-        return self.logits(self.features(x))
 
 
 class Encoder(nn.Module):

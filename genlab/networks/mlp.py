@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.networks.init import check_positive
+from genlab.networks.layers import Layered
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -156,7 +157,7 @@ class Generator(nn.Module):
         return self.output(self.decoder(z))
 
 
-class Discriminator(nn.Module):
+class Discriminator(Layered):
     """Data to one logit each. No layer couples the samples of a batch, so it serves as a critic as it is.
 
     Args:
@@ -187,17 +188,13 @@ class Discriminator(nn.Module):
                 if isinstance(layer, nn.Linear):
                     nn.utils.parametrizations.spectral_norm(layer)
 
-    def features(self, x: Tensor) -> Tensor:
-        """[N, *shape] -> [N, hidden[-1]], what the head reads."""
-        return self.trunk(x.flatten(1))
+    def enter(self, x: Tensor) -> Tensor:
+        """[N, *shape] -> [N, D]."""
+        return x.flatten(1)
 
     def logits(self, features: Tensor) -> Tensor:
         """[N, hidden[-1]] -> logits [N], a linear map."""
         return self.head(features).squeeze(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, *shape] -> logits [N]."""
-        return self.logits(self.features(x))
 
 
 class Encoder(nn.Module):

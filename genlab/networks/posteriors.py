@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.networks.flows import InverseAutoregressiveFlow, zuko_flow
+from genlab.networks.init import check_positive
 
 
 def log_standard_normal(z: Tensor) -> Tensor:
@@ -73,10 +74,12 @@ class Posterior(nn.Module):
     Attributes:
         features: Width of the encoder's output that it reads.
         diagonal: Whether it is a diagonal Gaussian.
+        density: Whether it has one; without, there is no KL and no bound.
     """
 
     features: int
     diagonal = False
+    density = True
 
     @abstractmethod
     def forward(self, features: Tensor) -> DiagonalGaussian | FlowedGaussian:
@@ -101,6 +104,61 @@ class Diagonal(Posterior):
         """The two halves of [N, 2 Z]."""
         mu, logvar = features.chunk(2, dim=1)
         return DiagonalGaussian(mu, logvar)
+
+
+class Deterministic(Posterior):
+    """One code for each sample, the limit of no variance: for methods that match codes to the prior by an adversary.
+
+    Args:
+        latent_dim: Z.
+        features: Z.
+    """
+
+    density = False
+
+    def __init__(self, latent_dim: int, features: int) -> None:
+        super().__init__()
+        self.features = _checked(features, latent_dim, "latent_dim")
+
+    def forward(self, features: Tensor) -> DiagonalGaussian:
+        """The encoder's output itself, whatever the noise."""
+        return DiagonalGaussian(features, torch.full_like(features, -torch.inf))
+
+
+class Universal(Posterior):
+    """A network of the encoder's output and of as many standard normal numbers as there are latents.
+
+    The universal approximator posterior of Makhzani et al. (2016), arXiv:1511.05644, section 2.1: codes f(x, noise),
+    whose law may have any form and has no known density.
+
+    Args:
+        latent_dim: Z.
+        features: Width of the encoder's output.
+        hidden: Widths of the hidden layers that see it together with the noise.
+    """
+
+    density = False
+
+    def __init__(self, latent_dim: int, features: int, hidden: Sequence[int] = (64,)) -> None:
+        super().__init__()
+        self.features, self.latent_dim = features, latent_dim
+        layers: list[nn.Module] = []
+        width = features + latent_dim
+        for out in hidden:
+            check_positive("posterior.hidden", out, cure="[64]")
+            layers += [nn.Linear(width, out), nn.ReLU()]
+            width = out
+        self.body = nn.Sequential(*layers, nn.Linear(width, latent_dim))
+
+    def forward(self, features: Tensor) -> FlowedGaussian:
+        """The law of f(x, noise); log q of its draws is NaN."""
+
+        def join(noise: Tensor) -> tuple[Tensor, Tensor]:
+            z = self.body(torch.cat([features.expand(*noise.shape[:-1], -1), noise], dim=-1))
+            return z, z.new_full(z.shape[:-1], torch.nan)
+
+        nothing = features.new_zeros(len(features), self.latent_dim)
+        return FlowedGaussian(DiagonalGaussian(nothing, nothing), join)
 
 
 class IAF(Posterior):

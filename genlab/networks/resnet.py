@@ -18,6 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 
 from genlab.errors import UserError
 from genlab.networks.init import check_norm, check_positive, glorot_init_, image_scales, norm_layer
+from genlab.networks.layers import Layered
 
 LATENT_SIDE = 4  # the generator starts at 4 x 4
 TRUNK_SIDE = 8  # the discriminator stops halving at 8 x 8
@@ -172,7 +173,7 @@ class Decoder(nn.Module):
         return self.body(z)
 
 
-class Discriminator(nn.Module):
+class Discriminator(Layered):
     """Images to one logit each: residual blocks - ReLU - pooling over positions - linear.
 
     Args:
@@ -205,18 +206,13 @@ class Discriminator(nn.Module):
             for layer in [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]:
                 add_spectral_norm(layer)
 
-    def features(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, width], what the head reads."""
-        h = self.trunk(x)
+    def pooled(self, h: Tensor) -> Tensor:
+        """[N, width, h, w] -> [N, width]."""
         return h.mean(dim=(2, 3)) if self.pooling == "mean" else h.sum(dim=(2, 3))
 
     def logits(self, features: Tensor) -> Tensor:
         """[N, width] -> logits [N], a linear map."""
         return self.head(features).squeeze(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> logits [N]."""
-        return self.logits(self.features(x))
 
 
 class Encoder(nn.Module):

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from torch.testing import assert_close
 
 from genlab.cli import running
 from genlab.cli.app import compose
@@ -139,6 +140,54 @@ def assert_moves(overrides, order, steps, folder, still=()):
     assert not any(names for found in updates.strays for names in found.values())
     assert all(p.requires_grad for p in fitted.model.parameters())
     return fitted
+
+
+def log_d(logits):
+    """E log D of logits, as papers write it."""
+    return logits.sigmoid().log().mean()
+
+
+def log_not_d(logits):
+    """E log(1 - D)."""
+    return (1 - logits.sigmoid()).log().mean()
+
+
+class Losses(Callback):
+    """Compares each update's gradient with that of the paper's loss, written out, at the parameters of the moment.
+
+    Args:
+        losses: For each update of an iteration, a function of the model, the batch and the iteration's normal draws.
+        together: Whether all players move on gradients of the same parameters: those before the first update.
+    """
+
+    def __init__(self, losses, together=False):
+        self.losses, self.together, self.checked, self.expected = losses, together, [], []
+
+    def on_train_start(self, trainer, pl_module):
+        self.draws, draw = [], pl_module.randn
+        pl_module.randn = lambda *args, **options: self.draws.append(draw(*args, **options)) or self.draws[-1]
+        for player, optimizer in zip(pl_module.players, trainer.optimizers, strict=True):
+            optimizer.register_step_pre_hook(lambda *_, player=player: self.compare(pl_module, player))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.x = batch.x
+
+    def gradients(self, model, index, player):
+        with torch.enable_grad():
+            loss = self.losses[index](model, self.x, self.draws)
+            return torch.autograd.grad(loss, model.players[player], allow_unused=True)
+
+    def compare(self, model, player):
+        index = len(self.checked)
+        if self.together and not self.expected:
+            self.expected = [self.gradients(model, i, name) for i, name in enumerate(model.players)]
+        expected = self.expected[index] if self.together else self.gradients(model, index, player)
+        for p, theirs in zip(model.players[player], expected, strict=True):
+            if theirs is None:
+                assert p.grad is None
+            else:
+                assert_close(p.grad, theirs, rtol=1e-9, atol=1e-12)
+        self.checked.append(player)
 
 
 class Each(Callback):

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.callbacks import Callback
 from torch.testing import assert_close
 
 from genlab.models.mdgan import distance
-from tests.models.helpers import assert_moves, config, fit, moved, snapshot
+from tests.models.helpers import Losses, assert_moves, config, fit, log_d, log_not_d, moved, snapshot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RING = ["data=ring", "network.hidden=[16]"]
@@ -39,42 +38,6 @@ def test_mdgan_moves_one_player_at_a_time(tmp_path):
 def test_the_distance_is_a_mean_over_dimensions():
     x = torch.randn(2, 3, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert_close(distance(*x), (x[0] - x[1]).square().sum() / 12)
-
-
-class Losses(Callback):
-    """Compares each update's gradient with that of the paper's loss, written out, at the parameters of the moment."""
-
-    def __init__(self, losses):
-        self.losses, self.checked = losses, []
-
-    def on_train_start(self, trainer, pl_module):
-        self.draws, draw = [], pl_module.noise
-        pl_module.noise = lambda *args: self.draws.append(draw(*args)) or self.draws[-1]
-        for player, optimizer in zip(pl_module.players, trainer.optimizers, strict=True):
-            optimizer.register_step_pre_hook(lambda *_, player=player: self.compare(pl_module, player))
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.x = batch.x
-
-    def compare(self, model, player):
-        parameters = model.players[player]
-        with torch.enable_grad():
-            loss = self.losses[len(self.checked)](model, self.x, self.draws)
-            expected = torch.autograd.grad(loss, parameters, allow_unused=True)
-        for p, theirs in zip(parameters, expected, strict=True):
-            if theirs is None:
-                assert p.grad is None
-            else:
-                assert_close(p.grad, theirs, rtol=1e-9, atol=1e-12)
-        self.checked.append(player)
-
-
-def log_d(logits):
-    return logits.sigmoid().log().mean()
-
-
-def log_not_d(logits):
-    return (1 - logits.sigmoid()).log().mean()
 
 
 def test_reg_gans_losses(tmp_path):

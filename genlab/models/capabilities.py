@@ -1,0 +1,73 @@
+"""What models of the same parts offer alike: a generator, an encoder beside it, or an encoder and a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.losses.likelihoods import Likelihood
+from genlab.models.base import GenerativeModel, inference
+from genlab.networks.init import start_output_bias
+
+
+class Generating(GenerativeModel):
+    """A model whose `generator` maps latents [N, Z], drawn by `noise`, to samples [N, ...]."""
+
+    generator: nn.Module
+
+    @inference
+    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws G(z), [n, ...]."""
+        return self.generator(self.noise(n, rng))
+
+    @inference
+    def decode(self, z: Tensor) -> Tensor:
+        """G(z) of latents [N, latent_dim]."""
+        return self.generator(z)
+
+
+class Inferring(Generating):
+    """A generating model with an `encoder` that maps samples [N, ...] to latents [N, Z]."""
+
+    encoder: nn.Module
+
+    @inference
+    def encode(self, x: Tensor) -> Tensor:
+        """E(x), [N, latent_dim]."""
+        return self.encoder(x)
+
+    @inference
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """G(E(x)) of samples [N, ...]."""
+        return self.generator(self.encoder(x))
+
+
+class Coding(GenerativeModel):
+    """A model with an `encoder` to codes [N, Z], and a `decoder` whose raw outputs a `likelihood` reads."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    likelihood: Likelihood
+
+    def initialise(self, batches: Iterator[Batch]) -> None:
+        """Starts the decoder's output bias at the mean sample."""
+        x = torch.cat([next(batches).x for _ in range(8)])
+        start_output_bias(self.decoder, self.likelihood.visible_bias(x))
+
+    @inference
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes [N, latent_dim] of samples [N, ...]."""
+        return self.encoder(x)
+
+    @inference
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x | code], in the range of the data."""
+        return self.likelihood.mean(self.decoder(z))
+
+    @inference
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x | code] of each sample's code."""
+        return self.likelihood.mean(self.decoder(self.encoder(x)))

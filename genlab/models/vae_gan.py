@@ -1,0 +1,154 @@
+"""VAE/GAN: a VAE whose likelihood is learned by a discriminator, which the decoder plays against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.errors import UserError
+from genlab.losses.adversarial import AdversarialLoss
+from genlab.losses.divergences import kl_standard_normal
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Inferring
+from genlab.networks.layers import Layered
+from genlab.networks.posteriors import DiagonalGaussian
+
+FAKES = ("reconstructions", "samples")
+
+
+class VAEGAN(Inferring):
+    """VAE/GAN. Larsen, Sonderby, Larochelle & Winther (2016), arXiv:1512.09300, Algorithm 1.
+
+    The error of a reconstruction x~ = Dec(z), z ~ q(z | x), is measured in what layer l of the discriminator says:
+    L_llike = -log N(Dis_l(x); Dis_l(x~), I), up to its constant. The encoder lowers L_prior + L_llike, with L_prior =
+    KL(q(z | x) || N(0, I)); the decoder lowers gamma L_llike - L_GAN; the discriminator raises L_GAN = log Dis(x) +
+    log(1 - Dis(x~)) + log(1 - Dis(Dec(z_p))), z_p ~ N(0, I). None moves on another's terms: L_llike does not teach the
+    discriminator, nor does L_GAN teach the encoder. The three move at once, on gradients of the same parameters. The
+    decoder's side of L_GAN is the loss's, non-saturating unless another is chosen.
+    """
+
+    ema_modules = ("generator", "encoder")
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        generator: nn.Module,
+        discriminator: Layered,
+        loss: AdversarialLoss,
+        latent_dim: int,
+        encoder_features: int,
+        feature_layer: int,
+        gamma: float,
+        adversarial_weight: float,
+        fakes: Sequence[str],
+        e_optimizer: OptimizerFactory,
+        g_optimizer: OptimizerFactory,
+        d_optimizer: OptimizerFactory,
+        e_scheduler: SchedulerFactory | None = None,
+        g_scheduler: SchedulerFactory | None = None,
+        d_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the three players.
+
+        Args:
+            encoder: Maps samples [N, ...] to [N, 2 * latent_dim]: means, then log-variances.
+            generator: The decoder, from latents [N, latent_dim] to samples [N, ...].
+            discriminator: Maps samples [N, ...] to logits [N], layer by layer.
+            loss: What decoder and discriminator play for.
+            latent_dim: Size of the latent.
+            encoder_features: Width of the encoder's output.
+            feature_layer: l, 1 for the discriminator's first layer, -1 for the last before its head.
+            gamma: Weight of L_llike, a sum over features, in the decoder's loss.
+            adversarial_weight: Of L_GAN in the decoder's loss: 1 in the paper; with 0 the discriminator is no more than
+                the measure, the paper's VAE_Dis_l (whose discriminator was trained against a GAN of its own).
+            fakes: What the discriminator is shown beside real samples, "reconstructions" and "samples".
+            e_optimizer: Makes the encoder's optimizer.
+            g_optimizer: Makes the decoder's.
+            d_optimizer: Makes the discriminator's.
+            e_scheduler: Makes the encoder's learning-rate schedule, stepped once per iteration.
+            g_scheduler: Makes the decoder's.
+            d_scheduler: Makes the discriminator's.
+
+        Raises:
+            UserError: If there are no fakes or unknown ones, a weight is negative, or the layer is not there.
+            ValueError: If the encoder's output has another width.
+        """
+        super().__init__()
+        if encoder_features != 2 * latent_dim:
+            raise ValueError(f"model.encoder_features must be 2 * latent_dim = {2 * latent_dim}.")
+        if not fakes or not set(fakes) <= set(FAKES):
+            raise UserError(f"model.fakes must be one or both of {', '.join(FAKES)}, got {list(fakes)}.")
+        if min(gamma, adversarial_weight) < 0:
+            raise UserError(
+                f"model.gamma and model.adversarial_weight must be at least 0, got {gamma}, {adversarial_weight}."
+            )
+        discriminator.check_layer(feature_layer)
+        self.encoder, self.generator, self.discriminator, self.loss = encoder, generator, discriminator, loss
+        self.latent_dim, self.feature_layer, self.gamma = latent_dim, feature_layer, gamma
+        self.adversarial_weight, self.fakes_shown = adversarial_weight, tuple(fakes)
+        self.add_player("encoder", encoder, e_optimizer, e_scheduler)
+        self.add_player("generator", generator, g_optimizer, g_scheduler)
+        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
+
+    def posterior(self, x: Tensor) -> DiagonalGaussian:
+        """q(z | x) of samples [N, ...]."""
+        return DiagonalGaussian(*self.encoder(x).chunk(2, dim=1))
+
+    @inference
+    def encode(self, x: Tensor) -> Tensor:
+        """The posterior mean [N, latent_dim] of samples [N, ...]."""
+        return self.posterior(x).mean
+
+    @inference
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Dec(z) at the posterior mean of each sample."""
+        return self.generator(self.posterior(x).mean)
+
+    @inference
+    def score_logits(self, x: Tensor) -> Tensor:
+        """The discriminator's logits [N] of samples [N, ...]: log p_data / p_fakes at its optimum."""
+        return self.discriminator(x)
+
+    def dissimilarity(self, seen: Tensor, seen_recon: Tensor) -> Tensor:
+        """L_llike from what the layer says of samples and of their reconstructions [N, ...], a scalar in nats."""
+        return 0.5 * (seen - seen_recon).square().flatten(1).sum(dim=1).mean()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Algorithm 1: gradients of the three players' losses, then the three updates."""
+        x, layer, discriminator = batch.x, self.feature_layer, self.discriminator
+        eps, z_prior = self.randn(len(x), self.latent_dim), self.noise(len(x))
+
+        # Encoder: minimise L_prior + L_llike.
+        with self.turn("encoder") as encoder:
+            q = self.posterior(x)
+            z = q.rsample(eps)
+            x_recon = self.generator(z)
+            seen = discriminator.until(x, layer).detach()
+            prior = kl_standard_normal(q.mu, q.logvar).mean()
+            recon = self.dissimilarity(seen, discriminator.until(x_recon, layer))
+            encoder.collect(prior + recon)
+
+        # Decoder: minimise gamma L_llike - L_GAN, whose latents teach no encoder.
+        with self.turn("generator") as generator:
+            fakes = {"reconstructions": self.generator(z.detach())}
+            seen_recon = discriminator.until(fakes["reconstructions"], layer)
+            logits = {"reconstructions": discriminator.beyond(seen_recon, layer)}
+            if "samples" in self.fakes_shown:
+                fakes["samples"] = self.generator(z_prior)
+                logits["samples"] = discriminator(fakes["samples"])
+            g_loss = torch.stack([self.loss.generator(logits[name]) for name in self.fakes_shown]).sum()
+            generator.collect(self.gamma * self.dissimilarity(seen, seen_recon) + self.adversarial_weight * g_loss)
+
+        # Discriminator: minimise -L_GAN.
+        with self.turn("discriminator") as player:
+            logits_real = discriminator(x)
+            logits_fake = [discriminator(fakes[name].detach()) for name in self.fakes_shown]
+            d_loss = self.loss.real(logits_real) + torch.stack([self.loss.fake(one) for one in logits_fake]).sum()
+            player.collect(d_loss)
+
+        self.step("encoder", "generator", "discriminator")
+        self.record(kl=prior, recon=recon, d_loss=d_loss, g_loss=g_loss)
+        self.record_logits(logits_real, torch.cat(logits_fake))
