@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,34 @@ def _panel(name: str) -> str:
     return name
 
 
+def box_plots(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> np.ndarray:
+    """A panel of boxes for each score: the quartiles of every group's values, whiskers to the ends, values as dots.
+
+    Args:
+        panels: For each title, the values of each group; all groups in one order.
+
+    Returns:
+        uint8 array [height, width, 3].
+    """
+    groups = list(dict.fromkeys(name for values in panels.values() for name in values))
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, _ = new_figure((1.6 + 0.75 * len(groups)) * columns, 3.0 * rows, axes=False)
+    for i, (title, values) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        places = [groups.index(name) for name in values]
+        axes.boxplot(list(values.values()), positions=places, widths=0.6, whis=(0, 100), medianprops={"color": "0.1"})
+        for place, found in zip(places, values.values(), strict=True):
+            axes.plot([place] * len(found), list(found), ".", color="#3b6fb6", alpha=0.6, markersize=5)
+        axes.set_xticks(range(len(groups)), groups, rotation=35, ha="right", fontsize=8)
+        axes.set_xlim(-0.6, len(groups) - 0.4)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(axis="y", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(axis="y", labelsize=8)
+    return to_array(figure)
+
+
 def new_figure(width: float, height: float, axes: bool = True) -> tuple[Figure, Any]:
     """A figure of so many inches without a window or pyplot's global state, and its axes (None where not asked)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -145,6 +174,21 @@ def to_array(figure: Figure) -> np.ndarray:
     """The drawn figure, uint8 [H, W, 3]."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[attr-defined]
+
+
+def latent_scatter(model: Any, data: ArrayData, n: int) -> np.ndarray | None:
+    """The codes of the first n validation samples, coloured by class; None where codes are no points in the plane."""
+    from genlab.sheets import code_map
+
+    found = [(model.encode(b.x.to(model.device)).cpu(), b.y) for b in data.batches("val", batch_size=256, limit=n)]
+    codes = torch.cat([code for code, _ in found])
+    if codes.shape[1:] != (2,):
+        return None
+    labels = [y.cpu() for _, y in found if y is not None]
+    y = torch.cat(labels) if labels else None
+    mean, std = (", ".join(f"{v:.2f}" for v in values.tolist()) for values in (codes.mean(dim=0), codes.std(dim=0)))
+    note = f"The codes of {len(codes)} validation samples: mean ({mean}), standard deviation ({std})."
+    return code_map(codes, y, model.spec.class_names, "latents", note, ("z0", "z1"))
 
 
 def some_real(data: ArrayData, n: int) -> Tensor:

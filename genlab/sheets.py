@@ -149,6 +149,27 @@ def code_map(
     return to_array(figure)
 
 
+def heat_map(values: Tensor, rows: Sequence[str], columns: Sequence[str], title: str, note: str) -> np.ndarray:
+    """A matrix of numbers in [0, 1], dark where they are large, with the numbers in it.
+
+    Args:
+        values: [R, C].
+        rows: Names [R].
+        columns: Names [C].
+        title: What is shown.
+        note: How it came about.
+    """
+    figure, axes = new_figure(2.2 + 0.9 * len(columns), 1.8 + 0.42 * len(rows))
+    axes.imshow(values.detach().float().cpu().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    for i, row in enumerate(values.tolist()):
+        for j, value in enumerate(row):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="w" if value > 0.5 else "k")
+    _frame(axes, title, note, legend=False)
+    return to_array(figure)
+
+
 def _colours(n: int) -> list[Any]:
     import matplotlib
 

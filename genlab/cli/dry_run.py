@@ -56,7 +56,9 @@ def _trial(parts: Parts) -> tuple[float, int]:
     from genlab.data.spec import Batch
 
     model, size = parts.model, parts.config["data"]["batch_size"] * parts.model.batches_per_step
-    batch = Batch(x=torch.rand(size, *model.spec.shape) * 2 - 1)
+    group = torch.tensor(0) if parts.data.grouped else None
+    y = torch.arange(size) % model.spec.num_classes if model.spec.num_classes else None
+    batch = Batch(x=torch.rand(size, *model.spec.shape) * 2 - 1, y=y, group=group)
     saved: list[int] = []
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

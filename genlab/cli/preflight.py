@@ -151,6 +151,9 @@ def _check_positive(config: dict[str, Any]) -> None:
         raise UserError(f"health.on_nan must be stop or rollback, got {health['on_nan']!r}.")
     if health.get("max_rollbacks", 0) < 0:
         raise UserError(f"health.max_rollbacks must be at least 0, got {health['max_rollbacks']}.")
+    scale = config["optim"].get("lr_scale", 1.0)
+    if not scale > 0:
+        raise UserError(f"optim.lr_scale must be positive, got {scale}. It multiplies every player's learning rate.")
     decay = config["ema"]["decay"]
     if not 0 <= decay < 1:
         raise UserError(f"ema.decay must lie in [0, 1), got {decay}. 0 keeps no average.")

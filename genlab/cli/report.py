@@ -24,10 +24,12 @@ HELP = """genlab-report: one page and one table about runs.
   genlab-report runs=outputs/latest                     report.html and report.md in the run folder
   genlab-report runs=outputs/multirun_2026-01-01        every run of a sweep, seeds averaged
   genlab-report runs=RUN_A runs=RUN_B out=compare.html  several; a score file (scores/*.json) may stand for images
+  genlab-report runs=DIR by=model                       all runs of a method together, whatever their settings; and
+                                                        report.png, a box of each method's runs for every score
 
 Scores come from genlab-evaluate (scores/*.json in a run folder), else from the run itself. Those whose protocol cards
 differ are shown, never ranked. The page needs no network and no other file."""
-DEFAULTS: dict[str, Any] = {"runs": None, "out": None}
+DEFAULTS: dict[str, Any] = {"runs": None, "out": None, "by": None}
 # What makes a repetition of the same composition, and where and how it ran.
 NOT_COMPOSITION = (
     *("seed", "threads", "max_time", "max_cpu_time", "dry_run"),
@@ -170,12 +172,14 @@ def main() -> None:
             return
         named = [a.partition("=")[2] for a in arguments if a.startswith("runs=")]
         out, rest = app.take_path([a for a in arguments if not a.startswith("runs=")], "out")
-        parse(rest, DEFAULTS)
-        report = collect(named)
+        by = parse(rest, DEFAULTS)["by"]
+        report = collect(named, by)
         page = Path(out or _home(named) / "report.html")
         write(report, page)
         print(markdown(report))
         print(f"In {page} (open it in a browser) and {page.with_suffix('.md')}.")
+        if by:
+            print(f"The boxes are in {draw_boxes(report, page.with_suffix('.png'))}.")
 
 
 def write(report: Report, page: Path) -> None:
@@ -193,6 +197,25 @@ def write(report: Report, page: Path) -> None:
         raise UserError(f"The report cannot be written to {page} ({error.strerror}). Try out=FILE.html.") from error
 
 
+def draw_boxes(report: Report, path: Path) -> Path:
+    """A panel for each score whose cards agree, with a box of the runs of each composition and the runs as dots.
+
+    Raises:
+        UserError: If there is no such score.
+    """
+    from genlab.metrics.images import save_png
+    from genlab.pictures import box_plots
+
+    panels = {}
+    for row in report.ranked:
+        way = BETTER.get(kind_of(row.score))
+        title = title_of(row.score) + (f" ({way} is better)" if way else "")
+        panels[title] = {c.short: v for c, v in zip(report.compositions, row.values, strict=True) if v}
+    if not panels:
+        raise UserError("There is no score whose cards agree, and so nothing to draw boxes of.")
+    return save_png(path, box_plots(panels))
+
+
 def _home(named: list[str]) -> Path:
     path = Path(named[0]).expanduser()
     return path if len(named) == 1 and path.is_dir() else Path("outputs") if Path("outputs").is_dir() else Path()
@@ -201,11 +224,15 @@ def _home(named: list[str]) -> Path:
 # --- Reading --------------------------------------------------------------------------------------------------------
 
 
-def collect(named: list[str]) -> Report:
+def collect(named: list[str], by: str | None = None) -> Report:
     """Reads runs, folders of runs and score files, and sorts them into compositions.
 
+    Args:
+        named: Paths.
+        by: A group, `model` or `experiment`, whose choice alone tells compositions apart; None for all that was set.
+
     Raises:
-        UserError: If nothing is named, or a path holds no run.
+        UserError: If nothing is named, a path holds no run, or `by` is no group of the runs.
     """
     if not named:
         raise UserError("Say what to report on: runs=outputs/latest, or a folder of runs.")
@@ -222,7 +249,7 @@ def collect(named: list[str]) -> Report:
     unique = list({(entry.folder or entry.name): entry for entry in entries}.values())
     if not unique:
         raise UserError(f"There is nothing to report on in {', '.join(named)}.")
-    compositions, shared = _compose(unique)
+    compositions, shared = _compose(unique) if by is None else _compose_by(unique, by)
     rows = [_row(score, compositions) for score in _scores(unique)]
     notes = [note for entry in unique for scoring in entry.scorings for note in scoring.notes]
     return Report(compositions, rows, shared, list(dict.fromkeys(notes)))
@@ -317,6 +344,20 @@ def _compose(entries: list[Entry]) -> tuple[list[Composition], dict[str, Any]]:
     return [Composition(label, m) for label, m in zip(labels, members, strict=True)], {
         k: v for k, v in shared.items() if k in TOLD
     }
+
+
+def _compose_by(entries: list[Entry], by: str) -> tuple[list[Composition], dict[str, Any]]:
+    """Entries by their choice in one group; and what all share."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        choice = entry.config.get("choices", {}).get(by)
+        if not choice:
+            known = sorted(k for k, v in entry.config.get("choices", {}).items() if v and k in TOLD)
+            raise UserError(f"{entry.name} has no choice of {by!r}. Try by={known[0] if known else 'model'}.")
+        groups.setdefault(choice, []).append(entry)
+    choices = [entry.config["choices"] for entry in entries]
+    shared = {k: v for k, v in choices[0].items() if k in TOLD and all(c.get(k) == v for c in choices)}
+    return [Composition(f"{by}={choice}", members) for choice, members in groups.items()], shared
 
 
 def _composition(entry: Entry) -> dict[str, Any]:

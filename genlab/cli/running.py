@@ -88,6 +88,11 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
         model = instantiate(config["model"])
     if not isinstance(model, GenerativeModel):
         raise UserError(f"model._target_ must name a genlab model, got {config['model']['_target_']}.")
+    if getattr(model, "needs_groups", False) and not data.grouped:
+        raise UserError(
+            f"model={config['choices'].get('model')} trains on batches in which one known factor alone varies. Try "
+            "data=shapes data.grouped=true, or model.clamp=false for a plain VAE."
+        )
     model.spec, model.run_config = data.spec, config
     freeze_first_stage(model)
     preflight.warn_of_unbounded_critic(model, config["choices"])
@@ -96,6 +101,7 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     model.settings = Settings(
         seed=seed,
         clip=config["optim"]["clip"],
+        lr_scale=config["optim"].get("lr_scale", 1.0),
         ema_decay=config["ema"]["decay"],
         log_every_n_steps=config["trainer"]["log_every_n_steps"],
         speed=switches,

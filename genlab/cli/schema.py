@@ -26,9 +26,10 @@ class TrainerConfig:
 
 @dataclass
 class OptimConfig:
-    """What holds for every player's optimizer."""
+    """What holds for every player's optimizer: the largest gradient norm, and a factor on all learning rates."""
 
     clip: float | None = None
+    lr_scale: float = 1.0
 
 
 @dataclass

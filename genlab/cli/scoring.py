@@ -21,7 +21,19 @@ if TYPE_CHECKING:
     from genlab.metrics.scores import Scores
     from genlab.models.base import GenerativeModel
 
-SCORES = ("fid", "is", "kid", "pr", "ms_ssim", "nn", "points", "likelihood", "reconstruction")
+SCORES = (
+    "fid",
+    "is",
+    "kid",
+    "pr",
+    "ms_ssim",
+    "nn",
+    "points",
+    "likelihood",
+    "reconstruction",
+    "factors",
+    "classification",
+)
 IMAGES, POINTS, FEWEST = 10_000, 2_500, 20
 
 
@@ -75,6 +87,12 @@ class Scoring:
             if can("reconstruct") and self.wants("reconstruction"):
                 with self.clock("reconstruction"):
                     self.reconstruction()
+            if (can("classify") or can("cluster")) and self.wants("classification"):
+                with self.clock("classification"):
+                    self.classification()
+            if can("encode") and self.data.spec.factor_names and self.wants("factors"):
+                with self.clock("factors"):
+                    self.factors()
             bounded = can("log_joint") and can("log_prior") and can("sample_posterior")
             if bounded and self.wants("likelihood"):
                 with self.clock("likelihood"):
@@ -245,6 +263,22 @@ class Scoring:
             real = real_stats(self.extractor, self.data, self.split, self.n)
             values = fid(real, features_of(self.extractor, slices(torch.cat(rendered))))
             self.groups["rfid"] = Scores({"rfid": values["fid"]}, values.card).named(self.extractor.name)
+
+    def classification(self) -> None:
+        """How often the model's own classes are wrong."""
+        from genlab.metrics.classification import classification_scores
+
+        scores = classification_scores(self.model, self.data, self.split, self.n, self.options["batch_size"])
+        self.groups |= {"classification": scores} if scores else {}
+
+    def factors(self) -> None:
+        """What single latents tell of the data's known factors."""
+        from genlab.metrics.factors import coded, factor_scores
+
+        names = self.data.spec.factor_names or ()
+        codes, factor = coded(self.model, self.data.batches(self.split, self.options["batch_size"], limit=self.n))
+        units = getattr(self.model, "factor_units", None)
+        self.groups["factors"] = factor_scores(codes, factor, names, units)
 
     def likelihood(self) -> None:
         """The ELBO with its parts, the importance-weighted bound, active units; bits/dim where they mean something."""

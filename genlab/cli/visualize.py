@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from genlab.metrics.features import Extractor
     from genlab.models.base import GenerativeModel
 
-WHAT = ("interpolations", "mirror", "traversals", "reconstructions", "neighbours", "latent_map", "frames")
+WHAT = (
+    "interpolations",
+    "mirror",
+    "traversals",
+    "categories",
+    "reconstructions",
+    "neighbours",
+    "latent_map",
+    "factors",
+    "frames",
+)
 HELP = """genlab-visualize: look into a trained model; the pictures go to RUN/pictures/.
 
   genlab-visualize run=outputs/latest                      all that the model can show
@@ -33,9 +43,11 @@ What
   interpolations    from one latent to another: along the arc for normal latents, straight for uniform ones
   mirror            from the latent of a real image to that of its mirror image, both found by a search (BEGAN)
   traversals        one row per latent: it alone moves; the most active latents
+  categories        rows in which a one-hot part of the latent goes through its classes (InfoGAN, categorical VAE)
   reconstructions   test images beside what the model makes of them
   neighbours        samples beside the training images nearest to them, in pixels and in features
   latent_map        codes of the test set, coloured by class; their first two principal components beyond two
+  factors           how well each latent tells the known factors of the data
   frames            how samples come about, step by step (DRAW's canvas, a Gibbs chain)
   all               each of these that fits the model and the data
 
@@ -284,6 +296,11 @@ class Looks:
             which = f"most active of {len(values)} ({active} active: above {ACTIVE})"
             measure = "variance of its code over the data"
             count = min(self.n, active or len(values))
+        classes = [d for group in self.model.one_hot_latents for d in group]  # no place between 0 and 1 is a latent
+        if len(classes) == len(values):
+            raise UserError("All latents are one-hot: see what=categories.")
+        values[classes] = -1
+        count = min(count, len(values) - len(classes))
         dims = values.topk(count).indices
         points = self.spec.kind != "image"
         reach = 3 if self.model.latent_prior == "normal" else 1
@@ -300,6 +317,26 @@ class Looks:
             f"The {count} {which}; beside each the {measure}."
         )
         return image_sheet([("", self.images(x))], title, note, labels)
+
+    def categories(self) -> np.ndarray:
+        """Rows in which a one-hot part of the latent goes through its classes and the rest stays."""
+        import torch
+
+        from genlab.sampling.latents import go_through
+        from genlab.sheets import image_sheet
+
+        self.need("categories", "decode")
+        self.need_images("categories")
+        groups = self.model.one_hot_latents
+        if not groups:
+            raise UserError(f"{type(self.model).__name__} has no one-hot latents to go through.")
+        bases = self.latents(self.n).cpu()
+        if len(groups) == 1:
+            rows, each = [go_through(z, groups[0]) for z in bases], "another draw of the rest"
+        else:
+            rows, each = [go_through(bases[0], g) for g in groups[: self.n]], "another variable of one draw"
+        note = f"Each column: one class; each row: {each}."
+        return image_sheet([("", self.images(self.decode(torch.stack(rows))))], f"{self.name}: categories", note)
 
     def _sensitivity(self, start: Tensor) -> Tensor:
         """How far the sample moves with each latent, [Z]: mean |difference| between its ends, over some others."""
@@ -440,6 +477,24 @@ class Looks:
             codes = centred @ directions[:2].T
         note += "." if y is None else ", coloured by class."
         return code_map(codes, y, self.spec.class_names, f"{self.name}: latent map", note, names)
+
+    def factors(self) -> np.ndarray:
+        """|corr| of latents and known factors: those that stand for one, then those that tell most."""
+        from genlab.metrics.factors import coded, correlations
+        from genlab.sheets import heat_map
+
+        self.need("factors", "encode")
+        names = self.spec.factor_names
+        if not names:
+            raise UserError("The look factors needs data whose factors are known, such as data=shapes.")
+        split = self.options["split"]
+        codes, factor = coded(self.model, self.data.batches(split, 256, limit=CODES))
+        matrix = correlations(codes, factor)
+        first = list(getattr(self.model, "factor_units", ()))
+        others = [i for i in matrix.amax(dim=1).argsort(descending=True).tolist() if i not in first]
+        rows = [*first, *others][: max(self.n, len(first), len(names))]
+        note = f"|corr| of latents and factors over {len(codes)} {split} samples; {len(rows)} of {len(matrix)} latents."
+        return heat_map(matrix[rows], [f"z{i}" for i in rows], names, f"{self.name}: factors", note)
 
 
 def _choice(size: int, n: int, seed: int) -> Tensor:

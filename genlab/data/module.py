@@ -53,6 +53,8 @@ class ArrayData(LightningDataModule):
         flip: Mirror training images at random.
         binarize: "none"; "static": each pixel is drawn from its grey value once and for all; "dynamic": anew in each
             training batch, once and for all in validation and test.
+        num_labelled: Training sees so many labels, equally many of each class, and -1 for all others; judges see all.
+        label_seed: Of that choice.
         limit_train: Use only so many training samples (a fixed random choice).
         num_workers: Threads (of many images: processes) that decode; all cores unless given.
 
@@ -63,7 +65,9 @@ class ArrayData(LightningDataModule):
     name: str = "data"
     kind: ClassVar[str] = "image"
     class_names: tuple[str, ...] | None = None
+    factor_names: tuple[str, ...] | None = None  # of the known factors, where the stores hold them
     own_shape: ClassVar[tuple[int, ...] | None] = None  # of data that comes in one shape only
+    grouped = False  # whether one known factor alone varies in each training batch
     fractions: ClassVar[tuple[float, float]] = (0.1, 0.1)  # of validation and test where none is official
 
     def __init__(
@@ -82,6 +86,8 @@ class ArrayData(LightningDataModule):
         labels: bool = True,
         flip: bool = False,
         binarize: str = "none",
+        num_labelled: int | None = None,
+        label_seed: int = 0,
         limit_train: int | None = None,
         num_workers: int | None = None,
     ) -> None:
@@ -90,6 +96,11 @@ class ArrayData(LightningDataModule):
             raise UserError(f"data.batch_size must be a positive whole number, got {batch_size!r}.")
         if limit_train is not None and limit_train < 1:
             raise UserError(f"data.limit_train must be a positive number or null, got {limit_train}.")
+        if num_labelled is not None and (num_labelled < 1 or not labels):
+            raise UserError(
+                f"data.num_labelled must be a positive number or null, and data.labels=true, got {num_labelled} and "
+                f"data.labels={str(labels).lower()}."
+            )
         if num_workers is not None and num_workers < 1:
             raise UserError(f"data.num_workers must be a positive number or null (all cores), got {num_workers}.")
         if binarize not in BINARIZE:
@@ -105,6 +116,7 @@ class ArrayData(LightningDataModule):
         self.name = self._full_name()
         self.download, self.skip_broken = download, skip_broken
         self.flip, self.binarize, self.limit_train = flip, binarize, limit_train
+        self.num_labelled, self.label_seed = num_labelled, label_seed
         self.workers = num_workers or default_workers()
         self.batches_per_step: int | Callable[[int], int] = 1  # set by the model before training
         found = len(self.class_names) if self.class_names else None
@@ -114,6 +126,7 @@ class ArrayData(LightningDataModule):
             num_classes=(num_classes or found) if labels else None,
             value_range=(-1.0, 1.0) if self.kind == "image" else None,
             class_names=self.class_names if labels else None,
+            factor_names=self.factor_names,
         )
         self._splits: dict[str, ArrayStore] | None = None
 
@@ -232,12 +245,29 @@ class ArrayData(LightningDataModule):
 
     # --- Batches ------------------------------------------------------------------------------------------------
 
+    def training_store(self) -> ArrayStore:
+        """The training split with the labels that training may see: of all samples, or of `num_labelled` of them.
+
+        Raises:
+            UserError: If there are fewer labels.
+        """
+        store = self.split("train")
+        if self.num_labelled is None:
+            return store
+        known = 0 if store.y is None else int((store.y >= 0).sum())
+        if store.y is None or known < self.num_labelled:
+            raise UserError(
+                f"data.num_labelled={self.num_labelled} asks for more labels than the {known} that {self.name} has."
+            )
+        kept = _one_class_after_the_other(store.y, self.label_seed)[: self.num_labelled]
+        return store.with_labels(torch.full_like(store.y, -1).index_copy_(0, kept, store.y[kept]))
+
     def stream(
         self, start: int = 0, rank: int = 0, world_size: int = 1, device: torch.device | str | None = None
     ) -> Stream:
         """The training batches from number `start` on."""
         return Stream(
-            self.split("train"),
+            self.training_store(),
             self._spec,
             self.batch_size,
             self.seed,
@@ -283,7 +313,7 @@ class ArrayData(LightningDataModule):
         For `GenerativeModel.initialise`.
         """
         stream = Stream(
-            self.split("train"),
+            self.training_store(),
             self._spec,
             self.batch_size,
             self.seed,
@@ -340,10 +370,23 @@ def _permutation(n: int) -> Tensor:
     return torch.from_numpy(np.random.RandomState(_SPLIT_SEED).permutation(n).astype(np.int64))
 
 
+def _one_class_after_the_other(y: Tensor, seed: int) -> Tensor:
+    """Positions of the labels [N] that are known: one of each class, another of each, and so on, all at random."""
+    rng = torch.Generator().manual_seed(stable_seed(seed, "labelled"))
+    order = torch.randperm(len(y), generator=rng)
+    order = order[y[order] >= 0]
+    first = torch.randperm(int(y.max()) + 1, generator=rng)  # where the last round is not whole, some classes lack one
+    rounds = torch.empty_like(order)
+    for label in y[order].unique():
+        mine = y[order] == label
+        rounds[mine] = torch.arange(int(mine.sum()))
+    return order[(rounds * len(first) + first[y[order]]).argsort()]
+
+
 def _binarised(store: ArrayStore, name: str) -> ArrayStore:
     """A copy in which each pixel was drawn once, as 0 or 255 (the same copy in all runs)."""
     generator = torch.Generator().manual_seed(stable_seed("binarize", name))
     x = torch.empty((len(store), *store.shape), dtype=torch.uint8)
     for idx in torch.arange(len(store)).split(4096):  # uniform numbers take four times the store's memory
         x[idx[0] : idx[-1] + 1] = binarise(store.gather(idx), generator)
-    return ArrayStore(x, store.y)
+    return ArrayStore(x, store.y, factor=store.factor)

@@ -25,6 +25,7 @@ class DataSpec:
         condition_shape: Shape of one condition `Batch.c`, None without conditions.
         value_range: Smallest and largest value of `Batch.x`; None where there are no bounds (points).
         class_names: One name per class, None where the classes have none.
+        factor_names: One name per column of `Batch.factor`, None where no factors are known.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class DataSpec:
     condition_shape: tuple[int, ...] | None = None
     value_range: tuple[float, float] | None = (-1.0, 1.0)
     class_names: tuple[str, ...] | None = None
+    factor_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -81,8 +83,10 @@ class Batch:
         c: Conditions or paired images [N, ...].
         mask: Which entries of `x` count, [N, ...].
         length: Lengths of sequences [N].
-        factor: Known factors of variation [N, F].
+        factor: Known factors of variation [N, F], each in [-1, 1].
         index: Positions of the samples in their split [N].
+        group: Which factor alone varies in this batch, int64 []: a column of `factor`, or F for all that no column
+            holds (the class); None where the samples are independent.
     """
 
     x: Tensor
@@ -92,13 +96,14 @@ class Batch:
     length: Tensor | None = None
     factor: Tensor | None = None
     index: Tensor | None = None
+    group: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`; the batch itself where it already is there."""
-        tensors = (self.x, self.y, self.c, self.mask, self.length, self.factor, self.index)
+        tensors = (self.x, self.y, self.c, self.mask, self.length, self.factor, self.index, self.group)
         if all(t is None or is_on(t, device) for t in tensors):
             return self
         return Batch(*(None if t is None else t.to(device, non_blocking=non_blocking) for t in tensors))  # type: ignore[arg-type]

@@ -48,17 +48,25 @@ class ArrayStore:
         y: Labels [N] int64, -1 = missing; None without labels.
         index: Which rows of `x` are this store's samples, [N] int64; None for all, in order.
         digest: Hash of the bytes of `x` where it is known already, so that `fingerprint` need not read them.
+        factor: Known factors of variation [N, F] float32; None where they are not known.
     """
 
     def __init__(
-        self, x: Tensor, y: Tensor | None = None, index: Tensor | None = None, digest: str | None = None
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        index: Tensor | None = None,
+        digest: str | None = None,
+        factor: Tensor | None = None,
     ) -> None:
         if x.dtype not in (torch.uint8, torch.float32):
             raise ValueError(f"A store holds uint8 images or float32 points, got {x.dtype}.")
         size = len(x) if index is None else len(index)
         if y is not None and (y.dtype != torch.int64 or y.shape != (size,)):
             raise ValueError(f"Labels must be int64 of shape [{size}], got {y.dtype} {list(y.shape)}.")
-        self.x, self.y, self.index = x, y, index
+        if factor is not None and (factor.dtype != torch.float32 or factor.dim() != 2 or len(factor) != size):
+            raise ValueError(f"Factors must be float32 of shape [{size}, F], got {factor.dtype} {list(factor.shape)}.")
+        self.x, self.y, self.index, self.factor = x, y, index, factor
         self._digest = digest
         self._fingerprint: str | None = None
 
@@ -83,28 +91,33 @@ class ArrayStore:
         """Labels at the positions `idx` [N], None without labels."""
         return None if self.y is None else self.y.index_select(0, idx)
 
+    def factors(self, idx: Tensor) -> Tensor | None:
+        """Known factors [N, F] at the positions `idx` [N], None where they are not known."""
+        return None if self.factor is None else self.factor.index_select(0, idx)
+
     def subset(self, idx: Tensor) -> ArrayStore:
         """The store of the samples at `idx`: a copy when small, else a view of the same array."""
-        y = self.labels(idx)
+        y, factor = self.labels(idx), self.factors(idx)
         rows = idx if self.index is None else self.index.index_select(0, idx)
         if len(idx) * self.x[:1].numel() * self.x.element_size() <= _COPY_LIMIT:
-            return ArrayStore(self.x.index_select(0, rows), y)
-        return ArrayStore(self.x, y, rows, self._array_digest())
+            return ArrayStore(self.x.index_select(0, rows), y, factor=factor)
+        return ArrayStore(self.x, y, rows, self._array_digest(), factor)
 
     def with_labels(self, y: Tensor | None) -> ArrayStore:
         """The same samples with the labels `y` [N], or with none."""
-        return ArrayStore(self.x, y, self.index, self._digest)
+        return ArrayStore(self.x, y, self.index, self._digest, self.factor)
 
     def to(self, device: torch.device | str) -> ArrayStore:
         """A resident copy on `device`, holding the samples of this store only."""
         x = self.x if self.index is None else self.x.index_select(0, self.index)
-        return ArrayStore(x.to(device), None if self.y is None else self.y.to(device))
+        y, factor = (None if t is None else t.to(device) for t in (self.y, self.factor))
+        return ArrayStore(x.to(device), y, factor=factor)
 
     def fingerprint(self) -> str:
         """Hash of the content (samples, their order and labels), the same on every machine; computed once."""
         if self._fingerprint is None:
             parts = [self._array_digest().encode()]
-            parts += [t.numpy().tobytes() for t in (self.index, self.y) if t is not None]
+            parts += [t.numpy().tobytes() for t in (self.index, self.y, self.factor) if t is not None]
             self._fingerprint = digest(*parts)
         return self._fingerprint
 

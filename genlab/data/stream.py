@@ -128,6 +128,15 @@ class Stream:
         idx = self._share(self.indices(i))
         x = self._to_device(self.store.gather(idx))
         y = self.store.labels(idx) if self.with_labels else None
+        factor = self.store.factors(idx)
+        x = self._finished(i, x)
+        if self._place != self.device:
+            y, factor = (None if t is None else self._to_device(t) for t in (y, factor))
+            idx = self._to_device(idx)
+        return Batch(x, y, factor=factor, index=idx)
+
+    def _finished(self, i: int, x: Tensor) -> Tensor:
+        """Stored samples of batch `i` as the model sees them: binarised, mirrored, in [-1, 1]."""
         if x.dtype == torch.uint8:
             if self.binarize:
                 x = _threshold(x, self._draw("binarize", i, self.spec.shape))
@@ -137,10 +146,7 @@ class Stream:
                 rows = torch.arange(len(x), device=self.device) + mirrored * len(x)
                 x = torch.cat((x, x.flip(-1))).index_select(0, rows)
             x = normalise(x)
-        if self._place != self.device:
-            y = None if y is None else self._to_device(y)
-            idx = self._to_device(idx)
-        return Batch(x, y, index=idx)
+        return x
 
     def indices(self, i: int) -> Tensor:
         """Positions [n B] in the store that batch `i` takes over all processes, chunk by chunk."""
@@ -280,4 +286,4 @@ class FixedBatches:
         for start in self._starts:
             idx = torch.arange(start, min(start + self.batch_size, self.size))
             x = normalise(self.store.gather(idx).to(self.device))
-            yield Batch(x, self.store.labels(idx), index=idx).to(self.device)
+            yield Batch(x, self.store.labels(idx), factor=self.store.factors(idx), index=idx).to(self.device)

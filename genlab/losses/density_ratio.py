@@ -2,7 +2,7 @@
 
 A classifier that tells draws of p (label 1) from as many draws of q (label 0) by the logistic loss has, at its best,
 the logit log p - log q. Means of it estimate divergences. They are no bounds: the classifier is only near its best.
-Mohamed & Lakshminarayanan (2016), arXiv:1610.03483, section 3.1; Rosca et al. (2017), arXiv:1706.04987, section 3.
+Mohamed & Lakshminarayanan (2016), arXiv:1610.03483; Rosca et al. (2017), arXiv:1706.04987.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from genlab.losses.adversarial import NonSaturating
 
 
 def ratio_loss(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    """-E_p log sigmoid(l) - E_q log(1 - sigmoid(l)), a scalar, of logits [N] and [M]; least where they are log p / q."""
+    """-E_p log sigmoid(l) - E_q log(1 - sigmoid(l)), a scalar, from logits [N] and [M]; least at log p / q."""
     return F.softplus(-logits_p).mean() + F.softplus(logits_q).mean()
 
 
@@ -24,7 +24,7 @@ def forward_kl(logits_p: Tensor) -> Tensor:
 
 
 def synthetic_likelihood(logits_q: Tensor) -> Tensor:
-    """R = -log D + log(1 - D), [M]: minus the logit, whose mean estimates KL(q || p). Rosca et al. (2017), section 3."""
+    """R = -log D + log(1 - D), [M]: minus the logit; its mean is KL(q || p). Rosca et al. (2017)."""
     return -logits_q
 
 
@@ -36,7 +36,7 @@ def reverse_kl(logits_q: Tensor) -> Tensor:
 class DensityRatio(NonSaturating):
     """The logistic discriminator, and a generator that lowers the KL(q || p) which its logits estimate.
 
-    Sønderby et al. (2017), arXiv:1610.04490, section 3.2. The generator's gradient in a logit is -1, wherever D stands.
+    Sønderby et al. (2017), arXiv:1610.04490. The generator's gradient in a logit is -1, wherever D stands.
     """
 
     def generator(self, logits_fake: Tensor) -> Tensor:

@@ -146,3 +146,29 @@ class DRAGAN(Penalty):
         alpha = rand(len(x_real)).view(-1, *[1] * (x_real.dim() - 1))
         x_hat = x_real + alpha * self.noise * rand(*x_real.shape)
         return self.weight * (gradient_norms(critic, x_hat) - self.k).square().mean()
+
+
+def penalty_of_pairs(
+    penalty: Penalty,
+    critic: Callable[[Tensor, Tensor], Tensor],
+    real: tuple[Tensor, Tensor],
+    fake: tuple[Tensor, Tensor],
+    rand: Callable[..., Tensor],
+) -> Tensor:
+    """A penalty on the gradient of a critic of pairs, in sample and latent together: a scalar.
+
+    Args:
+        penalty: Of a critic of one argument.
+        critic: Maps samples [N, *shape] and latents [N, Z] to logits [N], each from its own pair alone.
+        real: Samples and latents of the positive pairs.
+        fake: Of the negative ones.
+        rand: See `Penalty.forward`.
+    """
+    shape = real[0].shape[1:]
+    size = shape.numel()
+
+    def of_joined(joined: Tensor) -> Tensor:
+        return critic(joined[:, :size].unflatten(1, shape), joined[:, size:])
+
+    x_real, x_fake = (torch.cat([x.detach().flatten(1), z.detach()], dim=1) for x, z in (real, fake))
+    return penalty(of_joined, x_real, x_fake, rand)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.metrics import factors
 from genlab.metrics.ais import ais, ais_scores, can_anneal, partition_scores
 from genlab.metrics.cards import kind_of
 from genlab.metrics.judge import Data, Judge
@@ -22,7 +23,7 @@ from genlab.metrics.likelihood import (
 from genlab.metrics.scores import Scores
 from genlab.metrics.sharing import shared, stream
 
-HIGHER = ("elbo", "bound", "iwae", "ais", "objective", "ess", "active_units")
+HIGHER = ("elbo", "bound", "iwae", "ais", "objective", "ess", "active_units", *factors.HIGHER)
 
 
 class Objective(Protocol):
@@ -93,7 +94,7 @@ class LikelihoodJudge(Judge):
         if not callable(getattr(model, "objective", None)):
             return {}
         started = time.monotonic()
-        scores = self.score(model, data, split)
+        scores = {**self.score(model, data, split), **self.factors(model, data, split)}
         self.seconds += time.monotonic() - started
         return {f"{split}/{name}": value for name, value in scores.items()}
 
@@ -162,4 +163,4 @@ class LikelihoodJudge(Judge):
             rows.append(("bits/dim", f"{values['bits_per_dim']:.4g}"))
         if "active_units" in values:
             rows.append(("active units", f"{values['active_units']:.0f} of {card['latent_dim']}"))
-        return rows
+        return rows + factors.factor_lines(values)

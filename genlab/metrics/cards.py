@@ -31,6 +31,11 @@ BETTER = {
     "modes": "higher",
     "kl_modes": "lower",
     "energy": "lower",
+    "factor_corr": "higher",
+    "factor_gap": "higher",
+    "factor_r2": "higher",
+    "factor_unit": "higher",
+    "factor_leak": "lower",
 }
 TITLES = {  # in the order of tables
     "fid": "FID",
@@ -66,6 +71,11 @@ TITLES = {  # in the order of tables
     "hq": "high-quality share",
     "kl_modes": "KL of the modes' histogram",
     "energy": "energy distance",
+    "factor_corr": "|corr| of factors and their best latents",
+    "factor_gap": "its lead over other factors",
+    "factor_r2": "R² of factors on all latents",
+    "factor_unit": "|corr| of factors and their own latents",
+    "factor_leak": "largest |corr| of these with other factors",
 }
 
 
@@ -81,7 +91,12 @@ def section_of(score: str) -> str:
     kind, _, extractor = score.partition("/")
     if extractor:
         return f"in the eyes of {extractor}"
-    starts = {"ms_ssim": "diversity and memorisation", "nn_": "diversity and memorisation", "recon": "reconstruction"}
+    starts = {
+        "ms_ssim": "diversity and memorisation",
+        "nn_": "diversity and memorisation",
+        "recon": "reconstruction",
+        "factor_": "factors",
+    }
     toy = ("modes", "hq", "kl_modes", "energy")
     return next((v for k, v in starts.items() if kind.startswith(k)), "modes" if kind in toy else "likelihood")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from genlab.errors import UserError
 from genlab.metrics.cache import cached_stats
 from genlab.metrics.cards import common_card
+from genlab.metrics.factors import HIGHER, coded, factor_lines, factor_scores
 from genlab.metrics.features import Extractor, FeatureStats, features_of
 from genlab.metrics.images import to_uint8
 from genlab.metrics.scores import MIN_IMAGES, Scores, fid, inception_score, kid, precision_recall
@@ -21,7 +22,7 @@ from genlab.metrics.suite import real_rows
 from genlab.metrics.toy import Mixture, energy_distance, mode_coverage
 
 log = logging.getLogger("genlab")
-HIGHER_IS_BETTER = {"is", "precision", "recall", "density", "coverage", "rarest_class", "modes", "hq"}
+HIGHER_IS_BETTER = {"is", "precision", "recall", "density", "coverage", "rarest_class", "modes", "hq", *HIGHER}
 CLASS_SHARE_SAMPLES = 2000  # the rarest class of ten is then known to about half a percent
 AT_A_TIME = 256  # images per batch
 FROM_LABELS = "frequencies of the real labels"  # the card's `y` of a conditional model
@@ -204,13 +205,24 @@ class Judge:
         started = time.monotonic()
         if not self._prepared:
             self.prepare(data, model.device)
-        scores = self.score(model, data, split)
+        scores = {**self.score(model, data, split), **self.factors(model, data, split)}
         self.seconds += time.monotonic() - started
         return {f"{split}/{name}": value for name, value in scores.items()}
 
     def score(self, model: Sampler, data: Data, split: str) -> dict[str, float]:
         """The scores against one split."""
         raise NotImplementedError
+
+    def factors(self, model: Any, data: Data, split: str) -> Scores:
+        """What single latents tell of the data's known factors; nothing where one has none."""
+        names = getattr(data.spec, "factor_names", None)
+        if not names or not callable(getattr(model, "encode", None)):
+            return Scores()
+        codes, factor = coded(model, data.batches(split, batch_size=AT_A_TIME, limit=self.num_samples))
+        scores = factor_scores(codes, factor, names, getattr(model, "factor_units", None))
+        if split == "test":
+            self.cards["factors"] = {**self.common(model, data, split), **scores.card}
+        return scores
 
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:
         """Rows for the closing table: what was measured, and the figure with its conditions."""
@@ -358,7 +370,7 @@ class ImageJudge(Judge):
             )
         if "test_accuracy" in card:
             rows.append(("judge", f"{name}, right on {card['test_accuracy']:.1%} of the test images"))
-        return rows
+        return rows + factor_lines(values)
 
 
 class PointJudge(Judge):

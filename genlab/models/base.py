@@ -60,6 +60,9 @@ CAPABILITIES = (
     "score_logits",
     "translate",
     "frames",
+    "styles",
+    "classify",
+    "cluster",
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -133,6 +136,7 @@ class Settings:
     Attributes:
         seed: Seeds the noise of training (the same on every process) and the global streams (one per process).
         clip: Largest gradient norm of each player's update; None for no clipping. A player's own clip wins.
+        lr_scale: Factor on every player's learning rate, so that one number moves methods with different optimizers.
         ema_decay: Decay of the moving average per iteration, 0 for none (then the live weights are judged).
         log_every_n_steps: Every how many iterations recorded values are written, and checked for NaN.
         speed: What may be traded for speed.
@@ -141,6 +145,7 @@ class Settings:
 
     seed: int = 0
     clip: float | None = None
+    lr_scale: float = 1.0
     ema_decay: float = 0.0
     log_every_n_steps: int = 50
     speed: Speed = Speed()
@@ -200,6 +205,22 @@ class Turn:
         for parameter, mean in zip(self.parameters, self.history, strict=True):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - mean, alpha=2 * weight)
+
+
+class JointTurn(Turn):
+    """The common move of several players on one loss, each with its own optimizer; everyone else is frozen."""
+
+    def __init__(self, model: GenerativeModel, turns: list[Turn]) -> None:
+        super().__init__(model, " and ".join(t.name for t in turns), [p for t in turns for p in t.parameters], None)
+        own = {id(p) for p in self.parameters}
+        self._others = [p for p in turns[0]._others if id(p) not in own]
+        self._names = [t.name for t in turns]
+        self.optimizer = turns[0].optimizer  # for `collect`, which wants to know that there is a Trainer
+
+    def minimise(self, loss: Tensor) -> None:
+        """One update of all its players that lowers `loss` (a scalar): one backward pass, then each one's step."""
+        self.collect(loss)
+        self._model.step(*self._names)
 
 
 class WindowedPlateau(ReduceLROnPlateau):
@@ -263,8 +284,10 @@ class GenerativeModel(pl.LightningModule):
     `encode(x)`, `decode(z)`, `reconstruct(x)`, `log_joint(x, z)`, `log_prior(z)`,
     `sample_posterior(x, k, rng) -> z [k, N, Z], log_q [k, N]` (these three give importance-weighted bounds),
     `sample_prior(n, rng) -> z [n, Z]` (of continuous latents: with the first two it gives annealed estimates),
-    `score_logits(x)`, `translate(x)`, `frames(n, rng) -> [T, n, ...]` (how samples come about, step by step), each
-    marked with `@inference`. Scripts, samplers and callbacks ask `can(...)`, never for names of methods.
+    `score_logits(x)`, `translate(x)`, `frames(n, rng) -> [T, n, ...]` (how samples come about, step by step),
+    `styles(n, rng) -> [n, K, ...]` (each of n styles in every class), `classify(x)` and `cluster(x)` (logits [N, K] of
+    classes, and of categories without a name), each marked with `@inference`. Scripts, samplers and callbacks ask
+    `can(...)`, never for names of methods.
 
     Attributes:
         ema_modules: Names of the submodules whose moving average is kept, sampled from and judged.
@@ -273,6 +296,7 @@ class GenerativeModel(pl.LightningModule):
             `batches_at(iteration)` says it.
         latent_prior: What `noise` draws, for those who interpolate or search: "normal" (standard), or "uniform" on
             [-1, 1].
+        one_hot_latents: Which parts of a latent are one-hot vectors, for those who would walk through them.
         tricks_taken: Which of `tricks.*` the method takes part in; others are refused.
         spec: What the data look like; set before training and by `genlab.load`.
         settings: What holds for the run whatever the method.
@@ -281,6 +305,7 @@ class GenerativeModel(pl.LightningModule):
     ema_modules: tuple[str, ...] = ()
     batches_per_step: int = 1
     latent_prior: Literal["normal", "uniform"] = "normal"
+    one_hot_latents: tuple[range, ...] = ()
     tricks_taken: ClassVar[tuple[str, ...]] = ("historical_averaging", "virtual_batch_norm")
     latent_dim: int
     spec: DataSpec
@@ -298,6 +323,9 @@ class GenerativeModel(pl.LightningModule):
         score_logits: Callable[..., Tensor]
         translate: Callable[..., Tensor]
         frames: Callable[..., Tensor]
+        styles: Callable[..., Tensor]
+        classify: Callable[..., Tensor]
+        cluster: Callable[..., Tensor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -372,8 +400,10 @@ class GenerativeModel(pl.LightningModule):
         """The parameters of each player, in the order of declaration."""
         return {name: turn.parameters for name, turn in self._turns.items()}
 
-    def turn(self, name: str) -> Turn:
-        """The named player's move; use it in a `with` block."""
+    def turn(self, name: str, *more: str) -> Turn:
+        """The named player's move, or the common one of several on one loss; use it in a `with` block."""
+        if more:
+            return JointTurn(self, [self._turns[n] for n in (name, *more)])
         return self._turns[name]
 
     @contextmanager
@@ -431,6 +461,8 @@ class GenerativeModel(pl.LightningModule):
         optimizers, self._schedulers = [], []
         for name, (make_optimizer, make_scheduler) in self._factories.items():
             optimizers.append(self._optimizer(name, make_optimizer))
+            for group in optimizers[-1].param_groups:
+                group["lr"] *= self.settings.lr_scale
             if make_scheduler is not None:
                 self._schedulers.append(make_scheduler(optimizers[-1]))
         return (optimizers, self._schedulers) if optimizers else None

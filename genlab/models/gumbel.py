@@ -80,6 +80,7 @@ class CategoricalVAE(Opposable):
             raise ValueError(f"latent_dim and encoder_features must be variables * classes = {variables * classes}.")
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.variables, self.classes, self.latent_dim = variables, classes, latent_dim
+        self.one_hot_latents = tuple(range(i, i + classes) for i in range(0, latent_dim, classes))
         self.start_temperature, self.min_temperature = start_temperature, min_temperature
         self.annealing_rate, self.anneal_every = annealing_rate, anneal_every
         self.straight_through = straight_through

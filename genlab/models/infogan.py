@@ -84,6 +84,7 @@ class InfoGAN(Generating):
             nn.Linear(q_hidden, categories + codes),
         )
         self.latent_dim, self.categories, self.codes = latent_dim, categories, codes
+        self.one_hot_latents = (range(self.noise_dim, self.noise_dim + categories),)
         self.info_weight, self.code_weight = info_weight, code_weight
         self.add_player("discriminator", [discriminator, self.q], d_optimizer, d_scheduler)
         self.add_player("generator", generator, g_optimizer, g_scheduler)

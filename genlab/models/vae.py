@@ -79,9 +79,7 @@ class VAE(Opposable):
                 "This posterior has no density, and so no KL. Try posterior=diagonal, or model=autoencoder."
             )
         if adversary is not None and not likelihood.differentiable:
-            raise UserError(
-                "An adversary wants samples with a gradient; this likelihood draws them pixel by pixel."
-            )
+            raise UserError("An adversary wants samples with a gradient; this likelihood draws them pixel by pixel.")
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim, self.kl_weight = latent_dim, kl_weight
         self.add_player("vae", [encoder, decoder, likelihood, self.prior, self.family], optimizer, scheduler)

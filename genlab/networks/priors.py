@@ -24,11 +24,13 @@ class Prior(nn.Module):
         standard: Whether it is N(0, I).
         extra: Standard normal numbers that a draw needs beyond one for each latent.
         mixes_posteriors: Whether it is made of posteriors, whose density must then be known everywhere.
+        classes: Labels that it has a part for, see `draw_given`; 0 for none.
     """
 
     standard = False
     extra = 0
     mixes_posteriors = False
+    classes = 0
 
     @abstractmethod
     def log_prob(self, z: Tensor, posterior: Approximation) -> Tensor:
@@ -37,6 +39,14 @@ class Prior(nn.Module):
     @abstractmethod
     def draw(self, eps: Tensor, posterior: Approximation) -> Tensor:
         """Latents [n, Z] from standard normal numbers [n, Z + extra]."""
+
+    def draw_given(self, eps: Tensor, y: Tensor) -> Tensor:
+        """Latents [n, Z] of the parts of labels [n], of the whole prior where a label is -1; see `draw`.
+
+        Raises:
+            UserError: If labels mean nothing to it.
+        """
+        raise UserError("This prior knows no classes. Try prior=gaussian_mixture or prior=swiss_roll.")
 
     def initialise(self, x: Callable[[int], Tensor]) -> None:
         """What must see data first; `x(n)` gives n training samples."""
@@ -54,6 +64,135 @@ class StandardNormal(Prior):
     def draw(self, eps: Tensor, posterior: Approximation) -> Tensor:
         """eps itself."""
         return eps
+
+
+class GaussianMixture(Prior):
+    """Equally likely Gaussians around the origin in the plane, long in the radial direction: petals of a flower.
+
+    Makhzani et al. (2016), arXiv:1511.05644, Fig. 4A, which draws ten and gives no numbers. These are of about unit
+    variance in all. Label k has component k.
+
+    Args:
+        latent_dim: Z, which must be 2.
+        components: How many.
+        radius: Of the circle of their centres.
+        radial_std: Standard deviation along the radius.
+        tangential_std: Across it.
+
+    Raises:
+        UserError: If Z is not 2, or a size is not positive.
+    """
+
+    extra = 1  # which component
+
+    def __init__(
+        self,
+        latent_dim: int,
+        components: int = 10,
+        radius: float = 1.4,
+        radial_std: float = 0.5,
+        tangential_std: float = 0.1,
+    ) -> None:
+        super().__init__()
+        _check_plane("gaussian_mixture", latent_dim)
+        _check_sizes(components=components, radius=radius, radial_std=radial_std, tangential_std=tangential_std)
+        self.classes = components
+        angle = 2 * math.pi * torch.arange(components) / components
+        out = torch.stack([angle.cos(), angle.sin()], dim=1)
+        across = torch.stack([-angle.sin(), angle.cos()], dim=1)
+        self.centres: Tensor
+        self.scales: Tensor
+        self.register_buffer("centres", radius * out)
+        # Columns of A_k, with the covariance A A^T.
+        self.register_buffer("scales", torch.stack([radial_std * out, tangential_std * across], dim=2))
+
+    def log_prob(self, z: Tensor, posterior: Approximation | None = None) -> Tensor:
+        """log 1/K sum_k N(z; c_k, A_k A_k^T)."""
+        u = (self.scales.inverse() @ (z.unsqueeze(-2) - self.centres).unsqueeze(-1)).squeeze(-1)
+        log_each = log_standard_normal(u) - self.scales.det().abs().log()
+        return log_each.logsumexp(dim=-1) - math.log(self.classes)
+
+    def draw(self, eps: Tensor, posterior: Approximation | None = None) -> Tensor:
+        """A component for each row, by the last of its numbers, then a draw from it."""
+        return self.draw_given(eps, eps.new_full((len(eps),), -1, dtype=torch.long))
+
+    def draw_given(self, eps: Tensor, y: Tensor) -> Tensor:
+        """A draw from component y, from any where y is -1."""
+        drawn = (torch.special.ndtr(eps[:, -1]) * self.classes).long().clamp_max(self.classes - 1)
+        k = torch.where(y < 0, drawn, y)
+        return self.centres[k] + (self.scales[k] @ eps[:, :-1].unsqueeze(-1)).squeeze(-1)
+
+
+class SwissRoll(Prior):
+    """A spiral from the origin out, and Gaussian noise around it. Makhzani et al. (2016), arXiv:1511.05644, Fig. 4B.
+
+    The point at t is radius t (cos w, sin w) with w = 2 pi turns t; t^2 is uniform on [0, 1], which spreads the points
+    almost evenly along the curve. Label k of K has the k-th of K pieces of equal probability, from the origin out. The
+    density has no closed form: it is integrated along the curve, in steps well below the noise.
+
+    Args:
+        latent_dim: Z, which must be 2.
+        classes: K; 0 or None where the labels are not to be told.
+        radius: Of the outer end.
+        turns: Around the origin.
+        std: Standard deviation of the noise, in both directions.
+
+    Raises:
+        UserError: If Z is not 2, or a size is not positive.
+    """
+
+    extra = 1  # where on the curve
+
+    def __init__(
+        self, latent_dim: int, classes: int | None = None, radius: float = 2.0, turns: float = 2.0, std: float = 0.05
+    ) -> None:
+        super().__init__()
+        _check_plane("swiss_roll", latent_dim)
+        _check_sizes(radius=radius, turns=turns, std=std)
+        self.classes, self.radius, self.turns, self.std = classes or 0, radius, turns, std
+        # The curve is no longer than one piece out and one piece around at the full radius.
+        self.steps = math.ceil(8 * radius * (1 + 2 * math.pi * turns) / std)
+
+    def curve(self, t: Tensor) -> Tensor:
+        """The points [..., 2] at t [...] in [0, 1]."""
+        angle = 2 * math.pi * self.turns * t
+        return self.radius * t.unsqueeze(-1) * torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+    def log_prob(self, z: Tensor, posterior: Approximation | None = None) -> Tensor:
+        """log of the integral of N(z; curve(t), std^2 I) 2t dt over [0, 1], by the midpoint rule."""
+        t = (torch.arange(self.steps, device=z.device, dtype=z.dtype) + 0.5) / self.steps
+        log_weights, points = (2 * t / self.steps).log(), self.curve(t)
+        constant = 2 * math.log(self.std) + math.log(2 * math.pi)
+        parts = []
+        for part in z.flatten(0, -2).split(ROWS):
+            square = (part.unsqueeze(1) - points).square().sum(dim=-1)
+            parts.append((log_weights - 0.5 * square / self.std**2).logsumexp(dim=1) - constant)
+        return torch.cat(parts).view(z.shape[:-1])
+
+    def draw(self, eps: Tensor, posterior: Approximation | None = None) -> Tensor:
+        """A point of the curve for each row, by the last of its numbers, and noise from the others."""
+        return self._around(torch.special.ndtr(eps[:, -1]), eps)
+
+    def draw_given(self, eps: Tensor, y: Tensor) -> Tensor:
+        """A draw from the y-th piece, from the whole where y is -1."""
+        if not self.classes:
+            return super().draw_given(eps, y)
+        u = torch.special.ndtr(eps[:, -1])
+        return self._around(torch.where(y < 0, u, (u + y) / self.classes), eps)
+
+    def _around(self, square: Tensor, eps: Tensor) -> Tensor:
+        return self.curve(square.sqrt()) + self.std * eps[:, :-1]
+
+
+def _check_plane(name: str, latent_dim: int) -> None:
+    if latent_dim != 2:
+        raise UserError(f"prior={name} lies in the plane, got model.latent_dim={latent_dim}. Try model.latent_dim=2.")
+
+
+def _check_sizes(**sizes: float) -> None:
+    for name, size in sizes.items():
+        if not size > 0:
+            raise UserError(f"prior.{name} must be positive, got {size}.")
 
 
 class VampPrior(Prior):

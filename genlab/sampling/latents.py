@@ -168,3 +168,10 @@ def find_latents(
                 with torch.no_grad():
                     z.clamp_(-bound, bound)
     return best_z.detach(), best.detach()
+
+
+def go_through(z: Tensor, group: range) -> Tensor:
+    """The latent z [Z] with each class in turn in its one-hot part `group`, [len(group), Z]."""
+    rows = z.repeat(len(group), 1)
+    rows[:, group.start : group.stop] = torch.eye(len(group)).to(z)
+    return rows

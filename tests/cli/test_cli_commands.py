@@ -17,7 +17,10 @@ from tests.cli.helpers import REPO, command
 
 QUICK = ["trainer.max_steps=3", "callbacks=none", "logger=csv"]
 DATA = {"gan": "digits"}
-FEWER = {"pixelvae": ["metrics.iwae_samples=2"]}  # draws, where one of them takes long
+FEWER = {
+    "pixelvae": ["metrics.iwae_samples=2"],
+    "dc_ign": ["metrics.iwae_samples=2", "data.num_train=64"],
+}  # draws, where one of them takes long
 
 
 @pytest.mark.parametrize("model", sorted(p.stem for p in (REPO / "configs" / "model").glob("*.yaml")))

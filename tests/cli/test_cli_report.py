@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from genlab.cli import report as cli
-from genlab.cli.report import cell, collect, markdown, number
+from genlab.cli.report import cell, collect, draw_boxes, markdown, number
 from genlab.cli.report_page import html_page
 from genlab.errors import UserError
 from genlab.metrics.images import save_png
@@ -119,6 +120,29 @@ def test_labels_name_what_differs(tmp_path):
         make_run(tmp_path / "runs" / str(i), "vae", 1, {FID: 10.0}, weight=weight)
     labels = [c.label for c in collect([str(tmp_path / "runs")]).compositions]
     assert labels == ["model.kl_weight=1.0", "model.kl_weight=4.0"]
+
+
+def test_all_settings_of_a_method_make_one_box(tmp_path):
+    """`by=model`: draws of settings and seeds together, and a picture with a box of each method for every score."""
+    for i, (model, weight, fid) in enumerate([("gan", 1.0, 10), ("vae", 1.0, 20), ("gan", 3.0, 16), ("vae", 9.0, 40)]):
+        make_run(tmp_path / "runs" / str(i), model, i, {FID: fid, "is/classifier-digits": 5.0 - i}, weight=weight)
+    report = collect([str(tmp_path / "runs")], by="model")
+    assert [c.label for c in report.compositions] == ["model=gan", "model=vae"] and report.shared == {"data": "digits"}
+    assert rows_of(report)[FID].values == [[10, 16], [20, 40]]
+    path = draw_boxes(report, tmp_path / "boxes.png")
+    assert np.asarray(Image.open(path)).std() > 10
+    panels = {}
+
+    def spy(given):
+        panels.update(given)
+        return np.zeros((4, 4, 3), np.uint8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("genlab.pictures.box_plots", spy)
+        draw_boxes(report, tmp_path / "again.png")
+    assert panels["FID (classifier-digits) (lower is better)"] == {"gan": [10, 16], "vae": [20, 40]}
+    with pytest.raises(UserError, match="has no choice of 'loss'. Try by=data"):
+        collect([str(tmp_path / "runs")], by="loss")
 
 
 def test_a_runs_own_scores_serve_where_it_was_not_evaluated(tmp_path):

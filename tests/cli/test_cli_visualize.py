@@ -13,6 +13,7 @@ from genlab.cli.running import train
 from genlab.cli.visualize import DEFAULTS, FRAMES, WHAT, Looks, main, visualize
 from genlab.errors import UserError
 from genlab.models.base import GenerativeModel, inference
+from genlab.sampling.latents import go_through
 from tests.cli.helpers import command
 
 QUICK = ["metrics=none", "callbacks=none", "logger=none", "trainer=cpu", "threads=1", "trainer.max_steps=20"]
@@ -66,7 +67,7 @@ def test_all_looks_of_a_vae(runs, capsys):
     before = {p: p.read_bytes() for p in (runs["vae"] / "checkpoints").iterdir()}
     state = torch.get_rng_state()
     drawn = visualize({"run": runs["vae"], "n": 3, "steps": 3})
-    assert list(drawn) == [name for name in WHAT if name != "frames"]  # it does not draw step by step
+    assert list(drawn) == [name for name in WHAT if name not in ("frames", "categories", "factors")]
     for name, path in drawn.items():
         picture = read(path)
         assert path == runs["vae"] / "pictures" / f"{name}.png"
@@ -75,7 +76,8 @@ def test_all_looks_of_a_vae(runs, capsys):
     assert read(drawn["interpolations"]).shape[1] >= FRAMES * CELL
     assert read(drawn["reconstructions"]).shape[1] >= 12 * CELL  # six columns of pairs
     assert 3 * CELL < read(drawn["neighbours"]).shape[0] < 5 * CELL  # three rows and the text above
-    assert capsys.readouterr().err == "Left out frames: VAE has no `frames`, which frames needs.\n"
+    said = capsys.readouterr().err
+    assert "Left out frames: VAE has no `frames`" in said and "Left out categories: VAE has no one-hot" in said
     assert before == {p: p.read_bytes() for p in (runs["vae"] / "checkpoints").iterdir()}
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -161,6 +163,31 @@ def test_traversals_show_the_active_latents(linear, seen):
     (groups, _, note, labels), _ = seen["image_sheet"]
     assert groups[0][1].shape[:2] == (3, 11)  # of four latents one does nothing
     assert "3 active" in note and sorted(label.partition(":")[0] for label in labels) == ["z0", "z1", "z3"]
+
+
+@pytest.mark.parametrize(("model", "rows", "classes"), [("infogan", 4, 10), ("gumbel", 3, 5)])
+def test_one_hot_latents_go_through_their_classes(model, rows, classes, tmp_path, seen):
+    """InfoGAN: several draws through one category; a categorical VAE: one draw through several variables."""
+    smaller = ["model.variables=3", "model.classes=5"] if model == "gumbel" else []
+    train(compose([f"model={model}", *smaller, *QUICK, "trainer.max_steps=2"]), tmp_path)
+    look = looks(tmp_path)
+    look.categories()
+    (groups, _, _), _ = seen["image_sheet"]
+    assert groups[0][1].shape[:2] == (rows, classes)
+    z, group = look.latents(1)[0], look.model.one_hot_latents[0]
+    walked = go_through(z, group)
+    assert torch.equal(walked[:, list(group)], torch.eye(classes))
+    others = [d for d in range(len(z)) if d not in group]
+    assert torch.equal(walked[:, others], z[others].expand(classes, -1))
+    drawn = look.latents(50)
+    assert all(torch.equal(drawn[:, list(g)].sum(dim=1), torch.ones(50)) for g in look.model.one_hot_latents)
+    if model == "infogan":
+        look.traversals()  # of the other latents alone
+        (_, _, _, labels), _ = seen["image_sheet"]
+        assert not {f"z{d}" for d in group} & {label.partition(":")[0] for label in labels}
+    else:
+        with pytest.raises(UserError, match="what=categories"):
+            look.traversals()
 
 
 def test_a_model_without_an_encoder_shows_the_latents_that_move_it(runs, seen):

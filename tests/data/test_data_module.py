@@ -315,3 +315,59 @@ def test_a_trainer_less_module_streams_from_the_start():
     assert isinstance(stream, Stream)
     assert stream.start == 0
     assert stream.world_size == 1
+
+
+# --- Few labels -------------------------------------------------------------------------------------------------------
+
+
+def test_few_labels_are_equally_many_of_each_class_and_judges_see_all():
+    data = digits(num_labelled=50, label_seed=3)
+    batches = [data.stream().batch(i) for i in range(200)]  # two epochs and a half
+    index, y = (torch.cat([getattr(b, name) for b in batches]) for name in ("index", "y"))
+    kept = index[y >= 0].unique()
+    truth = data.split("train").y
+    assert len(kept) == 50 and torch.equal(y[y >= 0], truth[index[y >= 0]])
+    assert torch.bincount(truth[kept], minlength=10).tolist() == 10 * [5]
+    assert (truth >= 0).all() and (next(iter(data.batches("train"))).y >= 0).all()
+    assert torch.equal(next(data.first_batches(1)).y, batches[0].y)
+    assert data.describe() == digits().describe()  # scores go by what the data are, not by what training sees of them
+
+
+def test_few_labels_are_a_choice_of_their_own_seed():
+    """Neither the order of the batches nor a resumed or a second process changes which they are."""
+
+    def labels(**arguments):
+        return digits(num_labelled=25, **arguments).training_store().y
+
+    assert torch.equal(labels(seed=0), labels(seed=1))
+    assert not torch.equal(labels(), labels(label_seed=1))
+    counts = torch.bincount(labels()[labels() >= 0], minlength=10)
+    assert counts.sum() == 25 and set(counts.tolist()) == {2, 3}
+    data = digits(num_labelled=25, seed=4)
+    whole, later = data.stream().batch(7), data.stream(start=7)
+    assert torch.equal(whole.y, next(iter(later)).y)
+    halves = [data.stream(rank=rank, world_size=2).batch(7) for rank in (0, 1)]
+    assert torch.equal(whole.y, torch.cat([half.y for half in halves]))
+
+
+def test_few_labels_fill_up_from_other_classes_where_one_runs_out():
+    class Uneven(Counting):
+        def _load(self, download: bool) -> dict[str, ArrayStore]:
+            store = super()._load(download)["all"]
+            y = torch.tensor([0, 1, 1, 1, 1, 1, 1, -1, 1, 1])
+            return {split: store.with_labels(y) for split in ("train", "val", "test")}
+
+    def data(n):
+        return Uneven(batch_size=2, image_size=4, channels=1, num_labelled=n)
+
+    y = data(4).training_store().y
+    assert [int((y == c).sum()) for c in (-1, 0, 1)] == [6, 1, 3]
+    assert torch.equal(data(9).training_store().y, data(9).split("train").y)
+    with pytest.raises(UserError, match="more labels than the 9 that counting has"):
+        data(10).stream()
+
+
+@pytest.mark.parametrize("arguments", [{"num_labelled": 0}, {"num_labelled": 10, "labels": False}])
+def test_few_labels_are_refused(arguments):
+    with pytest.raises(UserError, match="data.num_labelled must be a positive number"):
+        digits(**arguments)

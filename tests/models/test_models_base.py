@@ -172,6 +172,26 @@ def test_the_players_clip_wins(tmp_path):
         assert_close(memory.curves["train/grad_norm_generator"][1], 10 * math.sqrt(2), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_one_factor_scales_every_players_learning_rate(scale, tmp_path):
+    """Schedules start from the scaled one, and a resumed run keeps it as it is."""
+    memory = Memory()
+    overrides = [*METHODS["gan"], f"optim.lr_scale={scale}", "model.g_optimizer.lr=0.01", "model.d_optimizer.lr=0.02"]
+    linear = {"_target_": "torch.optim.lr_scheduler.LinearLR", "_partial_": True, "total_iters": 10}
+    given = config(overrides)["model"] | {"g_scheduler": {**linear, "start_factor": 1.0, "end_factor": 0.5}}
+    first = fit(overrides, 2, tmp_path, model=given)
+    again = fit(
+        overrides,
+        3,
+        tmp_path,
+        resume=first.folder / "checkpoints" / "last.ckpt",
+        model=given,
+        trainer={"logger": [memory]},
+    )
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in again.trainer.optimizers]
+    assert_close(rates, [scale * 0.02, scale * 0.01 * (1 - 0.05 * 3)], rtol=1e-6, atol=0)
+
+
 def test_each_player_is_clipped_alone(tmp_path):
     """Every update of either goes exactly lr times the largest norm, with plain SGD and gradients above it."""
     overrides = [*METHODS["gan"], "optim.clip=0.001"]

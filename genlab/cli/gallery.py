@@ -1,0 +1,177 @@
+"""The gallery: every method on real digits for the same CPU time, 64 samples of each, and looks inside.
+
+`python scripts/gallery.py` trains what is missing, one after the other or several at a time, and writes a page with the
+pictures beside it. A row is a model, or an objective of the plain GAN; files of `configs` are all that it asks.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genlab.cli import app
+from genlab.cli.instantiate import locate
+from genlab.errors import UserError
+
+LOOKS = ("reconstructions", "traversals", "categories")  # beside the samples, where a model has them
+DEFAULTS: dict[str, Any] = {
+    "rows": "all",
+    "data": "digits",
+    "seconds": 60,
+    "seed": 0,
+    "n_jobs": 1,
+    "out": "docs/gallery",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training of the gallery: its name, what it is, and its part of the command."""
+
+    name: str
+    title: str
+    overrides: tuple[str, ...]
+
+
+def main() -> None:
+    """The gallery of all methods.
+
+    python scripts/gallery.py [rows=all] [data=digits] [seconds=60] [seed=0] [n_jobs=1] [out=docs/gallery]
+
+    `rows` are names of models, or loss=NAME for the plain GAN with another objective, between commas. `seconds` is the
+    CPU time of each training. The runs go to outputs/gallery; the same command goes on with what is missing. Writes
+    OUT.md and the pictures in OUT/.
+    """
+    with app.errors_as_sentences():
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(main.__doc__)
+            return
+        options = parse(sys.argv[1:])
+        print(f"Written to {gallery(options)}")
+
+
+def parse(arguments: list[str]) -> dict[str, Any]:
+    """The options over `DEFAULTS`.
+
+    Raises:
+        UserError: If a key is unknown, a number is none, or a row is not there.
+    """
+    options = dict(DEFAULTS)
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in options:
+            raise UserError(f"{argument!r} is no option; there are {', '.join(options)}.")
+        if isinstance(DEFAULTS[key], int):
+            if not value.isdigit() or (int(value) < 1 and key != "seed"):
+                raise UserError(f"{key} must be a whole number of at least 1, got {value!r}.")
+            options[key] = int(value)
+        else:
+            options[key] = value
+    known = {row.name: row for row in rows()}
+    names = list(known) if options["rows"] == "all" else options["rows"].split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"There is no row {unknown[0]!r}; there are {', '.join(known)}.")
+    options["rows"] = [known[name] for name in names]
+    return options
+
+
+def rows() -> list[Row]:
+    """A row for each model that trains by itself, and for each objective of the plain GAN."""
+    from genlab.losses.adversarial import AdversarialLoss
+
+    found = [Row(name, title(f"model/{name}"), (f"model={name}",)) for name in app.options("model")]
+    for loss in app.options("loss"):
+        kind = locate(str(app.read_option("loss", loss)["_target_"]), "loss")
+        if issubclass(kind, AdversarialLoss):
+            found.append(Row(f"loss={loss}", title(f"loss/{loss}"), ("model=gan", f"loss={loss}")))
+    return found
+
+
+def title(config: str) -> str:
+    """What a config file says of itself: its first line."""
+    first = (app.config_dir() / f"{config}.yaml").read_text().splitlines()[0]
+    return first.lstrip("# ").strip()
+
+
+def command(row: Row, options: dict[str, Any]) -> list[str]:
+    """The arguments that train a row."""
+    budget = [f"max_cpu_time={options['seconds']}", "trainer.max_steps=10000000", f"seed={options['seed']}"]
+    return [*row.overrides, f"data={options['data']}", *budget, "trainer=cpu", "threads=1", "metrics=none"]
+
+
+def gallery(options: dict[str, Any]) -> Path:
+    """Trains what is missing, draws all, and writes the page; its path."""
+    runs = Path("outputs") / "gallery"
+    with ThreadPoolExecutor(options["n_jobs"]) as pool:
+        folders = list(pool.map(lambda row: trained(row, options, runs), options["rows"]))
+    home = Path(options["out"])
+    home.mkdir(parents=True, exist_ok=True)
+    parts = [entry(row, folder, home, options) for row, folder in zip(options["rows"], folders, strict=True)]
+    page = home.with_suffix(".md")
+    page.write_text("\n".join([HEAD.format(**options), *parts]))
+    return page
+
+
+def trained(row: Row, options: dict[str, Any], runs: Path) -> Path | None:
+    """The folder of a row's finished run, which is trained if it is not there; None if it cannot be."""
+    folder = runs / f"{row.name.replace('=', '_')}_{options['data']}_{options['seconds']}s_seed{options['seed']}"
+    if (folder / "run.json").exists():
+        return folder
+    arguments = [*command(row, options), "logger=csv", "callbacks=none", f"hydra.run.dir={folder}"]
+    print(f"{row.name}: {shlex.join(command(row, options))}", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "genlab.cli.train", *arguments], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        print(f"{row.name} failed: {(done.stderr or done.stdout).strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    return folder
+
+
+def entry(row: Row, folder: Path | None, home: Path, options: dict[str, Any]) -> str:
+    """The part of the page about one row; its pictures are drawn."""
+    from genlab.cli.sample import DEFAULTS as SAMPLE
+    from genlab.cli.sample import sample
+    from genlab.cli.visualize import visualize
+
+    told = f"\n## `{row.name}`\n\n{row.title}\n\n    python train.py {shlex.join(command(row, options))}\n"
+    if folder is None:
+        return f"{told}\nThis training failed.\n"
+    pictures: dict[str, Path] = {}
+    name = row.name.replace("=", "_")
+    try:
+        pictures["64 samples"] = sample({**SAMPLE, "run": str(folder), "out": str(home / f"{name}.png")})
+    except UserError as error:
+        told += f"\nNo samples: {error}\n"
+    for look in LOOKS:
+        try:
+            drawn = visualize({"run": str(folder), "what": look, "out": str(home / name)})
+        except UserError:
+            continue  # it has no such look
+        pictures[look] = drawn[look].rename(home / f"{name}_{look}.png")
+        (home / name).rmdir()
+    length = iterations(folder)
+    images = "\n".join(f"![{look} of {row.name}]({home.name}/{path.name})" for look, path in pictures.items())
+    return f"{told}\n{length:,} iterations.\n\n{images}\n"
+
+
+def iterations(folder: Path) -> int:
+    """How long a run was."""
+    from genlab.cli.runs import find_run, read_checkpoint
+
+    return int(read_checkpoint(find_run(str(folder))[1])["global_step"])
+
+
+HEAD = """# Gallery
+
+Every method of genlab on `data={data}`, each for {seconds} s of CPU time of one thread (on a machine whose other work
+slows the seconds, not their number), seed {seed}, with its default settings: nothing is tuned for the picture, and what
+fails is shown failing. 64 samples in a row of the seed's noise; where a method encodes, test images beside their
+reconstructions, and rows in which one latent moves. Written by `python scripts/gallery.py`.
+"""

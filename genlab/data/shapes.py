@@ -1,0 +1,237 @@
+"""Lit shapes whose factors of variation are known, and batches in which one factor alone varies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genlab.data.module import ArrayData
+from genlab.data.spec import Batch
+from genlab.data.store import ArrayStore
+from genlab.data.stream import Stream, stable_seed
+from genlab.errors import UserError
+
+FACTORS = ("x", "y", "rotation", "scale", "light")  # the columns of `Batch.factor`
+CLASSES = ("ellipse", "rectangle", "triangle")
+HELD_OUT = {"val": 1000, "test": 2000}
+REACH = 0.45  # largest offset of the centre; the shorter side of the image spans [-1, 1]
+TURN = math.pi / 4  # largest rotation: all three shapes have periods of a half turn or more, so that each is one-to-one
+RADII = (0.3, 0.5)  # of the circle around the shape, smallest and largest; REACH + RADII[1] < 1: nothing is cut off
+TILT = math.radians(75)  # of the light to either side
+ASPECT = 0.6  # of ellipse and rectangle
+AMBIENT = 0.25  # brightness where no light falls
+DOME = 0.8  # height of the surface's normals: the shapes are shaded as a dome over their circle
+AT_A_TIME = 256  # images rendered at once, which stay in the cache of a core
+
+
+def render(factor: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures of shapes, shaded as domes by Lambert's law; in float64, so that they agree on all machines.
+
+    Args:
+        factor: `FACTORS` [N, 5], each in [-1, 1]: to the right, upwards, counter-clockwise, larger, lit from the right.
+        label: Numbers of `CLASSES`, [N].
+        size: Height and width in pixels.
+
+    Returns:
+        uint8 [N, 1, H, W]; the background is 0.
+    """
+    parts = zip(factor.double().split(AT_A_TIME), label.split(AT_A_TIME), strict=True)
+    return torch.cat([(255 * _shaded(*part, size)).round().to(torch.uint8).unsqueeze(1) for part in parts])
+
+
+def _shaded(factor: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
+    """Brightness [N, H, W] in [0, 1]."""
+    dx, dy = _offsets(factor, size)
+    tilt = TILT * factor[:, 4, None, None]
+    toward = tilt.sin() * dx + tilt.cos() * DOME
+    lit = (toward / (dx.square() + dy.square() + DOME**2).sqrt()).clamp_min(0)
+    return coverage(factor, label, size) * (AMBIENT + (1 - AMBIENT) * lit)
+
+
+def coverage(factor: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
+    """The share of each pixel that the shape covers, [N, H, W] float64, from its signed distance; see `render`."""
+    dx, dy = _offsets(factor, size)
+    angle = TURN * factor[:, 2, None, None].double()
+    u, v = angle.cos() * dx + angle.sin() * dy, angle.cos() * dy - angle.sin() * dx  # in the shape's own frame
+    distances = torch.stack([_ellipse(u, v), _rectangle(u, v), _triangle(u, v)])
+    distance = distances[label, torch.arange(len(label))] * _radius(factor)
+    return (0.5 - distance * min(size) / 2).clamp(0, 1)
+
+
+def _radius(factor: Tensor) -> Tensor:
+    return RADII[0] + (RADII[1] - RADII[0]) * (factor[:, 3, None, None].double() + 1) / 2
+
+
+def _offsets(factor: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """From the shape's centre to each pixel's, in radii: to the right [N, 1, W] and upwards [N, H, 1]."""
+    height, width = size
+    across = (torch.arange(width, dtype=torch.float64) + 0.5 - width / 2) * (2 / min(size))
+    up = (height / 2 - 0.5 - torch.arange(height, dtype=torch.float64)[:, None]) * (2 / min(size))
+    x, y = (REACH * factor[:, k, None, None].double() for k in (0, 1))
+    return (across - x) / _radius(factor), (up - y) / _radius(factor)
+
+
+def _ellipse(u: Tensor, v: Tensor) -> Tensor:
+    """Signed distance to the ellipse with half-axes 1 and ASPECT, to first order: f / |grad f|."""
+    near = (u.square() + (v / ASPECT).square()).sqrt()
+    steep = (u.square() + (v / ASPECT**2).square()).sqrt()
+    return near * (near - 1) / steep.clamp_min(1e-12)
+
+
+def _rectangle(u: Tensor, v: Tensor) -> Tensor:
+    """The same of the rectangle of that aspect in the unit circle; beyond corners the distance to the nearer side."""
+    half = 1 / math.hypot(1, ASPECT)
+    return torch.maximum(u.abs() - half, v.abs() - ASPECT * half)
+
+
+def _triangle(u: Tensor, v: Tensor) -> Tensor:
+    """The same of the triangle (1, 0), (-0.8, 0.6), (-0.8, -0.6) in the unit circle."""
+    length = math.hypot(1.8, 0.6)
+    return torch.maximum(-u - 0.8, (0.6 * u + 1.8 * v.abs() - 0.6) / length)
+
+
+class GroupedStream(Stream):
+    """Endless batches of fresh shapes, in each of which one factor alone varies. Kulkarni et al. (2015), section 3.1.
+
+    Batch `i` is a pure function of (seed, name, i), as of any `Stream`: the factor that varies (`Batch.group`), the
+    values of the others, and those of its samples, all uniform.
+
+    Args:
+        ratio: Weights [F + 1] with which the factors and, last, the class are chosen.
+        *args: Of `Stream`.
+        **kwargs: Of `Stream`.
+    """
+
+    def __init__(self, ratio: Sequence[float], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ratio = torch.tensor(ratio, dtype=torch.float64)
+
+    def batch(self, i: int) -> Batch:
+        """Batch number `i`: this process's share."""
+        rng, n = self._order_rng, self.chunks.of(i) * self.batch_size
+        rng.manual_seed(stable_seed(self.seed, self.name, "group", i))
+        group = torch.multinomial(self._ratio, 1, generator=rng)[0]
+        factor = (2 * torch.rand(1, len(FACTORS), generator=rng) - 1).repeat(n, 1)
+        label = torch.randint(len(CLASSES), (1,), generator=rng).repeat(n)
+        if group < len(FACTORS):
+            factor[:, group] = 2 * torch.rand(n, generator=rng) - 1
+        else:
+            label = torch.randint(len(CLASSES), (n,), generator=rng)
+        factor, label = self._share(factor), self._share(label)
+        x = self._finished(i, render(factor, label, (self.spec.shape[1], self.spec.shape[2])).to(self.device))
+        return Batch(x, label if self.with_labels else None, factor=factor, group=group).to(self.device)
+
+
+class Shapes(ArrayData):
+    """Grey pictures of an ellipse, a rectangle or a triangle, lit from the side: a small renderer with known factors.
+
+    The factors in `Batch.factor` are position, rotation, scale and light, independent and uniform on [-1, 1]; the label
+    is the shape. The splits are the same in every run. Mirroring would make the factors wrong, so that there is none.
+
+    Args:
+        num_train: Pictures for training.
+        grouped: Train on fresh pictures of which one factor alone varies in each batch, see `GroupedStream`; the splits
+            (and the batches that a model is initialised from) stay independent pictures.
+        ratio: How often each of `FACTORS` and "shape" varies, relative to the others; equally often unless given.
+
+    All else as for `ArrayData`.
+
+    Raises:
+        UserError: If there is no such factor, or a weight is no weight.
+    """
+
+    name = "shapes"
+    class_names = CLASSES
+    factor_names = FACTORS
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        num_train: int = 10_000,
+        grouped: bool = False,
+        ratio: Mapping[str, float] | None = None,
+        shape: Sequence[int] | None = None,
+        image_size: int | Sequence[int] | None = 32,
+        channels: int = 1,
+        kind: str | None = None,
+        num_classes: int | None = None,
+        seed: int = 0,
+        root: str | Path | None = None,
+        labels: bool = True,
+        binarize: str = "none",
+        limit_train: int | None = None,
+    ) -> None:
+        if isinstance(num_train, bool) or not isinstance(num_train, int) or num_train < 1:
+            raise UserError(f"data.num_train must be at least 1, got {num_train!r}. Try data.num_train=10000.")
+        if channels != 1:
+            raise UserError(f"Shapes are grey, got data.channels={channels}. Try data.channels=1.")
+        if not isinstance(grouped, bool):
+            raise UserError(f"data.grouped must be true or false, got {grouped!r}.")
+        self._num_train, self.grouped, self._ratio = num_train, grouped, _weights(ratio)
+        super().__init__(
+            batch_size=batch_size,
+            shape=shape,
+            image_size=image_size if shape is None else None,
+            channels=channels,
+            kind=kind,
+            num_classes=num_classes,
+            seed=seed,
+            root=root,
+            labels=labels,
+            binarize=binarize,
+            limit_train=limit_train,
+        )
+
+    def _load(self, download: bool) -> dict[str, ArrayStore]:
+        stores = {}
+        for split, n in {"train": self._num_train, **HELD_OUT}.items():
+            rng = np.random.RandomState(stable_seed(self.name, split) % 2**32)
+            factor = torch.from_numpy(rng.uniform(-1, 1, (n, len(FACTORS))).astype(np.float32))
+            label = torch.from_numpy(rng.randint(len(CLASSES), size=n).astype(np.int64))
+            stores[split] = ArrayStore(render(factor, label, self.size), label, factor=factor)
+        return stores
+
+    def stream(
+        self, start: int = 0, rank: int = 0, world_size: int = 1, device: torch.device | str | None = None
+    ) -> Stream:
+        """The training batches from number `start` on."""
+        if not self.grouped:
+            return super().stream(start, rank, world_size, device)
+        return GroupedStream(
+            self._ratio,
+            self.split("train"),
+            self.spec,
+            self.batch_size,
+            self.seed,
+            batches_per_step=self.batches_per_step,
+            start=start,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+            binarize=self.binarize == "dynamic",
+            with_labels=self.labels,
+            resident_bytes=0,  # the pictures are made anew
+        )
+
+
+def _weights(ratio: Mapping[str, float] | None) -> list[float]:
+    """Weights [F + 1], in the order of the groups."""
+    names = (*FACTORS, "shape")
+    if ratio is None:
+        return [1.0] * len(names)
+    unknown = [str(name) for name in ratio if name not in names]
+    weights = [ratio.get(name, 0) for name in names]
+    plain = all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights)
+    if unknown or not plain or not any(weights):
+        raise UserError(
+            f"data.ratio gives weights of at least 0 to {', '.join(names)}, not all 0, got {dict(ratio)}. "
+            "Try data.ratio.shape=2."
+        )
+    return [float(w) for w in weights]

@@ -1,0 +1,104 @@
+"""How well single latents tell the known factors of variation, for any model that encodes data that know theirs."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genlab.metrics.scores import Scores
+from genlab.metrics.sharing import shared
+
+HIGHER = ("factor_corr", "factor_gap", "factor_r2", "factor_unit")  # is better
+
+
+def correlations(codes: Tensor, factor: Tensor) -> Tensor:
+    """|corr(z_i, f_j)| over the samples, [Z, F] float64 in [0, 1].
+
+    Args:
+        codes: [N, Z]. A latent that never moves, or is not finite, tells nothing: 0.
+        factor: [N, F].
+    """
+    z, f = (_standard(each) for each in (codes, factor))
+    return (z.T @ f / len(z)).abs().clamp_max(1)
+
+
+def explained(codes: Tensor, factor: Tensor) -> Tensor:
+    """R^2 of each factor's linear regression on all latents together, [F] float64 in [0, 1].
+
+    Beside `correlations` it tells a factor that is spread over several latents from one that is not there.
+    """
+    z, f = _standard(codes), _standard(factor)
+    basis, size, _ = torch.linalg.svd(z, full_matrices=False)
+    basis = basis[:, size > 1e-8 * max(1.0, float(size.max()))]
+    return (basis.T @ f).square().sum(dim=0).div(len(f)).clamp(0, 1)
+
+
+def _standard(x: Tensor) -> Tensor:
+    """Columns of mean 0 and variance 1; all 0 where a column is constant or not finite."""
+    x = x.detach().double().cpu()
+    x = torch.where(x.isfinite().all(dim=0), x, 0.0)
+    spread = x.std(dim=0, correction=0)
+    moves = spread > 1e-9 * x.abs().amax(dim=0)
+    return torch.where(moves, (x - x.mean(dim=0)) / spread.clamp_min(torch.finfo(x.dtype).tiny), 0.0)
+
+
+def factor_scores(codes: Tensor, factor: Tensor, names: Sequence[str], units: Sequence[int] | None = None) -> Scores:
+    """What latents tell of factors, averaged over the factors.
+
+    Args:
+        codes: [N, Z], N >= 2.
+        factor: Known factors [N, F].
+        names: Of the factors.
+        units: The latent that stands for each of the first factors, where the model says so.
+
+    Returns:
+        `factor_corr`: |corr| of each factor and the latent that tells most of it, also for each one by its name
+        (`factor_corr_x`); `factor_gap`: by how much that exceeds the latent's |corr| with any other factor;
+        `factor_r2`: the share that all latents explain together. With `units`, `factor_unit`: |corr| of each factor and
+        its own latent, and `factor_leak`: the largest |corr| of such a latent with another factor.
+
+    Raises:
+        ValueError: If there is no pair of samples, or the numbers do not fit.
+    """
+    if len(codes) < 2 or len(codes) != len(factor) or factor.shape[1] != len(names):
+        raise ValueError(
+            f"Codes and {len(names)} factors of at least two samples wanted, got {len(codes)} and {list(factor.shape)}."
+        )
+    matrix = correlations(codes, factor)
+    best, where = matrix.max(dim=0)
+    values = {"factor_corr": best.mean(), "factor_r2": explained(codes, factor).mean()}
+    values["factor_gap"] = torch.stack([best[j] - _others(matrix[i], j) for j, i in enumerate(where.tolist())]).mean()
+    if units:
+        own = list(enumerate(units[: len(names)]))
+        values["factor_unit"] = torch.stack([matrix[i, j] for j, i in own]).mean()
+        values["factor_leak"] = torch.stack([_others(matrix[i], j) for j, i in own]).max()
+    values |= {f"factor_corr_{name}": best[j] for j, name in enumerate(names)}
+    card = {"n_real": len(codes), "factors": list(names)}
+    return Scores({name: float(value) for name, value in values.items()}, card)
+
+
+def _others(row: Tensor, j: int) -> Tensor:
+    """The largest of a latent's correlations but the j-th; 0 where there is no other."""
+    return torch.cat([row[:j], row[j + 1 :], row.new_zeros(1)]).max()
+
+
+def coded(model: Any, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """Codes [N, Z] and known factors [N, F] of batches; the processes of a group share the work.
+
+    Args:
+        model: Its `encode` gives codes [N, ...].
+        batches: With `x` and `factor`.
+    """
+    parts = list(shared(batches, lambda b: (model.encode(b.x.to(model.device)).flatten(1).cpu(), b.factor.cpu())))
+    codes, factor = (torch.cat(each) for each in zip(*parts, strict=True))
+    return codes, factor
+
+
+def factor_lines(values: dict[str, float]) -> list[tuple[str, str]]:
+    """A row for a run's closing table, from its scores without the split's name; none where they hold no factors."""
+    if "factor_corr" not in values:
+        return []
+    each = {k.removeprefix("factor_corr_"): v for k, v in values.items() if k.startswith("factor_corr_")}
+    told = ", ".join(f"{name} {value:.2f}" for name, value in each.items())
+    return [("factors", f"{values['factor_corr']:.2f}  (|corr| with the latent that tells most: {told})")]

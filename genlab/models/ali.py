@@ -1,0 +1,121 @@
+"""Adversarially learned inference: a discriminator of samples together with their latents trains an encoder, too."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.losses.adversarial import NonSaturating
+from genlab.losses.penalties import Penalty, check_one_of_each_sample, penalty_of_pairs
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Inferring
+from genlab.networks.posteriors import Deterministic, Posterior
+
+
+class ALI(Inferring):
+    """Adversarially learned inference. Dumoulin et al. (2017), arXiv:1606.00704, Algorithm 1.
+
+    D tells (x, E(x)) from (G(z), z); generator and encoder each move their own pair towards the other side. Where they
+    succeed the pairs are one distribution, so E inverts G. With one code for each sample, `posterior=deterministic`,
+    this is BiGAN: Donahue et al. (2017), arXiv:1605.09782.
+    """
+
+    ema_modules = ("generator", "encoder", "family")
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        encoder: nn.Module,
+        discriminator: nn.Module,
+        loss: NonSaturating,
+        latent_dim: int,
+        encoder_features: int,
+        g_optimizer: OptimizerFactory,
+        d_optimizer: OptimizerFactory,
+        posterior: Posterior | None = None,
+        penalty: Penalty | None = None,
+        g_scheduler: SchedulerFactory | None = None,
+        d_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the players.
+
+        Args:
+            generator: Maps latents [N, latent_dim] to samples [N, ...].
+            encoder: Maps samples [N, ...] to [N, encoder_features], of which the posterior is made.
+            discriminator: Maps samples [N, ...] and latents [N, latent_dim] to logits [N].
+            loss: What the players minimise. The encoder's side is the generator's with the logit's sign turned, which
+                is what swaps the labels of a logistic loss, and of no other.
+            latent_dim: Size of the standard normal latent.
+            encoder_features: Width of the encoder's output.
+            g_optimizer: Makes the optimizer of generator and encoder.
+            d_optimizer: Makes the discriminator's.
+            posterior: The family of q(z | x); one code for each sample unless given.
+            penalty: On the discriminator's gradient in sample and latent, added to its loss; None for none.
+            g_scheduler: Makes the learning-rate schedule of generator and encoder, stepped once per iteration.
+            d_scheduler: Makes the discriminator's.
+
+        Raises:
+            ValueError: If encoder_features is not what the posterior reads, or if there is a penalty and the
+                discriminator normalises over the batch.
+        """
+        super().__init__()
+        self.family = posterior or Deterministic(latent_dim, encoder_features)
+        if self.family.features != encoder_features:
+            raise ValueError(f"The encoder must give {self.family.features} numbers, not {encoder_features}.")
+        if penalty is not None:
+            check_one_of_each_sample(discriminator)
+        self.generator, self.encoder, self.discriminator = generator, encoder, discriminator
+        self.loss, self.penalty, self.latent_dim = loss, penalty, latent_dim
+        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
+        self.add_player("generator", [generator, encoder, self.family], g_optimizer, g_scheduler)
+
+    def infer(self, x: Tensor) -> Tensor:
+        """z ~ q(z | x) of samples [N, ...], [N, latent_dim], with its gradient."""
+        return self.family(self.encoder(x)).draw(self.randn(len(x), self.latent_dim))[0]
+
+    @inference
+    def encode(self, x: Tensor) -> Tensor:
+        """The posterior mean, [N, latent_dim]."""
+        return self.family(self.encoder(x)).mean
+
+    @inference
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """G of the posterior mean of each sample."""
+        return self.generator(self.family(self.encoder(x)).mean)
+
+    def collect_discriminator(self, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> None:
+        """The discriminator's gradients: -log D(x, E(x)) - log(1 - D(G(z), z)), and the penalty if there is one.
+
+        Args:
+            real: Samples and what the encoder makes of them.
+            fake: What the generator makes of latents, and they.
+        """
+        real, fake = (real[0], real[1].detach()), (fake[0].detach(), fake[1])
+        with self.turn("discriminator") as discriminator:
+            logits_real, logits_fake = self.discriminator(*real), self.discriminator(*fake)
+            d_loss = self.loss.discriminator(logits_real, logits_fake)
+            if self.penalty is None:
+                discriminator.collect(d_loss)
+            else:
+                penalty = penalty_of_pairs(self.penalty, self.discriminator, real, fake, self.rand)
+                discriminator.collect(d_loss + penalty)
+                self.record(penalty=penalty)
+        self.record(d_loss=d_loss)
+        self.record_logits(logits_real, logits_fake)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Algorithm 1 of Dumoulin et al.: all gradients at the same parameters, then both updates."""
+        x, z = batch.x, self.noise(len(batch.x))
+        z_infer, x_fake = self.infer(x), self.generator(z)
+
+        # Discriminator: minimise -log D(x, E(x)) - log(1 - D(G(z), z)).
+        self.collect_discriminator((x, z_infer), (x_fake, z))
+
+        # Generator and encoder: minimise -log D(G(z), z) and -log(1 - D(x, E(x))).
+        with self.turn("generator") as generator:
+            g_loss = self.loss.generator(self.discriminator(x_fake, z))
+            e_loss = self.loss.generator(-self.discriminator(x, z_infer))
+            generator.collect(g_loss + e_loss)
+
+        self.step("discriminator", "generator")
+        self.record(g_loss=g_loss, e_loss=e_loss)

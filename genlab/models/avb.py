@@ -1,0 +1,134 @@
+"""Adversarial variational Bayes: a VAE whose posterior is a network with noise, its KL a discriminator's logit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.errors import UserError
+from genlab.losses.density_ratio import forward_kl, ratio_loss
+from genlab.losses.likelihoods import Likelihood
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Coding
+from genlab.networks.posteriors import Deterministic, Posterior, log_standard_normal
+
+
+class AVB(Coding):
+    """Adversarial variational Bayes. Mescheder, Nowozin & Geiger (2017), arXiv:1701.04722, Algorithm 1.
+
+    T tells (x, z ~ q(z | x)) from (x, z ~ p(z)); at its best T(x, z) = log q(z | x) - log p(z), whose mean over q is
+    the KL of the bound. T only nears that, so nothing here is a bound: what is recorded is `elbo_estimate`. Decoder and
+    prior have a density, so `metrics.ais_steps` works as for any VAE; the posterior has none that would be used. The
+    paper's adaptive contrast is left out.
+    """
+
+    ema_modules = ("encoder", "decoder", "likelihood", "family", "discriminator")
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        discriminator: nn.Module,
+        likelihood: Likelihood,
+        latent_dim: int,
+        encoder_features: int,
+        posterior: Posterior,
+        optimizer: OptimizerFactory,
+        d_optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        d_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the players.
+
+        Args:
+            encoder: Maps samples [N, ...] to [N, encoder_features], of which the posterior is made.
+            decoder: Maps latents to raw outputs, as the likelihood wants them.
+            discriminator: T: maps samples and latents to logits [N].
+            likelihood: What the raw outputs mean.
+            latent_dim: Size of the standard normal latent.
+            encoder_features: Width of the encoder's output.
+            posterior: The family of q(z | x), which only need be drawn from.
+            optimizer: Makes the optimizer of encoder, decoder and likelihood.
+            d_optimizer: Makes the discriminator's.
+            scheduler: Makes the learning-rate schedule of encoder and decoder, stepped once per iteration.
+            d_scheduler: Makes the discriminator's.
+
+        Raises:
+            ValueError: If encoder_features is not what the posterior reads.
+            UserError: If the posterior has no noise: its KL is infinite.
+        """
+        super().__init__()
+        if posterior.features != encoder_features:
+            raise ValueError(f"The encoder must give {posterior.features} numbers, not {encoder_features}.")
+        if isinstance(posterior, Deterministic):
+            raise UserError("One code for each sample has an infinite KL to any prior. Try posterior=universal.")
+        self.encoder, self.decoder, self.family = encoder, decoder, posterior
+        self.discriminator, self.likelihood, self.latent_dim = discriminator, likelihood, latent_dim
+        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
+        self.add_player("vae", [encoder, decoder, likelihood, posterior], optimizer, scheduler)
+
+    @inference
+    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws z from the prior and gives E[x | z] (autoregressive: draws x | z), [n, ...]."""
+        return self.likelihood.shown(self.decoder(self.noise(n, rng)), rng)
+
+    @inference
+    def encode(self, x: Tensor) -> Tensor:
+        """The posterior mean, or what the posterior makes of no noise: [N, latent_dim]."""
+        return self.family(self.encoder(x)).mean
+
+    @inference
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x | z] at that code of each sample."""
+        return self.likelihood.mean(self.decoder(self.family(self.encoder(x)).mean))
+
+    @inference
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x, z) = log p(x | z) + log p(z), [N] nats."""
+        return self.likelihood.log_prob(x, self.decoder(z)) + log_standard_normal(z)
+
+    @inference
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z), [N] nats."""
+        return log_standard_normal(z)
+
+    @inference
+    def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """z ~ p(z), [n, latent_dim]."""
+        return self.noise(n, rng)
+
+    def draw(self, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
+        """One z ~ q(z | x) for each sample, [N, latent_dim], with its gradient."""
+        return self.family(self.encoder(x)).draw(self.randn(len(x), self.latent_dim, rng=rng))[0]
+
+    def terms(self, x: Tensor, z: Tensor) -> dict[str, Tensor]:
+        """The objective at draws z from q: the `loss` that encoder and decoder minimise, and its terms."""
+        recon = -self.likelihood.log_prob(x, self.decoder(z)).mean()
+        kl = forward_kl(self.discriminator(x, z))
+        return {"loss": recon + kl, "recon": recon, "kl_estimate": kl, "elbo_estimate": -(recon + kl)}
+
+    def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
+        """What encoder and decoder minimise on a batch, `loss`, with its terms; the KL is as good as T is."""
+        return self.terms(x, self.draw(x, rng))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Algorithm 1: all gradients at the same parameters and draws, then both updates."""
+        x = batch.x
+        z, z_prior = self.draw(x), self.noise(len(x))
+
+        # T: maximise E log sigmoid(T(x, z_q)) + E log(1 - sigmoid(T(x, z_p))).
+        with self.turn("discriminator") as discriminator:
+            logits_q, logits_p = self.discriminator(x, z.detach()), self.discriminator(x, z_prior)
+            d_loss = ratio_loss(logits_q, logits_p)
+            discriminator.collect(d_loss)
+
+        # Encoder and decoder: minimise E [T(x, z_q) - log p(x | z_q)]; the mean slope of T's own parameters is 0 at its
+        # optimum (Proposition 2), so z alone carries the encoder's gradient.
+        with self.turn("vae") as vae:
+            terms = self.terms(x, z)
+            vae.collect(terms["loss"])
+
+        self.step("discriminator", "vae")
+        self.record(d_loss=d_loss, **terms)
+        self.record_logits(logits_q, logits_p)
