@@ -25,6 +25,9 @@ ALLOWED_TARGETS = (
     "torchvision.transforms.*",
     "zuko.*",
 )
+ALLOWED_FUNCTIONS = ("genlab.networks.init.spectrally_normalised",)  # named by shipped configs
+    "genlab.networks.init.spectrally_normalised",
+)  # of shipped configs; it only wraps what it is given
 RESERVED = {"_partial_": bool, "_recursive_": bool, "_args_": list, "_convert_": str}  # Hydra's keys beside `_target_`
 MOST_NODES, MOST_LEVELS = 100_000, 100  # of a stranger's config; shipped ones have hundreds of nodes and ten levels
 
@@ -45,8 +48,8 @@ def check_allowed(config: Any, allow: Sequence[str] = ()) -> None:
     """Refuses a foreign config that names anything outside the allow-list, or could name it later.
 
     The name is tested before any import, the identity of what it leads to afterwards: else
-    `torch.nn.modules.module.torch.hub.load` would pass as `torch.nn.*`. What is allowed by default are classes only:
-    functions of the same modules write files.
+    `torch.nn.modules.module.torch.hub.load` would pass as `torch.nn.*`. What is allowed by default are classes, and
+    single functions by name: others of the same modules write files.
 
     Args:
         config: Plain containers.
@@ -71,7 +74,7 @@ def check_allowed(config: Any, allow: Sequence[str] = ()) -> None:
     for path, target in nodes:
         found = locate(target, path)
         identity = f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', '?')}"
-        ours = inspect.isclass(found) and _matches(identity, ALLOWED_TARGETS)
+        ours = _matches(identity, ALLOWED_TARGETS if inspect.isclass(found) else ALLOWED_FUNCTIONS)
         if not ours and not _matches(identity, allow):
             raise refuse(path, target, identity)
 

@@ -235,12 +235,12 @@ class Scoring:
         self.groups["points"] = scores
 
     def reconstruction(self) -> None:
-        """MSE, PSNR and SSIM of images (and the FID of the reconstructions to their originals), MSE of all else."""
+        """MSE, PSNR and SSIM of images, and how they look to the judge: FID, lost features. MSE of all else."""
         import torch
 
-        from genlab.metrics.features import features_of
+        from genlab.metrics.features import features_of, module_device
         from genlab.metrics.judge import real_stats
-        from genlab.metrics.reconstruction import reconstruction_scores
+        from genlab.metrics.reconstruction import feature_error, reconstruction_scores
         from genlab.metrics.scores import Scores, fid
         from genlab.metrics.sharing import shared
         from genlab.metrics.suite import slices
@@ -262,7 +262,11 @@ class Scoring:
         if self.extractor is not None:
             real = real_stats(self.extractor, self.data, self.split, self.n)
             values = fid(real, features_of(self.extractor, slices(torch.cat(rendered))))
-            self.groups["rfid"] = Scores({"rfid": values["fid"]}, values.card).named(self.extractor.name)
+            originals = (self.data.spec.render(self.real(rows)) for rows in parts)
+            extractor, place = self.extractor, module_device(self.extractor)
+            lost = feature_error(zip(originals, rendered, strict=True), lambda images: extractor(images.to(place))[0])
+            scores = Scores({"rfid": values["fid"], "recon_features": lost}, values.card)
+            self.groups["rfid"] = scores.named(extractor.name)
 
     def classification(self) -> None:
         """How often the model's own classes are wrong."""

@@ -1,7 +1,7 @@
 """How well an autoencoding model gives back what it is shown."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -56,3 +56,24 @@ def reconstruction_scores(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores:
     if similar:
         values["recon_ssim"] = torch.cat(similar).mean().item()
     return Scores(values, {"n_real": len(mse), "ssim_window": window, "psnr_cap": -10 * math.log10(FLOOR)})
+
+
+def feature_error(pairs: Iterable[tuple[Tensor, Tensor]], features: Callable[[Tensor], Tensor]) -> float:
+    """The share of the variance of a judge's features that reconstructions lose.
+
+    E|f(x) - f(x^)|^2 / E|f(x) - E f(x)|^2: 0 where the judge sees no difference, 1 where they tell it as much as the
+    mean feature would, 2 for reconstructions of other images drawn at random.
+
+    Args:
+        pairs: Batches of uint8 originals and reconstructions [N, C, H, W].
+        features: f, uint8 images [N, C, H, W] to float features [N, F].
+
+    Raises:
+        ValueError: If there are fewer than two images.
+    """
+    seen = [(features(x).double().cpu(), features(x_recon).double().cpu()) for x, x_recon in pairs]
+    if sum(len(a) for a, _ in seen) < 2:
+        raise ValueError("feature_error needs at least two images.")
+    real, recon = (torch.cat(column) for column in zip(*seen, strict=True))
+    spread = (real - real.mean(dim=0)).square().sum()
+    return ((real - recon).square().sum() / spread).item()

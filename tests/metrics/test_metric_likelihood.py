@@ -20,7 +20,7 @@ from genlab.metrics.likelihood import (
     is_likelihood,
     likelihood_scores,
 )
-from genlab.metrics.reconstruction import reconstruction_scores
+from genlab.metrics.reconstruction import feature_error, reconstruction_scores
 from genlab.metrics.suite import image_scores, memorisation, noised, real_rows
 from genlab.models.vae import VAE
 
@@ -170,6 +170,24 @@ def test_psnr_and_ssim():
     assert_close(exact["recon_ssim"], 1.0)
     noisy = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     assert reconstruction_scores([(x, noisy)])["recon_ssim"] < 0.9
+
+
+def test_features_that_reconstructions_lose():
+    """0 for perfect ones, 1 for the mean feature, 2 for other images drawn at random, whatever the batches are."""
+
+    def features(images):
+        return images.flatten(1).float()
+
+    x = torch.randint(256, (400, 1, 3, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    assert feature_error([(x, x)], features) == 0
+    assert_close(feature_error([(x, x[order])], features), 2.0, rtol=0.05, atol=0)
+    parts = feature_error(zip(x.split(37), x[order].split(37), strict=True), features)
+    assert_close(parts, feature_error([(x, x[order])], features))
+    values = iter([features(x), features(x).mean(dim=0).expand(400, -1)])
+    assert_close(feature_error([(x, x)], lambda _: next(values)), 1.0)
+    with pytest.raises(ValueError, match="two images"):
+        feature_error([], features)
 
 
 @pytest.mark.parametrize("side", [3, 8, 12])

@@ -15,8 +15,8 @@ from genlab.errors import UserError
 from genlab.losses.adversarial import Minimax
 from genlab.models.base import CAPABILITIES
 from genlab.networks.latent import LatentDiscriminator
-from tests.models.helpers import SGD, Memory, assert_moves, config, fit, moved, snapshot
-from tests.models.pairs import POINT
+from tests.models.helpers import SGD, Memory, assert_moves, config, fit, log_d, log_not_d, moved, snapshot
+from tests.models.pairs import LINE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RING = ["data=ring", "network.hidden=[16]", "likelihood=gaussian"]
@@ -59,14 +59,6 @@ class Parabola(LatentDiscriminator):
 
     def forward(self, z, y=None):
         return (self.c * z + self.w * z.square()).squeeze(1)
-
-
-def log_d(logits):
-    return F.logsigmoid(logits).mean()
-
-
-def log_not_d(logits):
-    return F.logsigmoid(-logits).mean()
 
 
 def mean_error(model, x, z):
@@ -198,7 +190,7 @@ def test_a_toy_of_one_parameter_each(tmp_path):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             seen["x"] = batch.x
 
-    fit(["data=ring"], 1, tmp_path, [Note()], trainer={"precision": "64-true"}, model=toy, data=POINT)
+    fit(["data=ring"], 1, tmp_path, [Note()], trainer={"precision": "64-true"}, model=toy, data=LINE)
     x, real = seen["x"], seen["draws"][2]
     assert [who for who, _ in found] == ORDER
     (_, (d_a,)), (_, (d_b,)), (_, (d_c, d_w)), (_, (adversarial,)) = found

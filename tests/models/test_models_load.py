@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import genlab
+from genlab.cli.app import PARTS, compose, options, read_option
+from genlab.cli.instantiate import check_allowed
 from genlab.errors import UserError
 from genlab.models.base import CHECKPOINT_FORMAT
 from tests.models import toys
@@ -179,3 +181,16 @@ def test_a_first_stage_from_a_stranger(tampered, tmp_path):
     with pytest.raises(UserError, match="may not build"):
         train(config(["data=ring"], 1, model=model, first_stage=str(tampered(change))), tmp_path / "second")
     assert toys.BUILT == []
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_shipped_model_may_be_loaded(model):
+    """Its run names nothing that a loaded run may not build."""
+    check_allowed(compose([f"model={model}"])["model"])
+
+
+@pytest.mark.parametrize("group", [g for g in PARTS if g != "network"])
+def test_every_shipped_part_may_be_loaded(group):
+    for name in options(group):
+        part = read_option(group, name)
+        check_allowed({key: part[key] for key in ("_target_",) if key in part})

@@ -1,0 +1,215 @@
+"""The swapping autoencoder: the structure of one image in the texture of another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.errors import UserError
+from genlab.losses.adversarial import AdversarialLoss
+from genlab.losses.penalties import check_one_of_each_sample, gradient_norms
+from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.networks.swapping import Encoder, Generator, PatchDiscriminator, random_crops
+
+
+def swapped(x: Tensor) -> Tensor:
+    """The batch [N, ...] with neighbours exchanged: 0 and 1, 2 and 3, ...; of an odd one the last stays where it is."""
+    even = len(x) // 2 * 2
+    return torch.cat([x[:even].unflatten(0, (-1, 2)).flip(1).flatten(0, 1), x[even:]]) if even else x
+
+
+class SwappingAutoencoder(GenerativeModel):
+    """Swapping autoencoder. Park et al. (2020), arXiv:2007.00653, with the weights of the authors' code.
+
+    The encoder gives a structure s, which has positions, and a texture t, which has none. rec = G(s, t) must be the
+    image, and mix = G(s', t), with the structure of the batch's neighbour, an image whose crops have the texture of the
+    image that gave t, as a discriminator judges that compares each crop with the mean features of reference crops:
+
+    - discriminators: loss of D(x) against D(rec) and D(mix), half each, + patch_weight times that of D_patch on other
+      crops of the same image against crops of the mix, both beside the reference crops;
+    - generator (encoder and decoder): l1_weight |x - rec| (a mean over pixels) + rec_weight loss.generator(D(rec)) +
+      mix_weight loss.generator(D(mix)) + patch_weight loss.generator(D_patch(mix)), without gradient to the reference.
+
+    As in the code, batches go to the two players in turn; an iteration is two of them, the discriminators' first. In
+    every `r1_every`-th one the discriminators take a second step, on `r1_every` times r1_gamma / 2 |grad D|^2 +
+    patch_r1_gamma / 4 |grad D_patch|^2, both at real samples, the second by the crops and the reference crops.
+
+    Departures: all images of a batch are reconstructed, where the code spares memory with half of them; crops are not
+    mirrored; the networks are small (see `genlab.networks.swapping`), without StyleGAN2's noise and blur. There is no
+    prior on codes: to draw samples, fit one (`sampler=gmm`). A latent is structure and texture, flat and side by side.
+    """
+
+    tricks_taken = ("historical_averaging",)
+    ema_modules = ("encoder", "generator")
+    batches_per_step = 2
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        generator: Generator,
+        discriminator: nn.Module,
+        patch_discriminator: PatchDiscriminator,
+        loss: AdversarialLoss,
+        patch_size: int,
+        crops: int,
+        crop_scale: Sequence[float],
+        l1_weight: float,
+        rec_weight: float,
+        mix_weight: float,
+        patch_weight: float,
+        r1_gamma: float,
+        patch_r1_gamma: float,
+        r1_every: int,
+        g_optimizer: OptimizerFactory,
+        d_optimizer: OptimizerFactory,
+        g_scheduler: SchedulerFactory | None = None,
+        d_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the players.
+
+        Args:
+            encoder: Maps images [N, C, H, W] to structures [N, S, h, w] and textures [N, T], both of unit length (over
+                S and T).
+            generator: Maps structures and textures to images.
+            discriminator: D, maps images to logits [N], each from its own image alone.
+            patch_discriminator: D_patch, maps reference crops and crops [N, K, C, p, p] to logits [N, K].
+            loss: What the players minimise; the paper's is non-saturating.
+            patch_size: p, side that crops are resampled to.
+            crops: How many of an image are compared, and with how many of its reference.
+            crop_scale: Smallest and largest side of a crop, as shares of the image's.
+            l1_weight: Of the reconstruction error.
+            rec_weight: Of D(rec) for the generator.
+            mix_weight: Of D(mix) for the generator.
+            patch_weight: Of D_patch, for both sides.
+            r1_gamma: Of the penalty on D; 0 for none.
+            patch_r1_gamma: Of the penalty on D_patch; 0 for none.
+            r1_every: Iterations between penalties.
+            g_optimizer: Makes the optimizer of encoder and generator.
+            d_optimizer: Makes that of both discriminators.
+            g_scheduler: Makes the learning-rate schedule of encoder and generator, stepped once per iteration.
+            d_scheduler: Makes the discriminators'.
+
+        Raises:
+            UserError: If a number is out of its range.
+            ValueError: If a discriminator normalises over the batch.
+        """
+        super().__init__()
+        if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise UserError(
+                f"model.crop_scale must be [smallest, largest] in (0, 1], got {list(crop_scale)}. "
+                "Try 'model.crop_scale=[0.25,0.5]'."
+            )
+        if min(crops, r1_every) < 1 or min(r1_gamma, patch_r1_gamma) < 0:
+            raise UserError(
+                "The swapping autoencoder needs crops and r1_every of at least 1 and no negative gamma, got "
+                f"{crops}, {r1_every}, {r1_gamma} and {patch_r1_gamma}."
+            )
+        check_one_of_each_sample(discriminator)
+        check_one_of_each_sample(patch_discriminator)
+        self.encoder, self.generator, self.loss = encoder, generator, loss
+        self.discriminator, self.patch_discriminator = discriminator, patch_discriminator
+        self.patch_size, self.crops, self.crop_scale = patch_size, crops, (float(crop_scale[0]), float(crop_scale[1]))
+        self.l1_weight, self.rec_weight, self.mix_weight = l1_weight, rec_weight, mix_weight
+        self.patch_weight, self.r1_every = patch_weight, r1_every
+        self.r1_gamma, self.patch_r1_gamma = r1_gamma, patch_r1_gamma
+        self.latent_dim = math.prod(self.encoder.structure_shape) + self.encoder.texture_dim
+        self.add_player("discriminators", [discriminator, patch_discriminator], d_optimizer, d_scheduler)
+        self.add_player("generator", [encoder, generator], g_optimizer, g_scheduler)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Random crops [N, crops, C, p, p] of images, from the stream that all processes share."""
+        return random_crops(x, self.crops, self.patch_size, self.crop_scale, self.rand)
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """rec and mix of images [N, C, H, W]: G(s, t), and G(s', t) with the structure of each one's neighbour."""
+        structure, texture = self.encoder(x)
+        images = self.generator(torch.cat([structure, swapped(structure)]), texture.repeat(2, 1))
+        rec, mix = images.chunk(2)
+        return rec, mix
+
+    def penalty(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """gamma / 2 E |grad D|^2 at images [N, C, H, W], and the half of that of D_patch by crops and reference crops.
+
+        A logit of D_patch is the sum over an image's crops, whose gradient is by all of its crops.
+        """
+        pair = torch.stack([self.cut(x), self.cut(x)], dim=1)  # [N, 2, K, C, p, p]
+        image = gradient_norms(self.discriminator, x).square().mean()
+        patch = gradient_norms(lambda p: self.patch_discriminator(p[:, 0], p[:, 1]).sum(dim=1), pair).square().mean()
+        return 0.5 * self.r1_gamma * image, 0.25 * self.patch_r1_gamma * patch
+
+    @inference
+    def encode(self, x: Tensor) -> Tensor:
+        """Structure and texture of images as one vector, [N, latent_dim]."""
+        structure, texture = self.encoder(x)
+        return torch.cat([structure.flatten(1), texture], dim=1)
+
+    @inference
+    def decode(self, z: Tensor) -> Tensor:
+        """G of latents [N, latent_dim], of which structure and texture are first brought to unit length."""
+        structure, texture = z.split([self.latent_dim - self.encoder.texture_dim, self.encoder.texture_dim], dim=1)
+        structure = structure.unflatten(1, self.encoder.structure_shape)
+        return self.generator(nn.functional.normalize(structure, dim=1), nn.functional.normalize(texture, dim=1))
+
+    @inference
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """G(s, t) of images [N, C, H, W]."""
+        return self.generator(*self.encoder(x))
+
+    @inference
+    def translate(self, x: Tensor, texture: Tensor | None = None) -> Tensor:
+        """Images with the structure of `x` and the texture of others.
+
+        Args:
+            x: Images [N, C, H, W].
+            texture: Images [N, C, H, W] whose texture is taken; each one's neighbour in `x` unless given.
+        """
+        return self.generator(self.encoder(x)[0], self.encoder(swapped(x) if texture is None else texture)[1])
+
+    def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Errors of reconstruction: `l1` of a pixel, `squared_error` of an image, and `loss`, in nats of an image.
+
+        The loss is what L1 stands for, -log p(x | s, t) with Laplace distributions of scale 1 around rec.
+        """
+        error = self.generator(*self.encoder(x)) - x
+        loss = error.abs().flatten(1).sum(dim=1).mean() + math.log(2) * x[0].numel()
+        return {"loss": loss, "l1": error.abs().mean(), "squared_error": error.square().flatten(1).sum(dim=1).mean()}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One update of both discriminators (now and then a second, on R1), then one of encoder and generator."""
+        x, x_next = batch.x.chunk(2)
+
+        # Discriminators: D of x against rec and mix, D_patch of crops against those of mix.
+        with torch.no_grad():
+            rec, mix = self.both(x)
+        with self.turn("discriminators") as discriminators:
+            logits_real, logits_fake = self.discriminator(torch.cat([x, rec, mix])).split([len(x), 2 * len(x)])
+            d_loss = self.loss.discriminator(logits_real, logits_fake)
+            reference = self.patch_discriminator.reference(self.cut(x))
+            patch_real = self.patch_discriminator.logits(reference, self.cut(x))
+            patch_fake = self.patch_discriminator.logits(reference, self.cut(mix))
+            patch_d_loss = self.loss.discriminator(patch_real.flatten(), patch_fake.flatten())
+            discriminators.minimise(d_loss + self.patch_weight * patch_d_loss)
+        if (self.r1_gamma or self.patch_r1_gamma) and (self.iteration + 1) % self.r1_every == 0:
+            with self.turn("discriminators") as discriminators:
+                image, patch = self.penalty(x)
+                discriminators.minimise(self.r1_every * (image + patch))
+            self.record(r1=image, patch_r1=patch)
+
+        # Encoder and generator: rec is the image, D takes rec and mix for real, D_patch the mix's crops for x's.
+        with self.turn("generator") as generator:
+            rec, mix = self.both(x_next)
+            l1 = (rec - x_next).abs().mean()
+            logits_rec, logits_mix = self.discriminator(torch.cat([rec, mix])).chunk(2)
+            g_rec, g_mix = self.loss.generator(logits_rec), self.loss.generator(logits_mix)
+            with torch.no_grad():
+                reference = self.patch_discriminator.reference(self.cut(x_next))
+            g_patch = self.loss.generator(self.patch_discriminator.logits(reference, self.cut(mix)).flatten())
+            adversarial = self.rec_weight * g_rec + self.mix_weight * g_mix + self.patch_weight * g_patch
+            generator.minimise(self.l1_weight * l1 + adversarial)
+
+        self.record(d_loss=d_loss, patch_d_loss=patch_d_loss, l1=l1, g_rec=g_rec, g_mix=g_mix, g_patch=g_patch)
+        self.record_logits(logits_real, logits_fake)
