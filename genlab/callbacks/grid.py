@@ -13,18 +13,19 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from genlab.metrics.images import image_grid, save_gif, save_png
 from genlab.models.base import GenerativeModel
 from genlab.pictures import beside, latent_scatter, sample_picture, some_real
+from genlab.sampling.latents import go_through
 from genlab.seeding import preserved_random_states
 
-STYLES = 10  # rows of a picture of styles and classes
+ROWS = 10  # of a picture of classes
 POINTS = 2500  # of two-dimensional data, where a picture of 64 says nothing
 
 
 class SampleGrid(Callback):
     """Grids of samples (and reconstructions) as PNG in `grids/` and in TensorBoard; the newest is `samples.png` too.
 
-    Of a model that draws step by step, `samples.gif` shows how; of one that keeps style and class apart, `styles.png`
-    has a row for each style and a column for each class; of one whose latents lie in the plane, `latents.png` shows the
-    codes of validation samples, coloured by class.
+    Of a model that draws step by step, `samples.gif` shows how; of one whose latents have a one-hot part,
+    `categories.png` has a column for each class and a row for each draw of the rest (or for each such part); of one
+    whose latents lie in the plane, `latents.png` shows the codes of validation samples, coloured by class.
     """
 
     def __init__(self, every_n_steps: int = 500, num_samples: int = 64, seed: int = 0) -> None:
@@ -57,9 +58,11 @@ class SampleGrid(Callback):
         if model.can("reconstruct") and spec.kind == "image":
             x = some_real(data, min(self.num_samples, 32)).to(model.device)
             pictures["reconstructions"] = sample_picture(spec, beside(x, model.reconstruct(x)))
-        if model.can("styles") and spec.kind == "image":
-            x = model.styles(STYLES, rng=torch.Generator().manual_seed(self.seed))
-            pictures["styles"] = image_grid(spec.render(x.flatten(0, 1)), nrow=x.shape[1])
+        if model.one_hot_latents and model.can("decode") and spec.kind == "image":
+            z = model.noise(ROWS, torch.Generator().manual_seed(self.seed))
+            walks = go_through(z, model.one_hot_latents[:ROWS])
+            x = model.decode(walks.flatten(0, 1).to(model.device))
+            pictures["categories"] = image_grid(spec.render(x), nrow=walks.shape[1])
         if model.can("encode") and getattr(model, "latent_dim", None) == 2:
             codes = latent_scatter(model, data, POINTS)
             pictures |= {} if codes is None else {"latents": codes}

@@ -26,8 +26,6 @@ ALLOWED_TARGETS = (
     "zuko.*",
 )
 ALLOWED_FUNCTIONS = ("genlab.networks.init.spectrally_normalised",)  # named by shipped configs
-    "genlab.networks.init.spectrally_normalised",
-)  # of shipped configs; it only wraps what it is given
 RESERVED = {"_partial_": bool, "_recursive_": bool, "_args_": list, "_convert_": str}  # Hydra's keys beside `_target_`
 MOST_NODES, MOST_LEVELS = 100_000, 100  # of a stranger's config; shipped ones have hundreds of nodes and ten levels
 

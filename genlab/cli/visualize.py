@@ -320,8 +320,6 @@ class Looks:
 
     def categories(self) -> np.ndarray:
         """Rows in which a one-hot part of the latent goes through its classes and the rest stays."""
-        import torch
-
         from genlab.sampling.latents import go_through
         from genlab.sheets import image_sheet
 
@@ -330,13 +328,10 @@ class Looks:
         groups = self.model.one_hot_latents
         if not groups:
             raise UserError(f"{type(self.model).__name__} has no one-hot latents to go through.")
-        bases = self.latents(self.n).cpu()
-        if len(groups) == 1:
-            rows, each = [go_through(z, groups[0]) for z in bases], "another draw of the rest"
-        else:
-            rows, each = [go_through(bases[0], g) for g in groups[: self.n]], "another variable of one draw"
+        z = go_through(self.latents(self.n).cpu(), groups[: self.n])
+        each = "another draw of the rest" if len(groups) == 1 else "another variable of one draw"
         note = f"Each column: one class; each row: {each}."
-        return image_sheet([("", self.images(self.decode(torch.stack(rows))))], f"{self.name}: categories", note)
+        return image_sheet([("", self.images(self.decode(z)))], f"{self.name}: categories", note)
 
     def _sensitivity(self, start: Tensor) -> Tensor:
         """How far the sample moves with each latent, [Z]: mean |difference| between its ends, over some others."""

@@ -219,6 +219,7 @@ class SupervisedAAE(Coding):
         self.encoder, self.decoder, self.likelihood, self.loss = encoder, decoder, likelihood, loss
         self.latent_discriminator, self.adversarial_weight = latent_discriminator, adversarial_weight
         self.latent_dim, self.style_dim, self.classes = latent_dim, style_dim, _known(classes)
+        self.one_hot_latents = (range(style_dim, latent_dim),)
         self.add_player("encoder", encoder, e_optimizer, e_scheduler)
         self.add_player("decoder", [decoder, likelihood], g_optimizer, g_scheduler)
         self.add_player("latent_discriminator", latent_discriminator, d_optimizer, d_scheduler)
@@ -240,13 +241,6 @@ class SupervisedAAE(Coding):
     def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Draws styles and gives E[x | style, y], [n, ...]; the classes y [n] are drawn where they are not given."""
         return self.likelihood.shown(self.decoder(self.noise(n, rng, y)), rng)
-
-    @inference
-    def styles(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """n styles, each in every class: E[x | style, class], [n, classes, ...]."""
-        style = self.randn(n, self.style_dim, rng=rng).repeat_interleave(self.classes, dim=0)
-        y = torch.arange(self.classes, device=style.device).repeat(n)
-        return self.likelihood.shown(self.decoder(self.joined(style, y)), rng).unflatten(0, (n, self.classes))
 
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:
@@ -350,6 +344,7 @@ class ClusteringAAE(Coding):
         self.encoder, self.decoder, self.likelihood, self.loss = encoder, decoder, likelihood, loss
         self.category_discriminator, self.style_discriminator = category_discriminator, style_discriminator
         self.latent_dim, self.categories, self.style_dim = latent_dim, _known(categories), style_dim
+        self.one_hot_latents = (range(self.categories),)
         self.recon_weight, self.adversarial_weight = recon_weight, adversarial_weight
         self.add_player("encoder", encoder, e_optimizer, e_scheduler)
         self.add_player("decoder", [decoder, likelihood], g_optimizer, g_scheduler)
@@ -377,14 +372,6 @@ class ClusteringAAE(Coding):
     def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Draws latents and gives E[x | z], [n, ...]; the categories y [n] are drawn where they are not given."""
         return self.likelihood.shown(self.decoder(self.noise(n, rng, y)), rng)
-
-    @inference
-    def styles(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """n styles, each in every category: E[x | category, style], [n, categories, ...]."""
-        style = self.randn(n, self.style_dim, rng=rng).repeat_interleave(self.categories, dim=0)
-        category = torch.eye(self.categories).to(style).repeat(n, 1)
-        x = self.likelihood.shown(self.decoder(torch.cat([category, style], dim=1)), rng)
-        return x.unflatten(0, (n, self.categories))
 
     @inference
     def encode(self, x: Tensor) -> Tensor:

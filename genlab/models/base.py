@@ -60,7 +60,6 @@ CAPABILITIES = (
     "score_logits",
     "translate",
     "frames",
-    "styles",
     "classify",
     "cluster",
 )
@@ -285,9 +284,8 @@ class GenerativeModel(pl.LightningModule):
     `sample_posterior(x, k, rng) -> z [k, N, Z], log_q [k, N]` (these three give importance-weighted bounds),
     `sample_prior(n, rng) -> z [n, Z]` (of continuous latents: with the first two it gives annealed estimates),
     `score_logits(x)`, `translate(x)`, `frames(n, rng) -> [T, n, ...]` (how samples come about, step by step),
-    `styles(n, rng) -> [n, K, ...]` (each of n styles in every class), `classify(x)` and `cluster(x)` (logits [N, K] of
-    classes, and of categories without a name), each marked with `@inference`. Scripts, samplers and callbacks ask
-    `can(...)`, never for names of methods.
+    `classify(x)` and `cluster(x)` (logits [N, K] of classes, and of categories without a name), each marked with
+    `@inference`. Scripts, samplers and callbacks ask `can(...)`, never for names of methods.
 
     Attributes:
         ema_modules: Names of the submodules whose moving average is kept, sampled from and judged.
@@ -323,7 +321,6 @@ class GenerativeModel(pl.LightningModule):
         score_logits: Callable[..., Tensor]
         translate: Callable[..., Tensor]
         frames: Callable[..., Tensor]
-        styles: Callable[..., Tensor]
         classify: Callable[..., Tensor]
         cluster: Callable[..., Tensor]
 

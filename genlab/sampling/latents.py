@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -170,8 +170,20 @@ def find_latents(
     return best_z.detach(), best.detach()
 
 
-def go_through(z: Tensor, group: range) -> Tensor:
-    """The latent z [Z] with each class in turn in its one-hot part `group`, [len(group), Z]."""
-    rows = z.repeat(len(group), 1)
-    rows[:, group.start : group.stop] = torch.eye(len(group)).to(z)
-    return rows
+def go_through(z: Tensor, groups: Sequence[range]) -> Tensor:
+    """Latents whose one-hot parts go through their classes while the rest stays.
+
+    Args:
+        z: Latents [N, Z].
+        groups: Where the one-hot parts lie, all of one size K.
+
+    Returns:
+        [N, K, Z] of one group: a row for each latent. [G, K, Z] of several: the first latent, a row for each group.
+    """
+    rows = [(each, groups[0]) for each in z] if len(groups) == 1 else [(z[0], group) for group in groups]
+    walks = []
+    for each, group in rows:
+        walk = each.repeat(len(group), 1)
+        walk[:, group.start : group.stop] = torch.eye(len(group)).to(z)
+        walks.append(walk)
+    return torch.stack(walks)

@@ -16,8 +16,9 @@ TWO = ["model=aae", *DIGITS, "model.latent_dim=2"]
         (TWO, {"samples", "reconstructions", "latents"}),
         (["model=vae", *DIGITS, "model.latent_dim=2"], {"samples", "reconstructions", "latents"}),
         (["model=aae", *DIGITS, "model.latent_dim=3"], {"samples", "reconstructions"}),
-        (["model=aae_supervised", *DIGITS, "model.style_dim=2"], {"samples", "reconstructions", "styles"}),
+        (["model=aae_supervised", *DIGITS, "model.style_dim=2"], {"samples", "reconstructions", "categories"}),
         (["model=gan", *DIGITS, "model.latent_dim=2"], {"samples"}),
+        (["model=infogan", *DIGITS], {"samples", "categories"}),
     ],
 )
 def test_each_model_shows_what_it_can(overrides, expected, tmp_path):

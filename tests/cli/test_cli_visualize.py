@@ -174,11 +174,14 @@ def test_one_hot_latents_go_through_their_classes(model, rows, classes, tmp_path
     look.categories()
     (groups, _, _), _ = seen["image_sheet"]
     assert groups[0][1].shape[:2] == (rows, classes)
-    z, group = look.latents(1)[0], look.model.one_hot_latents[0]
-    walked = go_through(z, group)
-    assert torch.equal(walked[:, list(group)], torch.eye(classes))
-    others = [d for d in range(len(z)) if d not in group]
-    assert torch.equal(walked[:, others], z[others].expand(classes, -1))
+    z, groups = look.latents(rows), look.model.one_hot_latents
+    walked, group = go_through(z, groups), groups[0]
+    assert walked.shape == (rows, classes, look.model.latent_dim)
+    assert torch.equal(walked[0][:, list(group)], torch.eye(classes))
+    others = [d for d in range(z.shape[1]) if d not in group]
+    assert torch.equal(walked[0][:, others], z[0, others].expand(classes, -1))
+    second = go_through(z[1:], groups) if len(groups) == 1 else go_through(z, groups[1:])
+    assert torch.equal(walked[1], second[0])
     drawn = look.latents(50)
     assert all(torch.equal(drawn[:, list(g)].sum(dim=1), torch.ones(50)) for g in look.model.one_hot_latents)
     if model == "infogan":

@@ -15,6 +15,7 @@ from genlab.errors import UserError
 from genlab.losses.adversarial import Minimax
 from genlab.models.base import CAPABILITIES
 from genlab.networks.latent import LatentDiscriminator
+from genlab.sampling.latents import go_through
 from tests.models.helpers import SGD, Memory, assert_moves, config, fit, log_d, log_not_d, moved, snapshot
 from tests.models.pairs import LINE
 
@@ -238,12 +239,13 @@ def test_what_it_offers_works(name, tmp_path):
     assert torch.equal(model.sample(4, rng=rng(1)), model.sample(4, rng=rng(1)))
     assert model.encode(x).shape == (5, 3 if name == "supervised" else model.latent_dim)
     offered = {c for c in CAPABILITIES if model.can(c)}
-    extra = {"supervised": {"styles"}, "semi": {"styles", "cluster", "classify"}, "clusters": {"styles", "cluster"}}
+    extra = {"semi": {"cluster", "classify"}, "clusters": {"cluster"}}
     assert offered == {"sample", "encode", "decode", "reconstruct"} | extra.get(name, set())
     assert getattr(model, "conditional", False) == (name.split()[0] in ("informed", "supervised", "semi"))
-    if "styles" in offered:
+    if model.one_hot_latents:
         classes = 5 if name == "clusters" else 8
-        sheet = model.styles(3, rng(2))
+        walks = go_through(model.noise(3, rng(2)), model.one_hot_latents)
+        sheet = model.decode(walks.flatten(0, 1)).unflatten(0, (3, classes))
         assert sheet.shape == (3, classes, 2) and not torch.equal(sheet[:, 0], sheet[:, 1])
     if getattr(model, "conditional", False):
         y = torch.tensor([1, 1, 3])
