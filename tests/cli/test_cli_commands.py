@@ -69,7 +69,8 @@ def test_every_experiment_trains(name, tmp_path):
     """Three iterations; on made-up data where the real ones are files."""
     if "maf" in name:
         pytest.importorskip("zuko", reason="the extra `flows` is not installed")
-    config = compose([f"experiment={name}", *QUICK])
+    unjudged = ["metrics=none"] if name == "hybrids_digits" else []  # digits of 16 x 16 have a classifier of their own
+    config = compose([f"experiment={name}", *QUICK, *unjudged])
     if "root" in config["data"]:
         config["dry_run"], config["data"]["batch_size"] = True, 4
     train(config, tmp_path)

@@ -145,7 +145,7 @@ def test_ten_thousand_random_overrides():
     ("typed", "words"),
     [
         (["=3"], "names no key"),
-        (["model=3"], "choose one of autoencoder"),
+        (["model=3"], "choose one of aae, "),
         (["penalty=[1]"], "leave penalty out"),
         (["~model=true"], "choose one of"),
         (["++health=${seed}"], "health"),

@@ -30,7 +30,7 @@ def encoder_loss(m, x, draws):
 
 def decoder_loss(m, x, draws):
     _, x_recon, x_prior, recon = parts(m, x, draws)
-    return 0.01 * recon - log_d(m.discriminator(x_recon)) - log_d(m.discriminator(x_prior))
+    return 0.1 * recon - log_d(m.discriminator(x_recon)) - log_d(m.discriminator(x_prior))
 
 
 def discriminator_loss(m, x, draws):
@@ -52,7 +52,7 @@ def test_the_gradients_are_those_of_algorithm_1(tmp_path):
 
 def test_the_minimax_decoder_lowers_what_the_discriminator_raises(tmp_path):
     def minimax(m, x, draws):
-        return 0.01 * parts(m, x, draws)[3] - discriminator_loss(m, x, draws)
+        return 0.1 * parts(m, x, draws)[3] - discriminator_loss(m, x, draws)
 
     losses = Losses([encoder_loss, minimax, discriminator_loss], together=True)
     fit([*MODEL, "loss=minimax"], 1, tmp_path, [losses], trainer={"precision": "64-true"})

@@ -83,7 +83,7 @@ def test_the_commands_of_the_wheel_in_another_folder(installed, tmp_path):
 @pytest.mark.parametrize(
     ("module", "arguments", "words"),
     [
-        ("train", ["--help"], ["model: autoencoder, began", "wgan_gp", "max_steps"]),
+        ("train", ["--help"], ["autoencoder, avb, began", "wgan_gp", "max_steps"]),
         ("train", ["--list", "models"], ["arXiv:1704.00028"]),
         ("sample", ["--help"], ["run=outputs/latest"]),
     ],
