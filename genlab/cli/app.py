@@ -146,6 +146,36 @@ def hydra_app(task: Callable[[Any], Any], config_name: str, arguments: Sequence[
     hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=config_name)(task)()
 
 
+def print_help(config_name: str, arguments: Sequence[str]) -> None:
+    """The help of a primary config: its template with the groups there are and the config that is composed.
+
+    Hydra's own `--help` reads all groups, its own among them, again for each of them: seconds, where there are many.
+
+    Raises:
+        UserError: If the arguments compose to nothing.
+    """
+    from string import Template
+
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.errors import CompactHydraException
+    from omegaconf import OmegaConf
+
+    schema.register()
+    overrides = quote_paths([a for a in arguments if not a.startswith("-")])
+    with initialize_config_module("genlab.configs", version_base="1.3"):
+        try:
+            config = hydra_compose(config_name, overrides, return_hydra_config=True)
+        except CompactHydraException as error:
+            raise UserError(str(error)) from error
+    template = Template(config.hydra.help.template)
+    keys = OmegaConf.to_yaml({key: config._get_node(key) for key in config if key != "hydra"})
+    folders = sorted({path.parent for path in config_dir().rglob("*.yaml")} - {config_dir()})
+    names = [folder.relative_to(config_dir()).as_posix() for folder in folders]
+    groups = [f"{name}: {', '.join(options(name))}" for name in names if name.partition("/")[0] != "hydra"]
+    print(template.substitute(APP_CONFIG_GROUPS="\n".join(groups), CONFIG=keys))
+
+
 PLUGINS = {  # what asks for one of Hydra's plugins, the plugin's module, what it is, and the extra that brings it
     r"\+?search=optuna\w*|hydra/sweeper=optuna": ("hydra_optuna_sweeper", "Optuna's sweeper", "optuna"),
     r"hydra/launcher=joblib": ("hydra_joblib_launcher", "the joblib launcher", "sweep"),

@@ -22,6 +22,8 @@ def main() -> None:
         if "--list" in arguments:
             after = arguments[arguments.index("--list") + 1 :]
             return app.list_options(after[0] if after else "model")
+        if {"-h", "--help"} & set(arguments):
+            return app.print_help("train", arguments)
         resume, arguments = app.take_path(arguments, "resume")
         run_dir, _ = app.take_path(arguments, "hydra.run.dir")
         if resume is not None and sweeps.is_sweep(resume):

@@ -7,6 +7,7 @@ import sys
 QUICK = {
     "train": [
         ["--help"],
+        ["--help", "modle=gan"],
         ["--hydra-help"],
         ["--cfg", "job", "model=began"],
         ["--info", "defaults"],
