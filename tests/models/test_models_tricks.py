@@ -53,6 +53,49 @@ def test_it_trains_with_it_and_differs(gan, trick, tmp_path):
         assert not all(torch.equal(a, b) for a, b in pair)
 
 
+OFF = {  # and what belongs to it set to something else
+    "historical_averaging": ["tricks.historical_averaging=0"],
+    "virtual_batch_norm": ["tricks.virtual_batch_norm=false"],
+    "replay": ["tricks.replay=0", "tricks.replay_size=5"],
+    "feature_matching": ["tricks.feature_matching=false"],
+    "minibatch_discrimination": ["tricks.minibatch_discrimination=false", "tricks.minibatch_kernels=3"],
+    "instance_noise": ["tricks.instance_noise=0", "tricks.instance_noise_until=0.9"],
+    "augment": ["tricks.augment=false"],
+    "packing": ["tricks.packing=1"],
+    "label smoothing": ["loss.real_labels=[1,1]", "loss.fake_labels=[0,0]", "loss.flip=0"],
+}
+
+
+def algorithm_1(model):
+    """Makes a GAN train by Goodfellow's algorithm as one would write it by hand, which knows no stabiliser."""
+
+    def step(batch, batch_idx):
+        with torch.no_grad():
+            x_fake = model.generator(model.noise(len(batch.x)))
+        with model.turn("discriminator") as discriminator:
+            logits_real, logits_fake = model.discriminator(batch.x), model.discriminator(x_fake)
+            loss = -torch.nn.functional.logsigmoid(logits_real).mean()
+            discriminator.minimise(loss - torch.nn.functional.logsigmoid(-logits_fake).mean())
+        with model.turn("generator") as generator:
+            x_fake = model.generator(model.noise(len(batch.x)))
+            generator.minimise(-torch.nn.functional.logsigmoid(model.discriminator(x_fake)).mean())
+
+    model.training_step = step
+
+
+def test_switched_off_it_leaves_training_bit_identical(tmp_path):
+    asked = [*RING, "model=gan", "ema.decay=0"]
+    by_hand = fit(asked, 4, tmp_path / "hand", before=algorithm_1, trainer={"precision": "64-true"}).model
+    plain = fit(asked, 4, tmp_path / "plain", trainer={"precision": "64-true"}).model.state_dict()
+    for name, value in by_hand.state_dict().items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-12, atol=1e-13)  # softplus rounds otherwise
+    assert {*ON} <= {*OFF}
+    for trick, off in OFF.items():
+        without = fit([*asked, *off], 4, tmp_path / trick, trainer={"precision": "64-true"}).model.state_dict()
+        assert without.keys() == plain.keys(), trick
+        assert all(torch.equal(without[name], plain[name]) for name in plain), trick
+
+
 def test_all_together_resume_bit_for_bit(tmp_path):
     """Buffers of fakes, means of the past and the clock of the noise are part of the checkpoint."""
     asked = [*QUIET, *RING, "model=gan", "loss.real_labels=[0.7,1.2]", "loss.flip=0.1", "checkpoint.every_n_steps=4"]
