@@ -23,11 +23,11 @@ class VAEGAN(Inferring):
     """VAE/GAN. Larsen, Sonderby, Larochelle & Winther (2016), arXiv:1512.09300, Algorithm 1.
 
     The error of a reconstruction x~ = Dec(z), z ~ q(z | x), is measured in what layer l of the discriminator says:
-    L_llike = -log N(Dis_l(x); Dis_l(x~), I), up to its constant. The encoder lowers L_prior + L_llike, with L_prior =
-    KL(q(z | x) || N(0, I)); the decoder lowers gamma L_llike - L_GAN; the discriminator raises L_GAN = log Dis(x) +
-    log(1 - Dis(x~)) + log(1 - Dis(Dec(z_p))), z_p ~ N(0, I). None moves on another's terms: L_llike does not teach the
-    discriminator, nor does L_GAN teach the encoder. The three move at once, on gradients of the same parameters. The
-    decoder's side of L_GAN is the loss's, non-saturating unless another is chosen.
+    L_llike = -log N(Dis_l(x); Dis_l(x~), s^2 I), up to its constant; s = 1 in the paper. The encoder lowers L_prior +
+    L_llike, with L_prior = KL(q(z | x) || N(0, I)); the decoder lowers gamma L_llike - L_GAN; the discriminator raises
+    L_GAN = log Dis(x) + log(1 - Dis(x~)) + log(1 - Dis(Dec(z_p))), z_p ~ N(0, I). None moves on another's terms:
+    L_llike does not teach the discriminator, nor does L_GAN teach the encoder. The three move at once, on gradients of
+    the same parameters. The decoder's side of L_GAN is the loss's, non-saturating unless another is chosen.
     """
 
     ema_modules = ("generator", "encoder")
@@ -41,6 +41,8 @@ class VAEGAN(Inferring):
         latent_dim: int,
         encoder_features: int,
         feature_layer: int,
+        feature_sigma: float,
+        standardise: bool,
         gamma: float,
         adversarial_weight: float,
         fakes: Sequence[str],
@@ -61,6 +63,10 @@ class VAEGAN(Inferring):
             latent_dim: Size of the latent.
             encoder_features: Width of the encoder's output.
             feature_layer: l, 1 for the discriminator's first layer, -1 for the last before its head.
+            feature_sigma: s, how far features may be off for a nat.
+            standardise: Whether s is in units of the features' own standard deviation over the batch (one for all of
+                them), whatever the discriminator's scale. The paper's s is absolute: under a discriminator of small
+                weights (spectral norm) the KL then outweighs L_llike, and codes say nothing.
             gamma: Weight of L_llike, a sum over features, in the decoder's loss.
             adversarial_weight: Of L_GAN in the decoder's loss: 1 in the paper; with 0 the discriminator is no more than
                 the measure, the paper's VAE_Dis_l (whose discriminator was trained against a GAN of its own).
@@ -73,7 +79,8 @@ class VAEGAN(Inferring):
             d_scheduler: Makes the discriminator's.
 
         Raises:
-            UserError: If there are no fakes or unknown ones, a weight is negative, or the layer is not there.
+            UserError: If there are no fakes or unknown ones, a weight or scale is out of its range, or the layer is not
+                there.
             ValueError: If the encoder's output has another width.
         """
         super().__init__()
@@ -81,6 +88,8 @@ class VAEGAN(Inferring):
             raise ValueError(f"model.encoder_features must be 2 * latent_dim = {2 * latent_dim}.")
         if not fakes or not set(fakes) <= set(FAKES):
             raise UserError(f"model.fakes must be one or both of {', '.join(FAKES)}, got {list(fakes)}.")
+        if not feature_sigma > 0:
+            raise UserError(f"model.feature_sigma must be positive, got {feature_sigma}.")
         if min(gamma, adversarial_weight) < 0:
             raise UserError(
                 f"model.gamma and model.adversarial_weight must be at least 0, got {gamma}, {adversarial_weight}."
@@ -88,6 +97,7 @@ class VAEGAN(Inferring):
         discriminator.check_layer(feature_layer)
         self.encoder, self.generator, self.discriminator, self.loss = encoder, generator, discriminator, loss
         self.latent_dim, self.feature_layer, self.gamma = latent_dim, feature_layer, gamma
+        self.feature_sigma, self.standardise = feature_sigma, standardise
         self.adversarial_weight, self.fakes_shown = adversarial_weight, tuple(fakes)
         self.add_player("encoder", encoder, e_optimizer, e_scheduler)
         self.add_player("generator", generator, g_optimizer, g_scheduler)
@@ -112,9 +122,16 @@ class VAEGAN(Inferring):
         """The discriminator's logits [N] of samples [N, ...]: log p_data / p_fakes at its optimum."""
         return self.discriminator(x)
 
+    def scale(self, seen: Tensor) -> Tensor | float:
+        """s, a scalar, for what the layer says of samples, [N, ...]."""
+        if not self.standardise:
+            return self.feature_sigma
+        seen = self.gathered(seen)
+        return self.feature_sigma * seen.var(dim=0, correction=0).mean().sqrt().clamp_min(1e-6)
+
     def dissimilarity(self, seen: Tensor, seen_recon: Tensor) -> Tensor:
         """L_llike from what the layer says of samples and of their reconstructions [N, ...], a scalar in nats."""
-        return 0.5 * (seen - seen_recon).square().flatten(1).sum(dim=1).mean()
+        return 0.5 * ((seen - seen_recon) / self.scale(seen)).square().flatten(1).sum(dim=1).mean()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1: gradients of the three players' losses, then the three updates."""

@@ -12,6 +12,7 @@ from tests.models.helpers import Losses, assert_moves, config, fit, log_d, log_n
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = ["model=vae_gan", "data=digits", "network=mlp", "network.hidden=[12,8]", "model.latent_dim=3"]
+MODEL += ["model.standardise=false", "model.gamma=0.1"]  # the paper's letter
 PLAYERS = ["encoder", "generator", "discriminator"]
 
 
@@ -85,6 +86,18 @@ def test_without_the_game_it_is_a_vae_whose_likelihood_is_learned(tmp_path):
     assert losses.checked == PLAYERS
 
 
+def test_standardised_features_have_no_scale(tmp_path):
+    """L_llike in units of their deviation over the batch: a discriminator of other weights measures alike."""
+    model = build(config([*MODEL, "model.standardise=true", "model.feature_sigma=0.5"])).model.double()
+    x, other = torch.randn(2, 50, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shift = model.dissimilarity(x, other)
+    assert_close(model.dissimilarity(7 * x, 7 * other), shift)
+    spread = x.var(dim=0, correction=0).mean()
+    assert_close(shift, 0.5 * ((x - other).square().sum(dim=1).mean() / (0.25 * spread)))
+    assert model.dissimilarity(0 * x, 0 * x) == 0
+    fit([*MODEL, "model.standardise=true"], 3, tmp_path)
+
+
 def test_its_similarity_is_that_of_a_gaussian_where_the_layer_is_the_image(tmp_path):
     """Dis_l = identity: a Gaussian VAE with sigma = 1, up to the constant."""
     model = build(config(MODEL)).model.double()
@@ -124,6 +137,7 @@ def test_a_discriminator_goes_on_from_where_it_was_stopped(discriminator, layers
         ("model.fakes=[]", "model.fakes must be one or both"),
         ("model.fakes=[noise]", "model.fakes must be one or both"),
         ("model.gamma=-1", "at least 0"),
+        ("model.feature_sigma=0", "positive"),
         ("model.feature_layer=7", "feature_layer"),
     ],
 )
