@@ -253,6 +253,8 @@ def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
     for key, value in resolved.items():
         if key in ("data", "model", *schema.SECTIONS) and not isinstance(value, dict):
             raise UserError(f"{key} holds keys of its own, {key}.KEY=..., and cannot be {value!r} itself.")
+    if isinstance(resolved.get("metrics"), dict) and "_target_" not in resolved["metrics"]:
+        resolved["metrics"] = None  # metrics=none, and keys that an experiment has for the judge that is not there
     if resolved.get("tricks"):
         resolved["model"] = tricks.wrapped(resolved["model"], resolved["tricks"])
     resolved["choices"] = {k.partition("@")[0]: v for k, v in resolved["choices"].items() if v is not None}
