@@ -6,18 +6,21 @@ pictures beside it. A row is a model, or an objective of the plain GAN; files of
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from genlab.cli import app
 from genlab.cli.instantiate import locate
 from genlab.errors import UserError
 
+QUALITY = 75  # of the pictures
 LOOKS = ("reconstructions", "traversals", "categories")  # beside the samples, where a model has them
 DEFAULTS: dict[str, Any] = {
     "rows": "all",
@@ -36,6 +39,7 @@ class Row:
     name: str
     title: str
     overrides: tuple[str, ...]
+    looks: bool = True  # whether it is looked into, beside its samples
 
 
 def main() -> None:
@@ -89,7 +93,7 @@ def rows() -> list[Row]:
     for loss in app.options("loss"):
         kind = locate(str(app.read_option("loss", loss)["_target_"]), "loss")
         if issubclass(kind, AdversarialLoss):
-            found.append(Row(f"loss={loss}", title(f"loss/{loss}"), ("model=gan", f"loss={loss}")))
+            found.append(Row(f"loss={loss}", title(f"loss/{loss}"), ("model=gan", f"loss={loss}"), looks=False))
     return found
 
 
@@ -145,20 +149,30 @@ def entry(row: Row, folder: Path | None, home: Path, options: dict[str, Any]) ->
         return f"{told}\nThis training failed.\n"
     pictures: dict[str, Path] = {}
     name = row.name.replace("=", "_")
-    try:
-        pictures["64 samples"] = sample({**SAMPLE, "run": str(folder), "out": str(home / f"{name}.png")})
-    except UserError as error:
-        told += f"\nNo samples: {error}\n"
-    for look in LOOKS:
+    with TemporaryDirectory() as place:
         try:
-            drawn = visualize({"run": str(folder), "what": look, "out": str(home / name)})
-        except UserError:
-            continue  # it has no such look
-        pictures[look] = drawn[look].rename(home / f"{name}_{look}.png")
-        (home / name).rmdir()
+            drawn = {"64 samples": sample({**SAMPLE, "run": str(folder), "out": str(Path(place) / "samples.png")})}
+        except UserError as error:
+            drawn = {}
+            told += f"\nNo samples: {error}\n"
+        for look in LOOKS if row.looks else ():
+            with contextlib.suppress(UserError):  # it has no such look
+                drawn |= visualize({"run": str(folder), "what": look, "out": place})
+        for look, path in drawn.items():
+            pictures[look] = smaller(path, home / f"{name}_{look.removeprefix('64 ')}.webp")
     length = iterations(folder)
     images = "\n".join(f"![{look} of {row.name}]({home.name}/{path.name})" for look, path in pictures.items())
     return f"{told}\n{length:,} iterations.\n\n{images}\n"
+
+
+def smaller(path: Path, to: Path) -> Path:
+    """A picture at half its size, in a format that takes a tenth of the room; where it is."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS)
+        half.save(to, quality=QUALITY, method=6)
+    return to
 
 
 def iterations(folder: Path) -> int:
