@@ -287,6 +287,12 @@ def read_option(group: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text()) or {}
 
 
+def first_line(group: str, name: str) -> str:
+    """What an option says of itself, the comment that its yaml begins with; "" without one."""
+    first = (config_dir() / group / f"{name}.yaml").read_text().partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
 def list_options(group: str) -> None:
     """Prints the options of a group with the first line of each yaml: for models, the method and its paper.
 
@@ -304,8 +310,7 @@ def list_options(group: str) -> None:
     table.add_column("name", style="bold", no_wrap=True)
     table.add_column("method and source" if group == "model" else "what it is")
     for name in options(group):
-        first = (config_dir() / group / f"{name}.yaml").read_text().partition("\n")[0]
-        table.add_row(name, first.lstrip("# ") if first.startswith("#") else "")
+        table.add_row(name, first_line(group, name))
     Console().print(table)
 
 

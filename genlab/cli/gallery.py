@@ -16,10 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from genlab.cli import app
+from genlab.cli import app, runs
 from genlab.cli.instantiate import locate
 from genlab.errors import UserError
 
+RUNS = Path("outputs") / "gallery"
 QUALITY = 75  # of the pictures
 LOOKS = ("reconstructions", "traversals", "categories")  # beside the samples, where a model has them
 DEFAULTS: dict[str, Any] = {
@@ -89,18 +90,12 @@ def rows() -> list[Row]:
     """A row for each model that trains by itself, and for each objective of the plain GAN."""
     from genlab.losses.adversarial import AdversarialLoss
 
-    found = [Row(name, title(f"model/{name}"), (f"model={name}",)) for name in app.options("model")]
+    found = [Row(name, app.first_line("model", name), (f"model={name}",)) for name in app.options("model")]
     for loss in app.options("loss"):
         kind = locate(str(app.read_option("loss", loss)["_target_"]), "loss")
         if issubclass(kind, AdversarialLoss):
-            found.append(Row(f"loss={loss}", title(f"loss/{loss}"), ("model=gan", f"loss={loss}"), looks=False))
+            found.append(Row(f"loss={loss}", app.first_line("loss", loss), ("model=gan", f"loss={loss}"), looks=False))
     return found
-
-
-def title(config: str) -> str:
-    """What a config file says of itself: its first line."""
-    first = (app.config_dir() / f"{config}.yaml").read_text().splitlines()[0]
-    return first.lstrip("# ").strip()
 
 
 def command(row: Row, options: dict[str, Any]) -> list[str]:
@@ -111,9 +106,8 @@ def command(row: Row, options: dict[str, Any]) -> list[str]:
 
 def gallery(options: dict[str, Any]) -> Path:
     """Trains what is missing, draws all, and writes the page; its path."""
-    runs = Path("outputs") / "gallery"
     with ThreadPoolExecutor(options["n_jobs"]) as pool:
-        folders = list(pool.map(lambda row: trained(row, options, runs), options["rows"]))
+        folders = list(pool.map(lambda row: trained(row, options), options["rows"]))
     home = Path(options["out"])
     home.mkdir(parents=True, exist_ok=True)
     parts = [entry(row, folder, home, options) for row, folder in zip(options["rows"], folders, strict=True)]
@@ -122,12 +116,13 @@ def gallery(options: dict[str, Any]) -> Path:
     return page
 
 
-def trained(row: Row, options: dict[str, Any], runs: Path) -> Path | None:
+def trained(row: Row, options: dict[str, Any]) -> Path | None:
     """The folder of a row's finished run, which is trained if it is not there; None if it cannot be."""
-    folder = runs / f"{row.name.replace('=', '_')}_{options['data']}_{options['seconds']}s_seed{options['seed']}"
-    if (folder / "run.json").exists():
+    folder = RUNS / f"{row.name.replace('=', '_')}_{options['data']}_{options['seconds']}s_seed{options['seed']}"
+    sessions = runs.record_of(folder).get("sessions") or [{}]
+    if sessions[-1].get("status") == "done":
         return folder
-    arguments = [*command(row, options), "logger=csv", "callbacks=none", f"hydra.run.dir={folder}"]
+    arguments = [*command(row, options), "logger=csv", "callbacks=none", f"hydra.run.dir={folder}", "resume=auto"]
     print(f"{row.name}: {shlex.join(command(row, options))}", flush=True)
     done = subprocess.run(
         [sys.executable, "-m", "genlab.cli.train", *arguments], check=False, capture_output=True, text=True
@@ -160,7 +155,7 @@ def entry(row: Row, folder: Path | None, home: Path, options: dict[str, Any]) ->
                 drawn |= visualize({"run": str(folder), "what": look, "out": place})
         for look, path in drawn.items():
             pictures[look] = smaller(path, home / f"{name}_{look.removeprefix('64 ')}.webp")
-    length = iterations(folder)
+    length = int(runs.record_of(folder)["iterations"])
     images = "\n".join(f"![{look} of {row.name}]({home.name}/{path.name})" for look, path in pictures.items())
     return f"{told}\n{length:,} iterations.\n\n{images}\n"
 
@@ -173,13 +168,6 @@ def smaller(path: Path, to: Path) -> Path:
         half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS)
         half.save(to, quality=QUALITY, method=6)
     return to
-
-
-def iterations(folder: Path) -> int:
-    """How long a run was."""
-    from genlab.cli.runs import find_run, read_checkpoint
-
-    return int(read_checkpoint(find_run(str(folder))[1])["global_step"])
 
 
 HEAD = """# Gallery

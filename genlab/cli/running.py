@@ -88,11 +88,8 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
         model = instantiate(config["model"])
     if not isinstance(model, GenerativeModel):
         raise UserError(f"model._target_ must name a genlab model, got {config['model']['_target_']}.")
-    if getattr(model, "needs_groups", False) and not data.grouped:
-        raise UserError(
-            f"model={config['choices'].get('model')} trains on batches in which one known factor alone varies. Try "
-            "data=shapes data.grouped=true, or model.clamp=false for a plain VAE."
-        )
+    if model.wants_groups and not data.grouped:
+        raise UserError(model.wants_groups)
     model.spec, model.run_config = data.spec, config
     freeze_first_stage(model)
     preflight.warn_of_unbounded_critic(model, config["choices"])

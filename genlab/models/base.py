@@ -296,6 +296,8 @@ class GenerativeModel(pl.LightningModule):
             [-1, 1].
         one_hot_latents: Which parts of a latent are one-hot vectors, for those who would walk through them.
         tricks_taken: Which of `tricks.*` the method takes part in; others are refused.
+        wants_groups: What to say, as a sentence, of batches in which not one known factor alone varies; "" where any
+            batches will do.
         spec: What the data look like; set before training and by `genlab.load`.
         settings: What holds for the run whatever the method.
     """
@@ -305,6 +307,7 @@ class GenerativeModel(pl.LightningModule):
     latent_prior: Literal["normal", "uniform"] = "normal"
     one_hot_latents: tuple[range, ...] = ()
     tricks_taken: ClassVar[tuple[str, ...]] = ("historical_averaging", "virtual_batch_norm")
+    wants_groups: str = ""
     latent_dim: int
     spec: DataSpec
     initialised: Tensor

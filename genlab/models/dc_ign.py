@@ -14,7 +14,10 @@ from genlab.models.base import OptimizerFactory, SchedulerFactory
 from genlab.models.vae import VAE
 from genlab.networks.posteriors import DiagonalGaussian
 
-REMEDY = "Try data=shapes data.grouped=true, or model.clamp=false for a plain VAE."
+UNGROUPED = (
+    "model=dc_ign trains on batches in which one known factor alone varies. Try data=shapes data.grouped=true, or "
+    "model.clamp=false for a plain VAE."
+)
 
 
 class DCIGN(VAE):
@@ -26,7 +29,6 @@ class DCIGN(VAE):
 
     Attributes:
         factor_units: The latent that stands for each known factor.
-        needs_groups: Whether it trains on batches in which one known factor alone varies.
     """
 
     def __init__(
@@ -74,7 +76,8 @@ class DCIGN(VAE):
         super().__init__(
             encoder, decoder, likelihood, latent_dim, encoder_features, optimizer, scheduler, kl_weight=kl_weight, kl=kl
         )
-        self.scene_units, self.invariance, self.needs_groups = scene_units, invariance, clamp
+        self.scene_units, self.invariance = scene_units, invariance
+        self.wants_groups = UNGROUPED if clamp else ""
         self.factor_units = tuple(range(scene_units))
 
     def active(self, group: Tensor) -> Tensor:
@@ -117,11 +120,11 @@ class DCIGN(VAE):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One update of encoder and decoder, on a clamped batch or else as the VAE."""
-        if not self.needs_groups:
+        if not self.wants_groups:
             super().training_step(batch, batch_idx)
             return
         if batch.group is None:
-            raise UserError(f"This model trains on batches in which one known factor alone varies. {REMEDY}")
+            raise UserError(UNGROUPED)
         with self.turn("vae") as vae:
             terms = self.clamped_objective(batch.x, batch.group)
             vae.minimise(terms["loss"])

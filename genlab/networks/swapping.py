@@ -96,12 +96,14 @@ class Styled(nn.Module):
         return (residual + self.shortcut(x)) / 2**0.5
 
 
-def _check_sides(shape: Sequence[int], halvings: int) -> None:
-    """Refuses data that cannot be halved so often.
+def _check_sizes(shape: Sequence[int], halvings: int, **sizes: int) -> None:
+    """Refuses data that cannot be halved so often, and sizes (by their keys) that are none.
 
     Raises:
-        UserError: If they are no images, or a side is no multiple of the power of two.
+        UserError: If the data are no images, a side is no multiple of the power of two, or a size is not positive.
     """
+    for key, size in sizes.items():
+        check_positive(f"model.{key}", size)
     if len(shape) != 3:
         raise UserError(f"model=swapping_autoencoder is for images, got data of shape {list(shape)}. Try data=digits.")
     check_positive("model.halvings", halvings, cure="2")
@@ -132,9 +134,7 @@ class Encoder(nn.Module):
         self, shape: Sequence[int], structure_dim: int, texture_dim: int, width: int = 16, halvings: int = 2
     ) -> None:
         super().__init__()
-        _check_sides(shape, halvings)
-        for key, size in (("structure_dim", structure_dim), ("texture_dim", texture_dim), ("width", width)):
-            check_positive(f"model.{key}", size)
+        _check_sizes(shape, halvings, structure_dim=structure_dim, texture_dim=texture_dim, width=width)
         self.structure_shape = (structure_dim, int(shape[1]) >> halvings, int(shape[2]) >> halvings)
         self.texture_dim = texture_dim
         channels = [width * min(2**i, 8) for i in range(halvings + 2)]
@@ -176,9 +176,7 @@ class Generator(nn.Module):
         self, shape: Sequence[int], structure_dim: int, texture_dim: int, width: int = 16, halvings: int = 2
     ) -> None:
         super().__init__()
-        _check_sides(shape, halvings)
-        for key, size in (("structure_dim", structure_dim), ("texture_dim", texture_dim), ("width", width)):
-            check_positive(f"model.{key}", size)
+        _check_sizes(shape, halvings, structure_dim=structure_dim, texture_dim=texture_dim, width=width)
         channels = [width * min(2**i, 8) for i in reversed(range(halvings + 1))]
         self.input = Styled(structure_dim, channels[0], texture_dim, twice=False)
         self.blocks = nn.ModuleList(Styled(channels[i], channels[i + 1], texture_dim) for i in range(halvings))

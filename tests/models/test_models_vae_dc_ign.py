@@ -113,7 +113,7 @@ def test_the_terms_make_the_loss_and_clamped_latents_pay_no_kl():
 def test_unclamped_and_judged_it_is_the_vae():
     made = model(clamp=False)
     terms = made.objective(images(), rng())
-    assert terms.keys() == {"loss", "recon", "kl", "elbo"} and not made.needs_groups
+    assert terms.keys() == {"loss", "recon", "kl", "elbo"} and not made.wants_groups
     assert_close(terms["loss"], -terms["elbo"])
 
 
