@@ -266,19 +266,20 @@ class ArrayData(LightningDataModule):
         self, start: int = 0, rank: int = 0, world_size: int = 1, device: torch.device | str | None = None
     ) -> Stream:
         """The training batches from number `start` on."""
-        return Stream(
-            self.training_store(),
+        where = {"start": start, "rank": rank, "world_size": world_size, "device": device}
+        return self._made(Stream, self.training_store(), batches_per_step=self.batches_per_step, **where)
+
+    def _made(self, kind: Callable[..., Stream], store: ArrayStore, **more: Any) -> Stream:
+        """A stream of this kind with all that the configuration says of training batches."""
+        return kind(
+            store,
             self._spec,
             self.batch_size,
             self.seed,
-            batches_per_step=self.batches_per_step,
-            start=start,
-            rank=rank,
-            world_size=world_size,
-            device=device,
             flip=self.flip,
             binarize=self.binarize == "dynamic",
             with_labels=self.labels,
+            **more,
         )
 
     def train_dataloader(self) -> Stream | NamedStreams:
@@ -312,17 +313,8 @@ class ArrayData(LightningDataModule):
 
         For `GenerativeModel.initialise`.
         """
-        stream = Stream(
-            self.training_store(),
-            self._spec,
-            self.batch_size,
-            self.seed,
-            device=device,
-            flip=self.flip,
-            binarize=self.binarize == "dynamic",
-            with_labels=self.labels,
-            resident_bytes=0,  # a few batches do not pay for a copy of the whole set
-        )
+        # A few batches do not pay for a copy of the whole set.
+        stream = self._made(Stream, self.training_store(), device=device, resident_bytes=0)
         return (stream.batch(i) for i in (count() if n is None else range(n)))
 
     # --- Checks of the arguments --------------------------------------------------------------------------------

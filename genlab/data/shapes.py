@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,20 +205,13 @@ class Shapes(ArrayData):
         """The training batches from number `start` on."""
         if not self.grouped:
             return super().stream(start, rank, world_size, device)
-        return GroupedStream(
-            self._ratio,
+        where = {"start": start, "rank": rank, "world_size": world_size, "device": device}
+        return self._made(
+            partial(GroupedStream, self._ratio),
             self.split("train"),
-            self.spec,
-            self.batch_size,
-            self.seed,
             batches_per_step=self.batches_per_step,
-            start=start,
-            rank=rank,
-            world_size=world_size,
-            device=device,
-            binarize=self.binarize == "dynamic",
-            with_labels=self.labels,
             resident_bytes=0,  # the pictures are made anew
+            **where,
         )
 
 
