@@ -238,7 +238,7 @@ class Scoring:
         """MSE, PSNR and SSIM of images, and how they look to the judge: FID, lost features. MSE of all else."""
         import torch
 
-        from genlab.metrics.features import features_of, module_device
+        from genlab.metrics.features import features_of
         from genlab.metrics.judge import real_stats
         from genlab.metrics.reconstruction import feature_error, reconstruction_scores
         from genlab.metrics.scores import Scores, fid
@@ -261,12 +261,10 @@ class Scoring:
         self.groups["reconstruction"] = reconstruction_scores(keep(pair) for pair in pairs)
         if self.extractor is not None:
             real = real_stats(self.extractor, self.data, self.split, self.n)
-            values = fid(real, features_of(self.extractor, slices(torch.cat(rendered))))
-            originals = (self.data.spec.render(self.real(rows)) for rows in parts)
-            extractor, place = self.extractor, module_device(self.extractor)
-            lost = feature_error(zip(originals, rendered, strict=True), lambda images: extractor(images.to(place))[0])
-            scores = Scores({"rfid": values["fid"], "recon_features": lost}, values.card)
-            self.groups["rfid"] = scores.named(extractor.name)
+            recon = features_of(self.extractor, slices(torch.cat(rendered)))
+            values = fid(real, recon)
+            scores = Scores({"rfid": values["fid"], "recon_features": feature_error(real, recon)}, values.card)
+            self.groups["rfid"] = scores.named(self.extractor.name)
 
     def classification(self) -> None:
         """How often the model's own classes are wrong."""

@@ -1,11 +1,12 @@
 """How well an autoencoding model gives back what it is shown."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from genlab.metrics.features import FeatureStats
 from genlab.metrics.scores import Scores
 
 FLOOR = (0.5 / 255) ** 2  # mean squared error that bytes cannot show: half a grey value
@@ -58,22 +59,22 @@ def reconstruction_scores(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores:
     return Scores(values, {"n_real": len(mse), "ssim_window": window, "psnr_cap": -10 * math.log10(FLOOR)})
 
 
-def feature_error(pairs: Iterable[tuple[Tensor, Tensor]], features: Callable[[Tensor], Tensor]) -> float:
+def feature_error(real: FeatureStats, recon: FeatureStats) -> float:
     """The share of the variance of a judge's features that reconstructions lose.
 
     E|f(x) - f(x^)|^2 / E|f(x) - E f(x)|^2: 0 where the judge sees no difference, 1 where they tell it as much as the
     mean feature would, 2 for reconstructions of other images drawn at random.
 
     Args:
-        pairs: Batches of uint8 originals and reconstructions [N, C, H, W].
-        features: f, uint8 images [N, C, H, W] to float features [N, F].
+        real: Of the originals.
+        recon: Of their reconstructions, in the same order and with the same bound on what is kept.
 
     Raises:
-        ValueError: If there are fewer than two images.
+        ValueError: If there are fewer than two images, or the kept ones are not of the same images.
     """
-    seen = [(features(x).double().cpu(), features(x_recon).double().cpu()) for x, x_recon in pairs]
-    if sum(len(a) for a, _ in seen) < 2:
+    if real.n < 2:
         raise ValueError("feature_error needs at least two images.")
-    real, recon = (torch.cat(column) for column in zip(*seen, strict=True))
-    spread = (real - real.mean(dim=0)).square().sum()
-    return ((real - recon).square().sum() / spread).item()
+    if not torch.equal(real.keys, recon.keys):
+        raise ValueError("The kept features are not those of the same images.")
+    lost = (real.features.double() - recon.features.double()).square().sum(dim=1).mean()
+    return (lost / (real.scatter.trace() / real.n)).item()

@@ -10,11 +10,11 @@ from genlab.errors import UserError
 from genlab.losses.density_ratio import forward_kl, ratio_loss
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
-from genlab.models.capabilities import Coding
+from genlab.models.capabilities import Coding, NormalPrior
 from genlab.networks.posteriors import Deterministic, Posterior, log_standard_normal
 
 
-class AVB(Coding):
+class AVB(Coding, NormalPrior):
     """Adversarial variational Bayes. Mescheder, Nowozin & Geiger (2017), arXiv:1701.04722, Algorithm 1.
 
     T tells (x, z ~ q(z | x)) from (x, z ~ p(z)); at its best T(x, z) = log q(z | x) - log p(z), whose mean over q is
@@ -87,16 +87,6 @@ class AVB(Coding):
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x, z) = log p(x | z) + log p(z), [N] nats."""
         return self.likelihood.log_prob(x, self.decoder(z)) + log_standard_normal(z)
-
-    @inference
-    def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z), [N] nats."""
-        return log_standard_normal(z)
-
-    @inference
-    def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """z ~ p(z), [n, latent_dim]."""
-        return self.noise(n, rng)
 
     def draw(self, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """One z ~ q(z | x) for each sample, [N, latent_dim], with its gradient."""

@@ -11,6 +11,7 @@ from genlab.data.spec import Batch
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.base import GenerativeModel, inference
 from genlab.networks.init import start_output_bias
+from genlab.networks.posteriors import log_standard_normal
 
 
 class Generating(GenerativeModel):
@@ -71,3 +72,17 @@ class Coding(GenerativeModel):
     def reconstruct(self, x: Tensor) -> Tensor:
         """E[x | code] of each sample's code."""
         return self.likelihood.mean(self.decoder(self.encoder(x)))
+
+
+class NormalPrior(GenerativeModel):
+    """A model whose latents [N, Z] are standard normal a priori, drawn by `noise`."""
+
+    @inference
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log N(z; 0, I), [N] nats."""
+        return log_standard_normal(z)
+
+    @inference
+    def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """z ~ N(0, I), [n, Z]."""
+        return self.noise(n, rng)

@@ -14,6 +14,7 @@ from genlab.losses.divergences import kl_standard_normal
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.adversary import Adversary, Opposable
 from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import NormalPrior
 from genlab.networks.draw import Reader, Writer
 from genlab.networks.init import check_positive
 from genlab.networks.posteriors import DiagonalGaussian, log_standard_normal
@@ -33,7 +34,7 @@ class Unrolled(NamedTuple):
     posteriors: list[DiagonalGaussian]
 
 
-class DRAW(Opposable):
+class DRAW(Opposable, NormalPrior):
     """Deep recurrent attentive writer. Gregor et al. (2015), arXiv:1502.04623, Eq. 3 to 12, 17, 18 and 21 to 29.
 
     At each of T steps the encoder reads the image and the error of the canvas so far, a latent is drawn, and the
@@ -156,16 +157,6 @@ class DRAW(Opposable):
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x, z), [N] nats, of the latents of all steps [N, T * Z]."""
         return self.likelihood.log_prob(x, self.unroll(z).canvases[-1]) + log_standard_normal(z)
-
-    @inference
-    def log_prior(self, z: Tensor) -> Tensor:
-        """log N(z; 0, I), [N] nats."""
-        return log_standard_normal(z)
-
-    @inference
-    def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """The latents of all steps from N(0, I), [n, T * Z]."""
-        return self.noise(n, rng)
 
     @inference
     def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

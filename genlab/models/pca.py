@@ -11,13 +11,14 @@ from torch import Tensor
 from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Gaussian
-from genlab.models.base import GenerativeModel, inference
+from genlab.models.base import inference
+from genlab.models.capabilities import NormalPrior
 from genlab.networks.posteriors import DiagonalGaussian, log_standard_normal
 
 LARGEST = 12_288  # numbers in a sample: their covariance in float64 takes 1.2 GB
 
 
-class PCA(GenerativeModel):
+class PCA(NormalPrior):
     """Probabilistic principal component analysis. Tipping & Bishop (1999), J. R. Stat. Soc. B 61(3).
 
     x = mean + W z + sigma eps with z ~ N(0, I) and W = U (Lambda - sigma^2 I)^(1/2): U and Lambda are the leading
@@ -119,16 +120,6 @@ class PCA(GenerativeModel):
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x, z), [N] nats."""
         return self.likelihood.log_prob(x, self.decode(z)) + log_standard_normal(z)
-
-    @inference
-    def log_prior(self, z: Tensor) -> Tensor:
-        """log N(z; 0, I), [N] nats."""
-        return log_standard_normal(z)
-
-    @inference
-    def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """z ~ p(z), [n, latent_dim]."""
-        return self.noise(n, rng)
 
     @inference
     def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

@@ -173,21 +173,21 @@ def test_psnr_and_ssim():
 
 
 def test_features_that_reconstructions_lose():
-    """0 for perfect ones, 1 for the mean feature, 2 for other images drawn at random, whatever the batches are."""
+    """0 for perfect ones, 1 for the mean feature, 2 for other images drawn at random; of a sample where too many."""
 
-    def features(images):
-        return images.flatten(1).float()
+    def stats(f, keep=1000):
+        return FeatureStats.of(f, keep=keep)
 
-    x = torch.randint(256, (400, 1, 3, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
-    assert feature_error([(x, x)], features) == 0
-    assert_close(feature_error([(x, x[order])], features), 2.0, rtol=0.05, atol=0)
-    parts = feature_error(zip(x.split(37), x[order].split(37), strict=True), features)
-    assert_close(parts, feature_error([(x, x[order])], features))
-    values = iter([features(x), features(x).mean(dim=0).expand(400, -1)])
-    assert_close(feature_error([(x, x)], lambda _: next(values)), 1.0)
+    f = torch.randn(400, 9, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 10.0)
+    other = f[torch.randperm(400, generator=torch.Generator().manual_seed(1))]
+    assert feature_error(stats(f), stats(f)) == 0
+    assert_close(feature_error(stats(f), stats(other)), 2.0, rtol=0.05, atol=0)
+    assert_close(feature_error(stats(f), stats(f.mean(dim=0).expand(400, -1))), 1.0, rtol=1e-6, atol=0)
+    assert_close(feature_error(stats(f, 200), stats(other, 200)), 2.0, rtol=0.2, atol=0)
     with pytest.raises(ValueError, match="two images"):
-        feature_error([], features)
+        feature_error(stats(f[:1]), stats(f[:1]))
+    with pytest.raises(ValueError, match="same images"):
+        feature_error(stats(f, 200), stats(f, 100))
 
 
 @pytest.mark.parametrize("side", [3, 8, 12])
