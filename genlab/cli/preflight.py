@@ -54,6 +54,26 @@ def warn_of_unbounded_critic(model: nn.Module, choices: dict[str, str]) -> None:
         )
 
 
+def check_batch_norm(model: nn.Module, share: int) -> None:
+    """Refuses to normalise vectors over a batch of one, where nothing is left of them.
+
+    Args:
+        model: With its networks; batch norm of images has their pixels to go by.
+        share: Samples that a process takes at a time.
+
+    Raises:
+        UserError: If a network has such a batch norm, and the share is one sample.
+    """
+    from torch.nn import BatchNorm1d
+
+    norms = {name.partition(".")[0] for name, part in model.named_modules() if isinstance(part, BatchNorm1d)}
+    if share == 1 and norms:
+        raise UserError(
+            f"Batch norm in the {' and '.join(sorted(norms))} has nothing to normalise over where a process sees one "
+            "sample at a time. Try data.batch_size=2 for each process, or network.generator_norm=none."
+        )
+
+
 def _with_provided(node: Any, names: set[str]) -> Any:
     if not names or not isinstance(node, dict):
         return node

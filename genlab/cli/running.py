@@ -246,7 +246,9 @@ def _prepare(
         runs.load_weights(parts.model, checkpoint, resume or Path())
         runs.load_averages(parts.model, checkpoint, resume or Path())
     trainer = make_trainer(parts, run_dir, resume_step)
-    processes.check(trainer, config["data"].get("batch_size", 0))
+    batch_size = config["data"].get("batch_size", 0)
+    processes.check(trainer, batch_size)
+    preflight.check_batch_norm(parts.model, batch_size // trainer.world_size)
     if resume_step is not None and resume_step >= trainer.max_steps:
         raise UserError(
             f"{run_dir} has already been trained for its {resume_step} iterations. "

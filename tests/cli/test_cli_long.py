@@ -1,4 +1,7 @@
-"""Every method trains for 300 iterations on digits and on a folder of CIFAR-10, and nothing turns to NaN."""
+"""Every method trains for 300 iterations on digits and on a folder of CIFAR-10, and nothing turns to NaN.
+
+Nor does it in a few iterations at the edges: a constant image, a batch of one, 16 bit, one latent and many.
+"""
 
 import tarfile
 
@@ -8,6 +11,7 @@ import torch
 from genlab.cli.app import compose, options, read_option
 from genlab.cli.instantiate import locate
 from genlab.cli.running import train
+from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from tests.cli.test_cli_processes import insisted
 
@@ -42,10 +46,10 @@ def cifar(shared_data, tmp_path_factory):
     return root
 
 
-def fits(overrides, data, tmp_path):
+def fits(overrides, data, tmp_path, steps=STEPS):
     """Trains, and looks at every number that was written and at samples or reconstructions."""
-    quiet = ["callbacks=none", "metrics=none", "logger=csv", "threads=1", "trainer=cpu", f"trainer.max_steps={STEPS}"]
-    result = train(compose([*overrides, *data, *quiet, "trainer.log_every_n_steps=10"]), tmp_path)
+    quiet = ["callbacks=none", "metrics=none", "logger=csv", "threads=1", "trainer=cpu", f"trainer.max_steps={steps}"]
+    result = train(compose([*overrides, *data, *quiet, f"trainer.log_every_n_steps={min(10, steps)}"]), tmp_path)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     values = torch.tensor([float(row.rsplit(",", 1)[1]) for row in rows], dtype=torch.float64)
     assert values.isfinite().all() and (len(values) > 0 or "model=pca" in overrides)
@@ -68,3 +72,25 @@ def test_a_folder_of_cifar10(name, cifar, tmp_path):
     overrides += ["network.width=16"] if "width" in keys else []
     data = ["data=folder", f"data.root={cifar}", "data.image_size=32", "data.num_classes=10", "data.batch_size=16"]
     fits(overrides, data, tmp_path)
+
+
+EXTREMES = {
+    "a constant image": ["data.limit_train=1"],
+    "a batch of one": ["data.batch_size=1"],
+    "16 bit": ["speed.precision=bfloat16"],
+    "one latent": ["model.latent_dim=1"],
+    "512 latents": ["model.latent_dim=512"],
+}
+
+
+@pytest.mark.parametrize("extreme", EXTREMES)
+@pytest.mark.parametrize("model", options("model"))
+def test_extremes(model, extreme, tmp_path):
+    """It trains without a NaN, or says in a sentence why it cannot."""
+    data = [] if model in OWN_DATA else ["data=digits"]
+    if "latent" in extreme and "latent_dim" not in compose([f"model={model}", *data])["model"]:
+        pytest.skip("its latents are of another kind")
+    try:
+        fits([f"model={model}", *EXTREMES[extreme]], data, tmp_path, steps=12)
+    except UserError as refusal:
+        assert extreme in ("a batch of one", "one latent", "512 latents") and "\n" not in str(refusal)
