@@ -287,6 +287,20 @@ def read_option(group: str, name: str) -> dict[str, Any]:
     return yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text()) or {}
 
 
+def insisted(model: str, group: str) -> str | None:
+    """The option of another group that a model's config, or one that it extends, chooses itself; None if it does not.
+
+    What the command line says wins over it, except that a model may then have nothing to train on.
+    """
+    for line in read_option("model", model).get("defaults", []):
+        found = line.get(f"override /{group}@_global_.{group}") if isinstance(line, dict) else None
+        if found is None and isinstance(line, str) and line != "_self_":
+            found = insisted(line, group)
+        if found is not None:
+            return str(found)
+    return None
+
+
 def first_line(group: str, name: str) -> str:
     """What an option says of itself, the comment that its yaml begins with; "" without one."""
     first = (config_dir() / group / f"{name}.yaml").read_text().partition("\n")[0]

@@ -22,6 +22,7 @@ from genlab.errors import UserError
 
 RUNS = Path("outputs") / "gallery"
 QUALITY = 75  # of the pictures
+WIDTH = 16  # of networks made for large images, which would have few iterations at their usual size
 LOOKS = ("reconstructions", "traversals", "categories")  # beside the samples, where a model has them
 DEFAULTS: dict[str, Any] = {
     "rows": "all",
@@ -41,6 +42,7 @@ class Row:
     title: str
     overrides: tuple[str, ...]
     looks: bool = True  # whether it is looked into, beside its samples
+    own_data: bool = False  # whether it trains on nothing but the data that its config chooses
 
 
 def main() -> None:
@@ -90,7 +92,12 @@ def rows() -> list[Row]:
     """A row for each model that trains by itself, and for each objective of the plain GAN."""
     from genlab.losses.adversarial import AdversarialLoss
 
-    found = [Row(name, app.first_line("model", name), (f"model={name}",)) for name in app.options("model")]
+    found = []
+    for name in app.options("model"):
+        network = app.insisted(name, "network")
+        small = (f"network.width={WIDTH}",) if network and "width" in app.read_option("network", network) else ()
+        own = app.insisted(name, "data") is not None
+        found.append(Row(name, app.first_line("model", name), (f"model={name}", *small), own_data=own))
     for loss in app.options("loss"):
         kind = locate(str(app.read_option("loss", loss)["_target_"]), "loss")
         if issubclass(kind, AdversarialLoss):
@@ -101,7 +108,8 @@ def rows() -> list[Row]:
 def command(row: Row, options: dict[str, Any]) -> list[str]:
     """The arguments that train a row."""
     budget = [f"max_cpu_time={options['seconds']}", "trainer.max_steps=10000000", f"seed={options['seed']}"]
-    return [*row.overrides, f"data={options['data']}", *budget, "trainer=cpu", "threads=1", "metrics=none"]
+    data = [] if row.own_data else [f"data={options['data']}"]
+    return [*row.overrides, *data, *budget, "trainer=cpu", "threads=1", "metrics=none"]
 
 
 def gallery(options: dict[str, Any]) -> Path:
@@ -172,8 +180,9 @@ def smaller(path: Path, to: Path) -> Path:
 
 HEAD = """# Gallery
 
-Every method of genlab on `data={data}`, each for {seconds} s of CPU time of one thread (on a machine whose other work
-slows the seconds, not their number), seed {seed}, with its default settings: nothing is tuned for the picture, and what
-fails is shown failing. 64 samples in a row of the seed's noise; where a method encodes, test images beside their
-reconstructions, and rows in which one latent moves. Written by `python scripts/gallery.py`.
+Every method of genlab on `data={data}` (but for those that need data of their own), each for {seconds} s of CPU time of
+one thread (on a machine whose other work slows the seconds, not their number), seed {seed}, with its default settings,
+save the width of networks made for large images: nothing is tuned for the picture, and what fails is shown failing. 64
+samples in a row of the seed's noise; where a method encodes, test images beside their reconstructions, and rows in which
+one latent moves. Written by `python scripts/gallery.py`.
 """

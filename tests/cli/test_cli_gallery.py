@@ -16,6 +16,9 @@ def test_there_is_a_row_for_each_model_and_each_objective_of_the_gan():
     assert {"loss=minimax", "loss=fgan_kl", "loss=density_ratio"} <= rows.keys()
     assert not {"loss=began", "loss=ebgan"} & rows.keys()  # energies: no objectives of logits
     assert "arXiv:1512.09300" in rows["vae_gan"].title
+    assert "data=digits" in gallery.command(rows["vae_gan"], gallery.DEFAULTS)
+    assert not any("data=" in part for part in gallery.command(rows["dc_ign"], gallery.DEFAULTS))  # shapes only
+    assert "network.width=16" in rows["began"].overrides and rows["gan"].overrides == ("model=gan",)
 
 
 @pytest.mark.parametrize(

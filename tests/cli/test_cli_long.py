@@ -8,12 +8,11 @@ import tarfile
 import pytest
 import torch
 
-from genlab.cli.app import compose, options, read_option
+from genlab.cli.app import compose, insisted, options, read_option
 from genlab.cli.instantiate import locate
 from genlab.cli.running import train
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
-from tests.cli.test_cli_processes import insisted
 
 pytestmark = pytest.mark.slow
 STEPS = 300
@@ -66,7 +65,7 @@ def test_digits(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name.partition("=")[2] not in OWN_DATA])
 def test_a_folder_of_cifar10(name, cifar, tmp_path):
-    network = insisted(name.partition("=")[2]) if name.startswith("model=") else None
+    network = insisted(name.partition("=")[2], "network") if name.startswith("model=") else None
     overrides = [*METHODS[name], *([f"network={network}"] if network else [])]
     keys = read_option("network", network or "dcgan")
     overrides += ["network.width=16"] if "width" in keys else []

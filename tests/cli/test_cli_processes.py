@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from genlab.callbacks.loggers import read_metrics
 from genlab.cli import processes
-from genlab.cli.app import compose, options, read_option
+from genlab.cli.app import compose, insisted, options, read_option
 from genlab.cli.running import build, make_trainer, train
 from genlab.errors import UserError
 from tests.cli.helpers import REPO, assert_identical, main, signal_in, weights
@@ -40,20 +40,9 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of each gradient's greatest va
 FLOAT64_ONLY = ("model=dc_vae", "model=swapping_autoencoder")
 
 
-def insisted(model, group="network"):
-    """The network family (or data) that a model's config, or one that it extends, insists on."""
-    for line in read_option("model", model).get("defaults", []):
-        if isinstance(line, dict) and f"override /{group}@_global_.{group}" in line:
-            return line[f"override /{group}@_global_.{group}"]
-        found = insisted(line, group) if isinstance(line, str) and line != "_self_" else None
-        if found:
-            return found
-    return None
-
-
 def tiny(model, *overrides):
     """A composition whose networks are small and, where the family has the choice, free of batch norm."""
-    network = insisted(model) or "mlp"
+    network = insisted(model, "network") or "mlp"
     keys = read_option("network", network)
     data = insisted(model, "data") or "digits"
     overrides = [*TINY, f"data={data}", "metrics=none", f"model={model}", f"network={network}", *overrides]
