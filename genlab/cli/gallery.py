@@ -183,6 +183,6 @@ HEAD = """# Gallery
 Every method of genlab on `data={data}` (but for those that need data of their own), each for {seconds} s of CPU time of
 one thread (on a machine whose other work slows the seconds, not their number), seed {seed}, with its default settings,
 save the width of networks made for large images: nothing is tuned for the picture, and what fails is shown failing. 64
-samples in a row of the seed's noise; where a method encodes, test images beside their reconstructions, and rows in which
-one latent moves. Written by `python scripts/gallery.py`.
+samples in a row of the seed's noise; where a method encodes, test images beside their reconstructions, and rows in
+which one latent moves. Written by `python scripts/gallery.py`.
 """
