@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "rows": "all",
     "data": "digits",
     "seconds": 60,
+    "least": 500,
     "seed": 0,
     "n_jobs": 1,
     "out": "docs/gallery",
@@ -48,11 +49,12 @@ class Row:
 def main() -> None:
     """The gallery of all methods.
 
-    python scripts/gallery.py [rows=all] [data=digits] [seconds=60] [seed=0] [n_jobs=1] [out=docs/gallery]
+    python scripts/gallery.py [rows=all] [data=digits] [seconds=60] [least=500] [seed=0] [n_jobs=1]
+                              [out=docs/gallery]
 
     `rows` are names of models, or loss=NAME for the plain GAN with another objective, between commas. `seconds` is the
-    CPU time of each training. The runs go to outputs/gallery; the same command goes on with what is missing. Writes
-    OUT.md and the pictures in OUT/.
+    CPU time of each training; one that has fewer iterations than `least` by then goes on to that number. The runs go to
+    outputs/gallery; the same command goes on with what is missing. Writes OUT.md and the pictures in OUT/.
     """
     with app.errors_as_sentences():
         if {"-h", "--help"} & set(sys.argv[1:]):
@@ -105,11 +107,26 @@ def rows() -> list[Row]:
     return found
 
 
-def command(row: Row, options: dict[str, Any]) -> list[str]:
-    """The arguments that train a row."""
-    budget = [f"max_cpu_time={options['seconds']}", "trainer.max_steps=10000000", f"seed={options['seed']}"]
+def command(row: Row, options: dict[str, Any], slow: bool = False) -> list[str]:
+    """The arguments that train a row, for so many seconds or, where a method is slow, iterations."""
+    timed = [f"max_cpu_time={options['seconds']}", "trainer.max_steps=10000000"]
+    budget = [f"trainer.max_steps={options['least']}"] if slow else timed
     data = [] if row.own_data else [f"data={options['data']}"]
-    return [*row.overrides, *data, *budget, "trainer=cpu", "threads=1", "metrics=none"]
+    return [*row.overrides, *data, *budget, f"seed={options['seed']}", "trainer=cpu", "threads=1", "metrics=none"]
+
+
+def had_its_time(folder: Path, options: dict[str, Any]) -> bool:
+    """Whether a run has had its seconds, or was done before: PCA is."""
+    record = runs.record_of(folder)
+    done = (record.get("sessions") or [{}])[-1].get("status") == "done"
+    return done or float(record.get("cpu_seconds") or 0) >= options["seconds"]
+
+
+def is_slow(folder: Path, options: dict[str, Any]) -> bool:
+    """Whether a run has had its seconds and, in them, no more than the least iterations."""
+    record = runs.record_of(folder)
+    timed = float(record.get("cpu_seconds") or 0) >= options["seconds"]
+    return timed and int(record["iterations"]) <= int(options["least"])
 
 
 def gallery(options: dict[str, Any]) -> Path:
@@ -127,18 +144,27 @@ def gallery(options: dict[str, Any]) -> Path:
 def trained(row: Row, options: dict[str, Any]) -> Path | None:
     """The folder of a row's finished run, which is trained if it is not there; None if it cannot be."""
     folder = RUNS / f"{row.name.replace('=', '_')}_{options['data']}_{options['seconds']}s_seed{options['seed']}"
-    sessions = runs.record_of(folder).get("sessions") or [{}]
-    if sessions[-1].get("status") == "done":
-        return folder
-    arguments = [*command(row, options), "logger=csv", "callbacks=none", f"hydra.run.dir={folder}", "resume=auto"]
-    print(f"{row.name}: {shlex.join(command(row, options))}", flush=True)
+    if not had_its_time(folder, options):
+        print(f"{row.name}: {shlex.join(command(row, options))}", flush=True)
+        rest = ["logger=csv", "callbacks=none", f"hydra.run.dir={folder}", "resume=auto"]
+        if not goes(row.name, [*command(row, options), *rest]):
+            return None
+    least = options["least"]
+    if is_slow(folder, options) and int(runs.record_of(folder)["iterations"]) < least:
+        print(f"{row.name} goes on to {least:,} iterations", flush=True)
+        if not goes(row.name, [f"resume={folder}", "max_cpu_time=null", f"trainer.max_steps={least}"]):
+            return None
+    return folder
+
+
+def goes(name: str, arguments: list[str]) -> bool:
+    """Trains in a process of its own; False, with what it said, if that failed."""
     done = subprocess.run(
         [sys.executable, "-m", "genlab.cli.train", *arguments], check=False, capture_output=True, text=True
     )
     if done.returncode:
-        print(f"{row.name} failed: {(done.stderr or done.stdout).strip().splitlines()[-1:]}", file=sys.stderr)
-        return None
-    return folder
+        print(f"{name} failed: {(done.stderr or done.stdout).strip().splitlines()[-1:]}", file=sys.stderr)
+    return done.returncode == 0
 
 
 def entry(row: Row, folder: Path | None, home: Path, options: dict[str, Any]) -> str:
@@ -147,7 +173,8 @@ def entry(row: Row, folder: Path | None, home: Path, options: dict[str, Any]) ->
     from genlab.cli.sample import sample
     from genlab.cli.visualize import visualize
 
-    told = f"\n## `{row.name}`\n\n{row.title}\n\n    python train.py {shlex.join(command(row, options))}\n"
+    slow = folder is not None and is_slow(folder, options)
+    told = f"\n## `{row.name}`\n\n{row.title}\n\n    python train.py {shlex.join(command(row, options, slow))}\n"
     if folder is None:
         return f"{told}\nThis training failed.\n"
     pictures: dict[str, Path] = {}
@@ -181,8 +208,8 @@ def smaller(path: Path, to: Path) -> Path:
 HEAD = """# Gallery
 
 Every method of genlab on `data={data}` (but for those that need data of their own), each for {seconds} s of CPU time of
-one thread (on a machine whose other work slows the seconds, not their number), seed {seed}, with its default settings,
-save the width of networks made for large images: nothing is tuned for the picture, and what fails is shown failing. 64
-samples in a row of the seed's noise; where a method encodes, test images beside their reconstructions, and rows in
-which one latent moves. Written by `python scripts/gallery.py`.
+one thread, or {least:,} iterations where these take longer (on a machine whose other work slows the seconds, not their
+number), seed {seed}, with its default settings, save the width of networks made for large images: nothing is tuned for
+the picture, and what fails is shown failing. 64 samples in a row of the seed's noise; where a method encodes, test
+images beside their reconstructions, and rows in which one latent moves. Written by `python scripts/gallery.py`.
 """

@@ -7,6 +7,7 @@ from PIL import Image
 
 from genlab.cli import gallery
 from genlab.cli.app import options
+from genlab.cli.runs import record_of
 from genlab.errors import UserError
 
 
@@ -36,9 +37,10 @@ def test_mistakes_are_sentences(argument, sentence):
 
 
 def test_the_page_has_the_pictures_and_the_commands(tmp_path, monkeypatch, capsys):
-    """One second of two methods; asked again, nothing is trained anew."""
+    """One second of two methods; asked again, nothing is trained anew. A slow one goes on to its least iterations."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["gallery.py", "rows=vae,loss=hinge", "seconds=1", "n_jobs=2", "out=page"])
+    asked = ["rows=vae,loss=hinge", "seconds=1", "n_jobs=2", "out=page"]
+    monkeypatch.setattr(sys, "argv", ["gallery.py", *asked, "least=10"])
     gallery.main()
     page = (tmp_path / "page.md").read_text()
     pictures = {"vae_samples", "vae_reconstructions", "vae_traversals", "loss_hinge_samples"}
@@ -51,6 +53,14 @@ def test_the_page_has_the_pictures_and_the_commands(tmp_path, monkeypatch, capsy
     assert "vae:" in capsys.readouterr().out
     gallery.main()
     assert "vae:" not in capsys.readouterr().out and (tmp_path / "page.md").read_text() == page
+    folder = tmp_path / "outputs" / "gallery" / "vae_digits_1s_seed0"
+    least = int(record_of(folder)["iterations"]) + 5
+    monkeypatch.setattr(sys, "argv", ["gallery.py", "rows=vae", "seconds=1", "out=page", f"least={least}"])
+    gallery.main()
+    assert record_of(folder)["iterations"] == least
+    assert (
+        f"python train.py model=vae data=digits trainer.max_steps={least} seed=0" in (tmp_path / "page.md").read_text()
+    )
 
 
 def test_a_training_that_fails_is_said_to(tmp_path, monkeypatch, capsys):
