@@ -107,26 +107,12 @@ def rows() -> list[Row]:
     return found
 
 
-def command(row: Row, options: dict[str, Any], slow: bool = False) -> list[str]:
-    """The arguments that train a row, for so many seconds or, where a method is slow, iterations."""
+def command(row: Row, options: dict[str, Any], steps: int | None = None) -> list[str]:
+    """The arguments that train a row for its seconds or, where that is not enough, for so many iterations."""
     timed = [f"max_cpu_time={options['seconds']}", "trainer.max_steps=10000000"]
-    budget = [f"trainer.max_steps={options['least']}"] if slow else timed
+    budget = timed if steps is None else [f"trainer.max_steps={steps}"]
     data = [] if row.own_data else [f"data={options['data']}"]
     return [*row.overrides, *data, *budget, f"seed={options['seed']}", "trainer=cpu", "threads=1", "metrics=none"]
-
-
-def had_its_time(folder: Path, options: dict[str, Any]) -> bool:
-    """Whether a run has had its seconds, or was done before: PCA is."""
-    record = runs.record_of(folder)
-    done = (record.get("sessions") or [{}])[-1].get("status") == "done"
-    return done or float(record.get("cpu_seconds") or 0) >= options["seconds"]
-
-
-def is_slow(folder: Path, options: dict[str, Any]) -> bool:
-    """Whether a run has had its seconds and, in them, no more than the least iterations."""
-    record = runs.record_of(folder)
-    timed = float(record.get("cpu_seconds") or 0) >= options["seconds"]
-    return timed and int(record["iterations"]) <= int(options["least"])
 
 
 def gallery(options: dict[str, Any]) -> Path:
@@ -144,27 +130,43 @@ def gallery(options: dict[str, Any]) -> Path:
 def trained(row: Row, options: dict[str, Any]) -> Path | None:
     """The folder of a row's finished run, which is trained if it is not there; None if it cannot be."""
     folder = RUNS / f"{row.name.replace('=', '_')}_{options['data']}_{options['seconds']}s_seed{options['seed']}"
-    if not had_its_time(folder, options):
+    if not done(folder) and not timed_out(folder, options):
         print(f"{row.name}: {shlex.join(command(row, options))}", flush=True)
         rest = ["logger=csv", "callbacks=none", f"hydra.run.dir={folder}", "resume=auto"]
         if not goes(row.name, [*command(row, options), *rest]):
             return None
     least = options["least"]
-    if is_slow(folder, options) and int(runs.record_of(folder)["iterations"]) < least:
+    if timed_out(folder, options) and int(runs.record_of(folder)["iterations"]) < least:
         print(f"{row.name} goes on to {least:,} iterations", flush=True)
         if not goes(row.name, [f"resume={folder}", "max_cpu_time=null", f"trainer.max_steps={least}"]):
             return None
     return folder
 
 
+def done(folder: Path) -> bool:
+    """Whether a run came to its end."""
+    return bool((runs.record_of(folder).get("sessions") or [{}])[-1].get("status") == "done")
+
+
+def timed_out(folder: Path, options: dict[str, Any]) -> bool:
+    """Whether a run has had its seconds: PCA is done before."""
+    return float(runs.record_of(folder).get("cpu_seconds") or 0) >= options["seconds"]
+
+
+def steps_of(folder: Path | None) -> int | None:
+    """For how many iterations a run went on after its seconds, by its own config; None if it did not."""
+    config = {} if folder is None else runs.read_config(folder)
+    return int(config["trainer"]["max_steps"]) if config and config["max_cpu_time"] is None else None
+
+
 def goes(name: str, arguments: list[str]) -> bool:
     """Trains in a process of its own; False, with what it said, if that failed."""
-    done = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-m", "genlab.cli.train", *arguments], check=False, capture_output=True, text=True
     )
-    if done.returncode:
-        print(f"{name} failed: {(done.stderr or done.stdout).strip().splitlines()[-1:]}", file=sys.stderr)
-    return done.returncode == 0
+    if ended.returncode:
+        print(f"{name} failed: {(ended.stderr or ended.stdout).strip().splitlines()[-1:]}", file=sys.stderr)
+    return ended.returncode == 0
 
 
 def entry(row: Row, folder: Path | None, home: Path, options: dict[str, Any]) -> str:
@@ -173,8 +175,8 @@ def entry(row: Row, folder: Path | None, home: Path, options: dict[str, Any]) ->
     from genlab.cli.sample import sample
     from genlab.cli.visualize import visualize
 
-    slow = folder is not None and is_slow(folder, options)
-    told = f"\n## `{row.name}`\n\n{row.title}\n\n    python train.py {shlex.join(command(row, options, slow))}\n"
+    arguments = command(row, options, steps_of(folder))
+    told = f"\n## `{row.name}`\n\n{row.title}\n\n    python train.py {shlex.join(arguments)}\n"
     if folder is None:
         return f"{told}\nThis training failed.\n"
     pictures: dict[str, Path] = {}

@@ -66,12 +66,17 @@ def check_batch_norm(model: nn.Module, share: int) -> None:
     """
     from torch.nn import BatchNorm1d
 
-    norms = {name.partition(".")[0] for name, part in model.named_modules() if isinstance(part, BatchNorm1d)}
+    norms = networks_with(model, BatchNorm1d)
     if share == 1 and norms:
         raise UserError(
-            f"Batch norm in the {' and '.join(sorted(norms))} has nothing to normalise over where a process sees one "
+            f"Batch norm in the {' and '.join(norms)} has nothing to normalise over where a process sees one "
             "sample at a time. Try data.batch_size=2 for each process, or network.generator_norm=none."
         )
+
+
+def networks_with(model: nn.Module, kind: type) -> list[str]:
+    """Names of the model's parts in which there is a layer of a kind, in order."""
+    return sorted({name.partition(".")[0] for name, part in model.named_modules() if isinstance(part, kind)})
 
 
 def _with_provided(node: Any, names: set[str]) -> Any:

@@ -150,9 +150,12 @@ def warn_of_separate_batches(model: nn.Module, trainer: pl.Trainer, config: dict
         config: Resolved; its `trainer.sync_batchnorm` and `data.batch_size` are read.
 
     Raises:
-        UserError: If synchronised batch norm is asked for on CPUs, or nothing is learned that could be shared.
+        UserError: If synchronised batch norm is asked for on CPUs, nothing is learned that could be shared, or a
+            process's share is too small for a network.
     """
     from torch.nn.modules.batchnorm import _BatchNorm
+
+    from genlab.cli import preflight
 
     asked, world = bool(config["trainer"].get("sync_batchnorm")), trainer.world_size
     if world == 1:
@@ -162,15 +165,17 @@ def warn_of_separate_batches(model: nn.Module, trainer: pl.Trainer, config: dict
             f"model={config['choices'].get('model')} is fitted without gradients, in one process. Try trainer=auto."
         )
     share, sentences = config["data"]["batch_size"] // world, []
-    norms = {name.partition(".")[0] for name, part in model.named_modules() if isinstance(part, _BatchNorm)}
+    norms = preflight.networks_with(model, _BatchNorm)
     if asked and trainer.strategy.root_device.type == "cpu":
         raise UserError(
             "trainer.sync_batchnorm=true works on GPUs only, and this run is on CPUs. Leave it out, or take networks "
             "without batch norm."
         )
+    if not asked:  # synchronised, the shares are one batch
+        preflight.check_batch_norm(model, share)
     if norms and not asked:
         sentences.append(
-            f"Batch norm in the {' and '.join(sorted(norms))} normalises over each process's own {share} samples, so "
+            f"Batch norm in the {' and '.join(norms)} normalises over each process's own {share} samples, so "
             f"that {world} processes train otherwise than one; on GPUs trainer.sync_batchnorm=true "
             "makes it one batch."
         )

@@ -93,6 +93,7 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     model.spec, model.run_config = data.spec, config
     freeze_first_stage(model)
     preflight.warn_of_unbounded_critic(model, config["choices"])
+    preflight.check_batch_norm(model, data_config.get("batch_size", 0))
     switches, precision = speed.resolve(config, model)
     asked = config.get("tricks") or {}
     model.settings = Settings(
@@ -246,9 +247,7 @@ def _prepare(
         runs.load_weights(parts.model, checkpoint, resume or Path())
         runs.load_averages(parts.model, checkpoint, resume or Path())
     trainer = make_trainer(parts, run_dir, resume_step)
-    batch_size = config["data"].get("batch_size", 0)
-    processes.check(trainer, batch_size)
-    preflight.check_batch_norm(parts.model, batch_size // trainer.world_size)
+    processes.check(trainer, config["data"].get("batch_size", 0))
     if resume_step is not None and resume_step >= trainer.max_steps:
         raise UserError(
             f"{run_dir} has already been trained for its {resume_step} iterations. "

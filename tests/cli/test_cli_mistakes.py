@@ -43,6 +43,7 @@ MISTAKES = {
         ["batch normalisation", "network"],
     ),
     "batch norm of one": (["data.batch_size=1"], ["generator", "data.batch_size=2", "network.generator_norm=none"]),
+    "the same, to be estimated": (["data.batch_size=1", "dry_run=true"], ["network.generator_norm=none"]),
     "an image size": (["network=dcgan", "data.image_size=33"], ["33", "data.image_size=32"]),
     "no group": (["metrics=null"], ["metrics=null", "metrics=none"]),
     "no steps": (["trainer.max_steps=0"], ["trainer.max_steps", "0"]),

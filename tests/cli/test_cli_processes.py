@@ -262,6 +262,9 @@ def test_batch_norm_says_what_it_does_on_several_processes():
     assert said(model, config, device="cuda", sync_batchnorm=True) == ""
     with pytest.raises(UserError, match="GPUs only"):
         said(model, config, sync_batchnorm=True)
+    with pytest.raises(UserError, match="data.batch_size=2 for each process"):
+        said(model, config, world=64)
+    assert said(model, config, world=64, device="cuda", sync_batchnorm=True) == ""
 
 
 def test_any_part_can_say_that_it_sees_its_own_samples():
