@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
-from genlab.networks.pixelcnn import draw_tokens, log_prob_of
+from genlab.networks.pixelcnn import code_lengths, draw_tokens, log_prob_of
 
 
 class ConditionalPixelCNN(GenerativeModel):
@@ -123,10 +123,9 @@ class ConditionalPixelCNN(GenerativeModel):
         return parts[0].reshape(-1, *top), parts[1].reshape(-1, *bottom)
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """-log p(bottom | top), `loss`, in nats per sample; in bits per token."""
+        """Of the bottom tokens given the top ones, what `code_lengths` says."""
         top, bottom = self.hierarchy.both_tokens(x)
-        loss = -self.log_prob(bottom, top).mean()
-        return {"loss": loss, "bits_per_token": loss / (bottom[0].numel() * math.log(2))}
+        return code_lengths(bottom, self.log_prob(bottom, top), self.levels)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise -sum_i log p(bottom_i | bottom tokens before it, all top tokens)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
-from genlab.networks.pixelcnn import draw_tokens, log_prob_of, pixels_to_tokens, tokens_to_pixels
+from genlab.networks.pixelcnn import code_lengths, draw_tokens, log_prob_of, pixels_to_tokens, tokens_to_pixels
 
 
 class PixelCNN(GenerativeModel):
@@ -130,10 +129,9 @@ class PixelCNN(GenerativeModel):
         return self.log_prob(z.view(len(z), *self.grid()))
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """-log p(tokens), `loss`, in nats per sample; in bits per token."""
+        """Of its tokens, what `code_lengths` says."""
         tokens = self.tokens(x)
-        loss = -self.log_prob(tokens).mean()
-        return {"loss": loss, "bits_per_token": loss / (tokens[0].numel() * math.log(2))}
+        return code_lengths(tokens, self.log_prob(tokens), self.levels)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise -sum_i log p(token_i | tokens before it)."""

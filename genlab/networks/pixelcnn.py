@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
+from genlab.networks.codebook import perplexity
 from genlab.networks.init import check_positive
 from genlab.networks.vqvae import Residual
 
@@ -203,6 +206,20 @@ def draw_tokens(network: nn.Module, uniform: Tensor, temperature: float = 1.0, c
 def log_prob_of(tokens: Tensor, logits: Tensor) -> Tensor:
     """log p of tokens int64 [N, H, W] under logits [N, K, H, W], summed over positions: [N] nats."""
     return -F.cross_entropy(logits, tokens, reduction="none").flatten(1).sum(dim=1)
+
+
+def code_lengths(tokens: Tensor, log_p: Tensor, levels: int) -> dict[str, Tensor]:
+    """-log p of tokens int64 [N, H, W], `loss`, in nats per sample; in bits per token; and what context is worth.
+
+    `unigram_bits_per_token` is the entropy of these tokens' own frequencies: no code that takes them one by one does
+    better on them. The uniform code needs log2(levels).
+    """
+    loss = -log_p.mean()
+    return {
+        "loss": loss,
+        "bits_per_token": loss / (tokens[0].numel() * math.log(2)),
+        "unigram_bits_per_token": perplexity(tokens, levels).log2(),
+    }
 
 
 def pixels_to_tokens(x: Tensor, levels: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -231,6 +232,8 @@ def test_the_bound_is_the_sum_of_the_three(run):
     assert_close(bounds.elbo.float(), expected, rtol=1e-4, atol=1e-3)
     assert bounds.samples == 1 and model.likelihood is model.hierarchy.likelihood
     assert_close(terms["bits_per_token"], terms["loss"] / (16 * math.log(2)))
+    share = torch.tensor([count / bottom.numel() for count in Counter(bottom.flatten().tolist()).values()])
+    assert_close(terms["unigram_bits_per_token"], -(share * share.log2()).sum())
 
 
 def test_draws_follow_the_conditional_probabilities(run):
