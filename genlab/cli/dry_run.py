@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,10 +54,16 @@ def _trial(parts: Parts) -> tuple[float, int]:
     import tempfile
     from pathlib import Path
 
+    from pytorch_lightning.callbacks import Callback
+
     from genlab.cli.running import make_trainer
     from genlab.data.spec import Batch
 
-    model, size = parts.model, parts.config["data"]["batch_size"] * parts.model.batches_per_step
+    model, steps = parts.model, parts.config["trainer"]["max_steps"]
+    batches = getattr(model, "batches_at", lambda iteration: model.batches_per_step)
+    # The first iterations may be longer than others (WGAN): what is timed is scaled by the batches that each takes.
+    usual = statistics.fmean(map(batches, range(min(steps, 1000)))) / batches(0)
+    size = parts.config["data"]["batch_size"] * batches(0)
     group = torch.tensor(0) if parts.data.grouped else None
     y = torch.arange(size) % model.spec.num_classes if model.spec.num_classes else None
     batch = Batch(x=torch.rand(size, *model.spec.shape) * 2 - 1, y=y, group=group)
@@ -66,21 +74,25 @@ def _trial(parts: Parts) -> tuple[float, int]:
         return tensor
 
     class Made(list):
-        """Four times the same batch."""
+        """The same batch several times."""
 
-    parts.callbacks.clear()
+    ends: list[float] = []
+
+    class Ends(Callback):
+        """Notes when iterations end: starting and ending a run takes far longer than one of a small model."""
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            ends.append(time.perf_counter())
+
+    quiet = {**parts.config, "logger": {}}
+    copy = type(parts)(quiet, parts.data, model, None, {"ends": Ends()}, parts.precision)
     with tempfile.TemporaryDirectory() as folder:
-        quiet = {**parts.config, "logger": {}}
-        trainer = make_trainer(
-            type(parts)(quiet, parts.data, model, None), Path(folder), max_steps=1, accelerator="cpu", devices=1
-        )
+        trainer = make_trainer(copy, Path(folder), max_steps=1, accelerator="cpu", devices=1)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             trainer.fit(model, train_dataloaders=Made([batch]))
-        trainer = make_trainer(
-            type(parts)(quiet, parts.data, model, None), Path(folder), max_steps=4, accelerator="cpu", devices=1
-        )
-        started = time.perf_counter()
+        ends.clear()
+        trainer = make_trainer(copy, Path(folder), max_steps=4, accelerator="cpu", devices=1)
         trainer.fit(model, train_dataloaders=Made([batch] * 4))
-        seconds = (time.perf_counter() - started) / 4
+    seconds = statistics.median(later - earlier for earlier, later in pairwise(ends))
     weights = _bytes(model.parameters())
-    return seconds, 5 * weights + sum(saved)
+    return seconds * usual, 5 * weights + round(sum(saved) * usual)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,21 @@ def test_dry_run_trains_nothing(tmp_path):
     for words in ("critic", "parameters", "iterations", "about", "checkpoints", "n_critic: 5"):
         assert words in result.stdout
     assert not list(Path(tmp_path).glob("outputs/**/*.ckpt"))
+
+
+def test_a_dry_runs_time_is_that_of_iterations(monkeypatch):
+    """Neither starting a run nor WGAN's long first iterations count as more than their share."""
+    from genlab.cli import dry_run, running
+    from genlab.models.gan import GAN
+
+    pause = 0.03
+    monkeypatch.setattr(GAN, "training_step", lambda self, batch, batch_idx: time.sleep(pause))
+    quiet = ["callbacks=none", "logger=none", "metrics=none", "trainer=cpu", "trainer.max_steps=1000"]
+    parts = running.build(compose(["model=gan", "data=ring", *quiet]))
+    assert pause <= dry_run._trial(parts)[0] < 1.5 * pause
+    monkeypatch.setattr(GAN, "batches_at", lambda self, iteration: 10 if iteration < 100 else 1, raising=False)
+    share = (100 * 10 + 900) / 1000 / 10
+    assert pause * share <= dry_run._trial(parts)[0] < 1.5 * pause * share
 
 
 def test_listing(tmp_path, monkeypatch, capsys):
