@@ -177,7 +177,7 @@ def to_array(figure: Figure) -> np.ndarray:
 
 
 def latent_scatter(model: Any, data: ArrayData, n: int) -> np.ndarray | None:
-    """The codes of the first n validation samples, coloured by class; None where codes are no points in the plane."""
+    """The codes of n validation samples, coloured by class; None where codes are no points in the plane."""
     from genlab.sheets import code_map
 
     found = [(model.encode(b.x.to(model.device)).cpu(), b.y) for b in data.batches("val", batch_size=256, limit=n)]
@@ -192,5 +192,5 @@ def latent_scatter(model: Any, data: ArrayData, n: int) -> np.ndarray | None:
 
 
 def some_real(data: ArrayData, n: int) -> Tensor:
-    """The first n validation samples."""
-    return next(iter(data.batches("val", batch_size=n))).x
+    """n validation samples, of all classes where they are sorted by class."""
+    return next(iter(data.batches("val", batch_size=n, limit=n))).x

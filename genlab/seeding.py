@@ -1,4 +1,4 @@
-"""Looking must not disturb: random streams that are left as they were found."""
+"""Looking must not disturb, and looks at the same: random streams left as they were found, and one fixed choice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
+
+CHOICE_SEED = 20140610  # of the samples that stand for all where only some are wanted: one choice for all runs
 
 
 @contextmanager
@@ -20,3 +23,10 @@ def preserved_random_states() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def fixed_choice(size: int, n: int) -> Tensor:
+    """Which of `size` samples stand for all: every one in order, or n at random (a folder may be sorted by class)."""
+    if n >= size:
+        return torch.arange(size)
+    return torch.randperm(size, generator=torch.Generator().manual_seed(CHOICE_SEED))[:n].sort().values

@@ -290,8 +290,8 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
     from genlab.metrics.cache import cached_stats
     from genlab.metrics.features import features_of
     from genlab.metrics.sharing import by_first, first_then_others
-    from genlab.metrics.suite import GROUPS, image_scores, real_rows, slices
-    from genlab.seeding import preserved_random_states
+    from genlab.metrics.suite import GROUPS, image_scores, slices
+    from genlab.seeding import fixed_choice, preserved_random_states
 
     options = {**DEFAULTS, **(options or {})}
     if options["sampler"] is not None:
@@ -307,7 +307,7 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
     wanted = [g for g in GROUPS if options["scores"] is None or g in options["scores"]]
     if not wanted:
         raise UserError(f"Of two sets of images there are the scores {', '.join(GROUPS)}.")
-    real, fake = (sets[key].x[real_rows(len(sets[key].x), most)] for key in ("real", "fake"))
+    real, fake = (sets[key].x[fixed_choice(len(sets[key].x), most)] for key in ("real", "fake"))
     notes: list[str] = []
     seconds: dict[str, float] = {}
     started = time.monotonic()

@@ -41,7 +41,7 @@ class Scoring:
     """Scores one model on one split: asks what the model can, never what it is called."""
 
     def __init__(self, model: GenerativeModel, data: ArrayData, options: dict[str, Any], checkpoint: Path) -> None:
-        from genlab.metrics.suite import real_rows
+        from genlab.seeding import fixed_choice
 
         self.model, self.data, self.options, self.checkpoint = model, data, options, checkpoint
         self.sampler = options["sampler"] or "prior"
@@ -49,7 +49,7 @@ class Scoring:
         self.store = data.split(self.split)
         most = options["n"] or (IMAGES if self.kind == "image" else POINTS)
         self.n = most if self.kind != "image" else min(most, len(self.store))
-        self.rows = real_rows(len(self.store), self.n)
+        self.rows = fixed_choice(len(self.store), self.n)
         self.extractor: Any = None
         self.extractor_name = "none" if self.kind == "image" else self.kind
         self.groups: dict[str, Scores] = {}
@@ -219,13 +219,13 @@ class Scoring:
         The perfect generator's figures are those of fresh points of the true distribution: another split, equal n.
         """
         from genlab.metrics.scores import Scores
-        from genlab.metrics.suite import real_rows
         from genlab.metrics.toy import energy_distance, mode_coverage
+        from genlab.seeding import fixed_choice
 
         x = self.draw(self.n, at_a_time=self.n)
         real = self.store.gather(self.rows)
         other = self.data.split("val" if self.split != "val" else "test")
-        perfect = other.gather(real_rows(len(other), self.n))
+        perfect = other.gather(fixed_choice(len(other), self.n))
         scores = Scores(energy_distance(x, real), energy_distance(x, real).card)
         scores |= Scores({"energy_real": energy_distance(perfect, real)["energy"]})
         if self.data.modes is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from genlab.data.spec import Batch, DataSpec
 from genlab.data.store import ArrayStore
 from genlab.errors import UserError
+from genlab.seeding import fixed_choice
 
 _RESIDENT = 2 * 2**30  # bytes of samples that an accelerator keeps if it does not say how much it has
 
@@ -259,7 +260,7 @@ class FixedBatches:
         store: The samples.
         batch_size: Samples per batch; the last may be smaller.
         device: Where batches go.
-        limit: Only the first so many samples.
+        limit: Only so many samples, those that `fixed_choice` says.
         rank: This process; it takes the batches `rank`, `rank + world_size`, ...
         world_size: Number of processes that share the batches.
     """
@@ -276,14 +277,14 @@ class FixedBatches:
         if batch_size < 1:
             raise UserError(f"A batch needs at least one sample, got batch_size={batch_size}.")
         self.store, self.batch_size, self.device = store, batch_size, torch.device(device or "cpu")
-        self.size = len(store) if limit is None else min(limit, len(store))
-        self._starts = range(rank * batch_size, self.size, world_size * batch_size)
+        self._rows = fixed_choice(len(store), len(store) if limit is None else limit)
+        self._starts = range(rank * batch_size, len(self._rows), world_size * batch_size)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __iter__(self) -> Iterator[Batch]:
         for start in self._starts:
-            idx = torch.arange(start, min(start + self.batch_size, self.size))
+            idx = self._rows[start : start + self.batch_size]
             x = normalise(self.store.gather(idx).to(self.device))
             yield Batch(x, self.store.labels(idx), factor=self.store.factors(idx), index=idx).to(self.device)

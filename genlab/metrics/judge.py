@@ -18,8 +18,8 @@ from genlab.metrics.features import Extractor, FeatureStats, features_of
 from genlab.metrics.images import to_uint8
 from genlab.metrics.scores import MIN_IMAGES, Scores, fid, inception_score, kid, precision_recall
 from genlab.metrics.sharing import by_first, is_first, stream
-from genlab.metrics.suite import real_rows
 from genlab.metrics.toy import Mixture, energy_distance, mode_coverage
+from genlab.seeding import fixed_choice
 
 log = logging.getLogger("genlab")
 HIGHER_IS_BETTER = {"is", "precision", "recall", "density", "coverage", "rarest_class", "modes", "hq", *HIGHER}
@@ -96,9 +96,9 @@ def check_precision(extractor: str, precision: str) -> None:
 
 
 def real_stats(extractor: Extractor, data: Data, split: str, n: int) -> FeatureStats:
-    """The extractor's statistics of n images of a split (`real_rows` says which), from the cache where they are."""
+    """The extractor's statistics of n images of a split (`fixed_choice` says which), from the cache where they are."""
     store = data.split(split)
-    rows = real_rows(len(store), n)
+    rows = fixed_choice(len(store), n)
     return cached_stats(
         f"{store.fingerprint()}/{len(rows)}",
         extractor.card(),

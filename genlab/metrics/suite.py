@@ -13,17 +13,9 @@ from genlab.metrics.features import FeatureStats
 from genlab.metrics.scores import Scores, fid, inception_score, kid, precision_recall
 
 GROUPS = ("fid", "is", "kid", "pr", "ms_ssim", "nn")
-SUBSET_SEED = 20140610  # of the real images that are used where there are more than asked for: one choice for all runs
 NOISE_STD = 0.1  # of the noised real images, as a share of the grey range
 NEIGHBOURS = 1000  # samples whose nearest training image is looked for
 NEIGHBOUR_SIDE = 32  # pixels; larger images are averaged down before distances are taken
-
-
-def real_rows(size: int, n: int) -> Tensor:
-    """Which of `size` images stand for all: every one in order, or n at random (a folder may be sorted by class)."""
-    if n >= size:
-        return torch.arange(size)
-    return torch.randperm(size, generator=torch.Generator().manual_seed(SUBSET_SEED))[:n].sort().values
 
 
 def slices(x: Tensor, size: int = 256) -> Iterator[Tensor]:

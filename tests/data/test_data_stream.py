@@ -9,6 +9,7 @@ from genlab.data.spec import Batch, DataSpec
 from genlab.data.store import ArrayStore
 from genlab.data.stream import FixedBatches, NamedStreams, Stream, binarise, normalise, resident_limit
 from genlab.errors import UserError
+from genlab.seeding import fixed_choice
 
 SPEC = DataSpec("image", (1, 2, 3), num_classes=4)
 
@@ -216,7 +217,9 @@ def test_fixed_batches_are_the_store_in_order_and_shared_by_processes():
     for _ in range(2):  # iterable again
         torch.testing.assert_close(torch.cat([b.index for b in batches]), torch.arange(10))
     torch.testing.assert_close(torch.cat([b.x for b in batches]), normalise(store.x), rtol=0, atol=0)
-    assert [len(b) for b in FixedBatches(store, 4, limit=6)] == [4, 2]
+    some = FixedBatches(store, 4, limit=6)
+    assert [len(b) for b in some] == [4, 2]
+    assert torch.equal(torch.cat([b.index for b in some]), fixed_choice(10, 6))
     shares = [FixedBatches(store, 4, rank=r, world_size=2) for r in range(2)]
     assert [b.index.tolist() for b in shares[0]] == [[0, 1, 2, 3], [8, 9]]
     assert [b.index.tolist() for b in shares[1]] == [[4, 5, 6, 7]]

@@ -21,8 +21,9 @@ from genlab.metrics.likelihood import (
     likelihood_scores,
 )
 from genlab.metrics.reconstruction import feature_error, reconstruction_scores
-from genlab.metrics.suite import image_scores, memorisation, noised, real_rows
+from genlab.metrics.suite import image_scores, memorisation, noised
 from genlab.models.vae import VAE
+from genlab.seeding import fixed_choice
 
 SIGMA, LATENT, DIM, COUNT = 0.5, 2, 3, 400
 
@@ -260,10 +261,10 @@ def test_diversity_stands_beside_real_and_noised_images(rng_untouched):
     assert_close(spread, 25.5, atol=1.0, rtol=0)
 
 
-def test_real_rows_are_one_fixed_choice():
-    assert torch.equal(real_rows(5, 9), torch.arange(5))
-    rows = real_rows(1000, 100)
-    assert torch.equal(rows, real_rows(1000, 100)) and len(rows.unique()) == 100
+def test_a_fixed_choice_is_one_for_all():
+    assert torch.equal(fixed_choice(5, 9), torch.arange(5))
+    rows = fixed_choice(1000, 100)
+    assert torch.equal(rows, fixed_choice(1000, 100)) and len(rows.unique()) == 100
     assert 400 < rows.float().mean() < 600  # of the whole set, not its head
 
 

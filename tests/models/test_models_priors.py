@@ -25,7 +25,7 @@ DIGITS = ["data=digits", "model.latent_dim=2"]
     ids=lambda overrides: "-".join(part.partition("=")[2] for part in overrides[:2]),
 )
 def test_the_density_is_that_of_the_draws(overrides, tmp_path):
-    """The mean of q(z) / p(z) over draws from p is 1 for any density q: here a narrow Gaussian, whose ratios are small."""
+    """The mean of q(z) / p(z) over draws from p is 1 for any density q: here a narrow Gaussian."""
     model = fit(overrides, 1, tmp_path).model
     z = model.sample_prior(40_000, torch.Generator().manual_seed(0))
     centre, scale = z[:1000].mean(dim=0), 0.4 * z[:1000].std(dim=0)
