@@ -296,10 +296,11 @@ class Scoring:
         )
         from genlab.metrics.scores import Scores
         from genlab.metrics.sharing import is_first, shared
+        from genlab.seeding import fixed_choice
 
         support = getattr(getattr(self.model, "likelihood", None), "support", "real")
         most = self.options["likelihood_images"] or self.n
-        x = self.real(self.rows[:most])
+        x = self.real(fixed_choice(len(self.store), min(most, self.n)))
         valid = is_likelihood(x, support)
         noisy = self.kind == "image" and support == "real"
         if noisy:

@@ -26,6 +26,7 @@ from genlab.errors import UserError
 from genlab.metrics.cards import differences
 from genlab.metrics.judge import FROM_LABELS, ImageJudge
 from genlab.models.base import GenerativeModel, inference
+from genlab.seeding import fixed_choice
 from tests.cli.helpers import REPO, command
 
 QUICK = ["trainer.max_steps=3", "callbacks=none", "logger=csv"]
@@ -145,10 +146,15 @@ def test_real_statistics_are_extracted_once(runs, monkeypatch):
         evaluate_run(runs / "gan", {"scores": ["fid"], "seed": 13, "n": 77})
 
 
-def test_likelihood_and_reconstruction(runs):
+def test_likelihood_and_reconstruction(runs, monkeypatch):
+    from genlab.cli.scoring import Scoring
+
     options = {"scores": ["likelihood", "reconstruction"], "iwae_samples": 20, "likelihood_images": 60}
+    looked_at, real = [], Scoring.real
+    monkeypatch.setattr(Scoring, "real", lambda self, rows: looked_at.append(rows) or real(self, rows))
     binary = evaluate_run(runs / "binary", options)
     scores = binary["scores"]
+    assert any(torch.equal(rows, fixed_choice(359, 60)) for rows in looked_at)  # the first may be of one class
     assert scores["elbo"] == pytest.approx(scores["elbo_recon"] - scores["elbo_kl"])
     assert scores["elbo"] < scores["iwae_20"] < 0 and scores["iwae_20_se"] > 0
     assert scores["bits_per_dim"] == pytest.approx(-scores["iwae_20"] / (64 * np.log(2)))
