@@ -16,7 +16,7 @@ from genlab.losses.likelihoods import Likelihood
 from genlab.models.adversary import Adversary, Opposable
 from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
 from genlab.networks.init import start_output_bias
-from genlab.networks.posteriors import Diagonal, DiagonalGaussian, FlowedGaussian, Posterior
+from genlab.networks.posteriors import Diagonal, DiagonalGaussian, FlowedGaussian, Posterior, log_standard_normal
 from genlab.networks.priors import Prior, StandardNormal, first_samples
 
 
@@ -146,13 +146,18 @@ class VAE(Opposable):
     def draw(self, x: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """One z ~ q(z | x) for each sample, and KL(q(z | x) || p(z)): [N, latent_dim] and terms [N, G] in nats.
 
-        The KL has a closed form for each latent between a Gaussian and N(0, I); else it is log q(z | x) - log p(z).
+        The KL has a closed form for each latent between a Gaussian and N(0, I). With a flow on either side it is that
+        closed form of the flow's base z_0, and of the draw what differs: log q(z) - log q_0(z_0) in the posterior, and
+        log N(z_0; 0, I) - log p(z). Its mean is that of log q(z) - log p(z), its gradients are far less noisy.
         """
         q, eps = self.posterior(x), self.randn(len(x), self.latent_dim, rng=rng)
-        if self.prior.standard and isinstance(q, DiagonalGaussian):
-            return q.rsample(eps), kl_standard_normal_terms(q.mu, q.logvar)
-        z, log_q = q.draw(eps)
-        return z, (log_q - self.prior.log_prob(z, self.posterior)).unsqueeze(1)
+        base = q if isinstance(q, DiagonalGaussian) else q.base
+        closed = kl_standard_normal_terms(base.mu, base.logvar)
+        if self.prior.standard and base is q:
+            return q.rsample(eps), closed
+        (z_0, log_q_0), (z, log_q) = base.draw(eps), q.draw(eps)
+        rest = (log_q - log_q_0) + (log_standard_normal(z_0) - self.prior.log_prob(z, self.posterior))
+        return z, (closed.sum(dim=1) + rest).unsqueeze(1)
 
     def imitate(self, x: Tensor) -> Tensor:
         """E[x | z] of as many latents from the prior as there are samples in x [N, ...]."""

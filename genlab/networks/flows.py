@@ -109,7 +109,7 @@ class InverseAutoregressiveFlow(nn.Module):
 
 
 def zuko_flow(kind: str, dim: int, context: int, transforms: int, hidden: Sequence[int], asked: str) -> nn.Module:
-    """A flow of zuko: `flow(context).transform` maps data to noise in one pass.
+    """A flow of zuko, near the identity: `flow(context).transform` maps data to noise in one pass.
 
     Args:
         kind: "maf", Papamakarios et al. (2017), arXiv:1705.07057, or "nsf" (splines on [-5, 5]), Durkan et al. (2019),
@@ -133,4 +133,9 @@ def zuko_flow(kind: str, dim: int, context: int, transforms: int, hidden: Sequen
     except ImportError as error:
         raise UserError(f'{asked} needs the package zuko: pip install "genlab[flows]".') from error
     make: Any = getattr(zuko.flows, ZUKO[kind])
-    return make(dim, context=context, transforms=transforms, hidden_features=tuple(hidden))
+    flow = make(dim, context=context, transforms=transforms, hidden_features=tuple(hidden))
+    for part in flow.modules():
+        if hasattr(part, "hyper"):  # a flow that starts elsewhere is noise to what it is trained with
+            nn.init.normal_(part.hyper[-1].weight, std=1e-3)
+            nn.init.zeros_(part.hyper[-1].bias)
+    return flow
