@@ -58,10 +58,11 @@ def _trial(parts: Parts) -> tuple[float, int]:
 
     from genlab.cli.running import make_trainer
     from genlab.data.spec import Batch
+    from genlab.data.stream import Chunks
 
     model, steps = parts.model, parts.config["trainer"]["max_steps"]
-    batches = getattr(model, "batches_at", lambda iteration: model.batches_per_step)
     # The first iterations may be longer than others (WGAN): what is timed is scaled by the batches that each takes.
+    batches = Chunks(parts.data.batches_per_step).of
     usual = statistics.fmean(map(batches, range(min(steps, 1000)))) / batches(0)
     size = parts.config["data"]["batch_size"] * batches(0)
     group = torch.tensor(0) if parts.data.grouped else None

@@ -105,7 +105,7 @@ class Stream:
                 f"their number, {world_size}; try data.batch_size={max(1, batch_size // world_size) * world_size}."
             )
         self.spec = spec
-        self.batch_size, self.chunks = batch_size, _Chunks(batches_per_step)
+        self.batch_size, self.chunks = batch_size, Chunks(batches_per_step)
         self.seed, self.name, self.start = seed, name, start
         self.rank, self.world_size = rank, world_size
         self.flip, self.binarize, self.with_labels = flip, binarize, with_labels
@@ -205,7 +205,7 @@ class Stream:
         return t.to(self.device)
 
 
-class _Chunks:
+class Chunks:
     """How many chunks of fresh samples each batch of a stream holds, and how many came before it."""
 
     def __init__(self, per_batch: int | Callable[[int], int]) -> None:
@@ -214,9 +214,11 @@ class _Chunks:
         self._known = (0, 0)  # a batch, and the chunks before it: batches are asked for one after the other
 
     def of(self, i: int) -> int:
+        """Chunks in batch `i`."""
         return self._given(i)
 
     def before(self, i: int) -> int:
+        """Chunks in all batches before `i`."""
         if self._fixed is not None:
             return i * self._fixed
         start, total = self._known if self._known[0] <= i else (0, 0)

@@ -179,11 +179,11 @@ def test_a_dry_runs_time_is_that_of_iterations(monkeypatch):
     pause = 0.03
     monkeypatch.setattr(GAN, "training_step", lambda self, batch, batch_idx: time.sleep(pause))
     quiet = ["callbacks=none", "logger=none", "metrics=none", "trainer=cpu", "trainer.max_steps=1000"]
-    parts = running.build(compose(["model=gan", "data=ring", *quiet]))
-    assert pause <= dry_run._trial(parts)[0] < 1.5 * pause
+    config = compose(["model=gan", "data=ring", *quiet])
+    assert pause <= dry_run._trial(running.build(config))[0] < 1.5 * pause
     monkeypatch.setattr(GAN, "batches_at", lambda self, iteration: 10 if iteration < 100 else 1, raising=False)
     share = (100 * 10 + 900) / 1000 / 10
-    assert pause * share <= dry_run._trial(parts)[0] < 1.5 * pause * share
+    assert pause * share <= dry_run._trial(running.build(config))[0] < 1.5 * pause * share
 
 
 def test_listing(tmp_path, monkeypatch, capsys):
