@@ -439,7 +439,10 @@ def _compare(records: list[dict[str, Any]], console: Any) -> None:
         ranking = ", ".join(f"{Path(r['run']).name} {r['scores'][name]:.4g}" for r in order)
         console.print(f"- {title_of(name)} ({BETTER[kind_of(name)]} is better): {ranking}", highlight=False)
     fixed = ", ".join(REPEATED)
-    console.print(f"Cards are compared in all fields but {fixed}. For a page: python scripts/report.py runs=...")
+    told = (
+        f"Cards are compared in what a score depends on, but for {fixed}. For a page: python scripts/report.py runs=..."
+    )
+    console.print(told, highlight=False)
 
 
 def _one_line(

@@ -16,7 +16,18 @@ from genlab.cli.evaluate import FORMAT, find_runs
 from genlab.cli.sample import parse
 from genlab.errors import UserError
 from genlab.files import write_text
-from genlab.metrics.cards import BETTER, TITLES, card_of, differences, disagreement, kind_of, section_of, title_of
+from genlab.metrics.cards import (
+    BETTER,
+    TITLES,
+    TOY,
+    card_of,
+    differences,
+    disagreement,
+    kind_of,
+    run_card,
+    section_of,
+    title_of,
+)
 
 log = logging.getLogger("genlab")
 HELP = """genlab-report: one page and one table about runs.
@@ -28,7 +39,7 @@ HELP = """genlab-report: one page and one table about runs.
                                                         report.png, a box of each method's runs for every score
 
 Scores come from genlab-evaluate (scores/*.json in a run folder), else from the run itself. Those whose protocol cards
-differ are shown, never ranked. The page needs no network and no other file."""
+differ or are missing are shown, never ranked. The page needs no network and no other file."""
 DEFAULTS: dict[str, Any] = {"runs": None, "out": None, "by": None}
 # What makes a repetition of the same composition, and where and how it ran.
 NOT_COMPOSITION = (
@@ -44,7 +55,7 @@ class Scoring:
     """One scoring of one run: a file of `genlab-evaluate`, or what the run measured itself."""
 
     scores: dict[str, float]
-    cards: dict[str, dict[str, Any]]  # by score
+    cards: dict[str, dict[str, Any]]  # by score, with the fields that it depends on
     checkpoint: str = "last.ckpt"
     notes: list[str] = field(default_factory=list)
 
@@ -109,7 +120,7 @@ class Row:
         score: Its name.
         values: Values of the runs, by composition (in the report's order; empty where it has none).
         reference: What it must be read beside, in words; "" without.
-        differs: In which fields the cards differ, in words; then it is not ranked. None where they agree.
+        differs: Why the cards do not agree, in words; then it is not ranked. None where they agree.
         mixed: Whether the cards differ within a composition, so that not even its mean means anything.
         best: Positions of the compositions to mark: the best mean first, then those within one standard deviation.
     """
@@ -145,7 +156,7 @@ class Report:
 
     @property
     def refused(self) -> list[Row]:
-        """Scores whose cards differ."""
+        """Scores whose cards differ or are missing."""
         return [row for row in self.rows if row.differs is not None]
 
     @property
@@ -155,7 +166,7 @@ class Report:
         for row in self.refused:
             titles.setdefault(row.differs or "", []).append(title_of(row.score))
         verbs = {words: "is" if len(names) == 1 else "are" for words, names in titles.items()}
-        return [f"{', '.join(n)} {verbs[w]} not ranked: the cards differ in {w}." for w, n in titles.items()]
+        return [f"{', '.join(names)} {verbs[words]} not ranked: {words}." for words, names in titles.items()]
 
     @property
     def entries(self) -> list[Entry]:
@@ -283,9 +294,7 @@ def _read_run(run: Path) -> Entry:
 def _own_scores(record: dict[str, Any]) -> Scoring:
     """What the run measured on its test split when it ended."""
     scores = {name.removeprefix("test/"): value for name, value in record["scores"].items() if _is_number(value)}
-    cards = record.get("cards", {})
-    cards = {name: cards.get(name.partition("/")[2] or "points", {}) for name in scores}
-    return Scoring(scores, {name: card_of(name, card) for name, card in cards.items()})
+    return Scoring(scores, {name: run_card(name, record.get("cards", {})) for name in scores})
 
 
 def _read_scoring(file: Path) -> Scoring | None:
@@ -295,7 +304,8 @@ def _read_scoring(file: Path) -> Scoring | None:
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']}")
         scores = {name: value for name, value in record["scores"].items() if _is_number(value)}
-        cards = {name: dict(record["cards"][record["group"][name]]) for name in scores}
+        found, group = record.get("cards", {}), record.get("group", {})
+        cards = {name: card_of(name, found.get(group.get(name), {})) for name in scores}
         return Scoring(scores, cards, record.get("checkpoint", {}).get("file", ""), list(record.get("notes", [])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is no score file of this version and is left out (%s).", file, error)
@@ -403,7 +413,7 @@ def _row(score: str, compositions: list[Composition]) -> Row:
                 who = entry.name if entry.name not in cards else f"{entry.name} ({len(cards) + 1})"
                 cards[who] = own[-1]
                 references.append(_reference(score, scoring))
-        mixed.append(bool(differences(own)))
+        mixed.append(bool(differences(own)) or (len(own) > 1 and not all(own)))
     words = disagreement(cards)
     values = [composition.means(score) for composition in compositions]
     best = _best(kind_of(score), values) if words is None else []
@@ -416,8 +426,13 @@ def _reference(score: str, scoring: Scoring) -> str:
     tail = f"/{extractor}" if extractor else ""
     card = scoring.cards.get(score, {})
     parts = []
+    if (expected := card.get(f"expected_{kind}")) is not None:
+        parts.append(f"perfect {number(expected)} on average")
     if (value := scoring.scores.get(f"{kind}_real{tail}")) is not None:
-        parts.append(f"{'perfect' if kind in ('modes', 'hq', 'kl_modes', 'energy') else 'real'} {number(value)}")
+        # Fresh points of the true distribution are a perfect sampler's; stacks of the split, as a classifier sees them,
+        # are not.
+        of = "real stacks" if "extractor" in card else "perfect"
+        parts.append(f"{of if kind in TOY else 'real'} {number(value)}")
     if (value := scoring.scores.get(f"{kind}_noised{tail}")) is not None:
         parts.append(f"noised {number(value)}")
     fixed = {"nn_ratio": "unseen 1", "active_units": f"of {card.get('latent_dim')}"}

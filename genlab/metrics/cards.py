@@ -11,7 +11,27 @@ PROTOCOL = 1  # part of every card: raise it when a score is computed differentl
 # A repetition with other random numbers is the same protocol, and so is another release that computes the same.
 NAMED = 2  # differing fields that a sentence names
 REPEATED = ("seed", "genlab")
-OWN = ("is_", "kid_", "pr_", "ms_ssim_", "nn_", "ais_")  # fields that concern one score only
+# Beginnings of score names.
+PR = ("precision", "recall", "density", "coverage")
+TOY = ("modes", "hq", "kl_modes", "energy")
+DRAWN = ("fid", "is", "kid", *PR, "rarest_class", "ms_ssim", "nn_ratio", *TOY)  # of generated samples
+# Beginning of a field -> the scores that depend on it; on all other fields every score depends.
+CONCERNS = {
+    "is_splits": ("is",),
+    "is_seed": ("is",),
+    "kid_": ("kid",),
+    "pr_": PR,
+    "ms_ssim_": ("ms_ssim",),
+    "nn_": ("nn_",),
+    "ais_": ("ais", "log_z"),
+    "rarest_": ("rarest_class",),
+    "active_threshold": ("active_units",),
+    "latent_dim": ("active_units",),
+    "iwae_samples": ("iwae", "ess", "bits_per_dim", "active_units"),  # an ELBO is the same on average for any number
+    "sampler": DRAWN,
+    "y": DRAWN,
+}
+OF_SAMPLES_ALONE = ("is", "rarest_class", "modes", "hq", "kl_modes")  # real ones are at most their reference
 # The name of a score up to "/" or "_<k>" -> which way is better. What is missing here is never ranked.
 BETTER = {
     "fid": "lower",
@@ -37,6 +57,7 @@ BETTER = {
     "factor_r2": "higher",
     "factor_unit": "higher",
     "factor_leak": "lower",
+    "classifier_error": "lower",
 }
 TITLES = {  # in the order of tables
     "fid": "FID",
@@ -69,6 +90,7 @@ TITLES = {  # in the order of tables
     "recon_mse": "reconstruction MSE",
     "recon_psnr": "PSNR, dB",
     "recon_ssim": "SSIM",
+    "classifier_error": "classification error",
     "modes": "modes",
     "hq": "high-quality share",
     "kl_modes": "KL of the modes' histogram",
@@ -91,6 +113,8 @@ def kind_of(score: str) -> str:
 def section_of(score: str) -> str:
     """Under which heading a score stands: what it looks at."""
     kind, _, extractor = score.partition("/")
+    if kind == "classifier_error":  # what follows "/" is no extractor
+        return "classification"
     if extractor:
         return f"in the eyes of {extractor}"
     starts = {
@@ -99,8 +123,7 @@ def section_of(score: str) -> str:
         "recon": "reconstruction",
         "factor_": "factors",
     }
-    toy = ("modes", "hq", "kl_modes", "energy")
-    return next((v for k, v in starts.items() if kind.startswith(k)), "modes" if kind in toy else "likelihood")
+    return next((v for k, v in starts.items() if kind.startswith(k)), "modes" if kind in TOY else "likelihood")
 
 
 def title_of(score: str) -> str:
@@ -140,9 +163,43 @@ def common_card(data: Mapping[str, Any], split: str, seed: int, ema: bool) -> di
 
 
 def card_of(score: str, card: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a card of several scores (a run's own, in `run.json`) that is about this one."""
-    mine = kind_of(score).partition("_")[0]
-    return {k: v for k, v in card.items() if not k.startswith(OWN) or k.startswith(f"{mine}_")}
+    """The part of a card that this score depends on, the same whether training or `evaluate` wrote it.
+
+    Training writes one card for all scores of an extractor, `evaluate` one for each group of scores.
+    """
+    kind = kind_of(score)
+
+    def concerned(field: str) -> bool:
+        if field == "n_real" and kind in OF_SAMPLES_ALONE:
+            return False
+        of = next((scores for start, scores in CONCERNS.items() if _is_about(field, start)), None)
+        return of is None or any(kind == s or kind.startswith(s if s.endswith("_") else f"{s}_") for s in of)
+
+    mine = {field: value for field, value in card.items() if concerned(field)}
+    if "rarest_n_fake" in mine:  # training counts classes in more samples than it judges
+        mine["n_fake"] = mine.pop("rarest_n_fake")
+    return mine
+
+
+def run_card(score: str, cards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The card of a score among those of a run's judge (in `run.json`); empty if there is none.
+
+    Args:
+        score: Its name, without the split.
+        cards: By extractor, or by what a judge without one calls its card.
+    """
+    by_section = {
+        "likelihood": ("likelihood",),
+        "factors": ("factors",),
+        "classification": ("classification",),
+        "modes": ("points", "stacked"),
+    }
+    keys = by_section.get(section_of(score), (score.partition("/")[2],))
+    return card_of(score, next((cards[key] for key in keys if cards.get(key)), {}))
+
+
+def _is_about(field: str, start: str) -> bool:
+    return field.startswith(start) if start.endswith("_") else field == start
 
 
 def differences(cards: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -153,11 +210,16 @@ def differences(cards: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def disagreement(cards: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """In which fields cards differ and who holds what: "n_fake (1000 in 9 scorings, 200 in run B)"; None if they agree.
+    """Why cards do not agree: "the cards differ in n_fake (1000 in 9 scorings, 200 in run B)"; None if they do.
+
+    A card that is empty agrees with no other: nobody knows under which conditions its score was taken.
 
     Args:
         cards: The card of each scoring, by who was scored.
     """
+    bare = [who for who, card in cards.items() if not card]
+    if bare:
+        return f"there is no protocol card in {_holders(bare)}"
     fields = differences(list(cards.values()))
     if not fields:
         return None
@@ -170,7 +232,8 @@ def disagreement(cards: Mapping[str, Mapping[str, Any]]) -> str | None:
         values = names if len(set(names)) == len(names) else list(holders)  # settings only where the names agree
         shown = [f"{value} in {_holders(who)}" for value, who in zip(values[:4], holders.values(), strict=False)]
         parts.append(f"{field} ({', '.join(shown)}{', ...' if len(holders) > 4 else ''})")
-    return ", ".join(parts) + (f" and {len(fields) - NAMED} more fields" if len(fields) > NAMED else "")
+    more = f" and {len(fields) - NAMED} more fields" if len(fields) > NAMED else ""
+    return f"the cards differ in {', '.join(parts)}{more}"
 
 
 def refusal(score: str, cards: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -180,8 +243,8 @@ def refusal(score: str, cards: Mapping[str, Mapping[str, Any]]) -> str | None:
         score: Its name.
         cards: The card of each scoring that has the score, by who was scored.
     """
-    words = disagreement(cards)
-    return None if words is None else f"{title_of(score)} is not ranked: the cards differ in {words}."
+    words = disagreement({who: card_of(score, card) for who, card in cards.items()})
+    return None if words is None else f"{title_of(score)} is not ranked: {words}."
 
 
 def _holders(names: list[str]) -> str:

@@ -207,3 +207,114 @@ def test_numbers(value, text):
 
 def test_cells():
     assert [cell([]), cell([1.5]), cell([1.0, 2.0])] == ["–", "1.5", "1.5 ± 0.71"]
+
+
+COMMON = {"protocol": 1, "seed": 2020, "split": "test", "data": "digits", "fingerprint": "f" * 64, "sampler": "prior"}
+JUDGE = {"extractor": "classifier-digits", "checksum": "c" * 64}
+
+
+def trained(folder, scores, cards, model="vae"):
+    """A run that its own judge scored, with the cards as it writes them."""
+    make_run(folder, model, 1)
+    record = json.loads((folder / "run.json").read_text())
+    record |= {"scores": {f"test/{name}": value for name, value in scores.items()}, "cards": cards}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def evaluated(folder, scores, group, cards, model="vae"):
+    """A run that `genlab-evaluate` scored, with a card for each group."""
+    make_run(folder, model, 1)
+    content = {"format": 1, "checkpoint": {"file": "last.ckpt"}, "scores": scores, "group": group, "cards": cards}
+    (folder / "scores").mkdir()
+    (folder / "scores" / "test-classifier-digits-seed2020.json").write_text(json.dumps(content))
+    return folder
+
+
+# The key of a judge's card in run.json, and scores that stand under it.
+OWN_CARDS = [
+    ("likelihood", ("elbo", "elbo_recon", "iwae_500", "bits_per_dim", "active_units")),
+    ("likelihood", ("objective", "objective_kl")),
+    ("stacked", ("modes", "kl_modes")),
+    ("points", ("modes", "energy")),
+    ("factors", ("factor_corr", "factor_gap")),
+    ("classification", ("classifier_error",)),
+    ("classification", ("classifier_error/clusters",)),
+]
+
+
+@pytest.mark.parametrize(("key", "names"), OWN_CARDS)
+def test_cards_of_all_judges_are_found(key, names, tmp_path):
+    """Scores on two sets of data are not ranked, whatever measured them; those on one set are."""
+    for folder, model, data in (("a", "gan", "digits"), ("b", "vae", "digits"), ("c", "aae", "letters")):
+        cards = {key: {**COMMON, "data": data}}
+        trained(tmp_path / folder, {name: 1.0 + (folder == "b") for name in names}, cards, model)
+    alike = collect([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert {row.score for row in alike.ranked} == set(names) and not alike.refused
+    report = collect([str(tmp_path / each) for each in "abc"])
+    assert {row.score for row in report.refused} == set(names) and all(row.best == [] for row in report.refused)
+    assert "the cards differ in data (digits in a and b, letters in c)" in report.refusals[0]
+
+
+def test_a_missing_card_agrees_with_nothing(tmp_path):
+    for folder, model in (("a", "gan"), ("b", "vae")):
+        trained(tmp_path / folder, {"elbo": -80.0 - len(model)}, {}, model)
+    evaluated(tmp_path / "c", {"elbo": -70.0}, {}, {}, "aae")
+    for named in ("ab", "abc", "a"):
+        report = collect([str(tmp_path / each) for each in named])
+        row = rows_of(report)["elbo"]
+        assert row.best == [] and report.ranked == []
+    assert report.refusals == ["ELBO, nats is not ranked: there is no protocol card in a."]
+    page, text = html_page(report), markdown(report)
+    assert all("there is no protocol card in a." in shown and "-83" in shown for shown in (page, text))
+    trained(tmp_path / "again" / "d", {"elbo": -1.0}, {}, "gan")
+    assert rows_of(collect([str(tmp_path / "a"), str(tmp_path / "again" / "d")]))["elbo"].mixed == [True]
+
+
+def test_the_error_of_classes_and_clusters_is_shown(tmp_path):
+    """The semi-supervised autoencoder's; less is better."""
+    for folder, model, error in (("a", "aae", 0.03), ("b", "vae", 0.2)):
+        cards = {"classification": {**COMMON, "n_real": 359}}
+        trained(tmp_path / folder, {"classifier_error": error, "classifier_error/clusters": error}, cards, model)
+    report = collect([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert rows_of(report)["classifier_error"].best == rows_of(report)["classifier_error/clusters"].best == [0]
+    text = markdown(report)
+    assert "| classification error ↓ |  | **0.03** | 0.2 |" in text and "classification error (clusters) ↓" in text
+    assert "classification" in html_page(report) and "eyes of clusters" not in html_page(report)
+
+
+def test_real_stacks_are_not_called_a_perfect_sampler(tmp_path):
+    card = {**COMMON, **JUDGE, "num_modes": 1000, "expected_modes": 999.5, "expected_kl_modes": 0.0194}
+    scores = {"modes": 640.0, "modes_real": 997.0, "kl_modes": 1.5, "kl_modes_real": 0.05}
+    rows = rows_of(collect([str(trained(tmp_path / "stacks", scores, {"stacked": card}))]))
+    assert rows["modes"].reference == "perfect 999.5 on average, real stacks 997"
+    assert rows["kl_modes"].reference == "perfect 0.0194 on average, real stacks 0.05"
+    points = evaluated(tmp_path / "points", {"modes": 7.0, "modes_real": 8.0}, {"modes": "points"}, {"points": COMMON})
+    assert rows_of(collect([str(points)]))["modes"].reference == "perfect 8"
+
+
+def test_scores_of_training_and_of_evaluate_rank_together(tmp_path):
+    """Training writes one card for an extractor, `evaluate` one for a group; each score has fields of its own."""
+    name = "classifier-digits"
+    sizes = {"n_real": 359, "n_fake": 359}
+    own = {"is": {"is_splits": 10, "is_seed": 2020}, "kid": {"kid_subsets": 100}, "pr": {"pr_k": 3, "pr_n_real": 359}}
+    bound = {"n_real": 359, "support": "binary", "latent_dim": 8, "iwae_samples": 500, "is_likelihood": True}
+    cards = {
+        name: {**COMMON, **JUDGE, **sizes, **own["is"], **own["kid"], **own["pr"], "y": "real", "rarest_n_fake": 2000},
+        "likelihood": {**COMMON, **bound, "y": "real"},
+    }
+    group = {f"{n}/{name}": n for n in ("fid", "is", "kid")} | {f"precision/{name}": "pr", f"rarest_class/{name}": "is"}
+    group |= {"elbo": "likelihood", "iwae_500": "likelihood"}
+    theirs = {g: {**COMMON, **JUDGE, **sizes, "y": "real", **own.get(g, {})} for g in ("fid", "kid", "pr")}
+    theirs["is"] = {**COMMON, **JUDGE, "n_fake": 359, "y": "real", **own["is"]}
+    theirs["likelihood"] = {**COMMON, **bound, "y": "none", "latent_dim": 16}
+    trained(tmp_path / "a", dict.fromkeys(group, 1.0), cards, "gan")
+    evaluated(tmp_path / "b", dict.fromkeys(group, 2.0), group, theirs)
+    report = collect([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert [row.score for row in report.refused] == [f"rarest_class/{name}"]  # of 2,000 samples and of 359
+    assert rows_of(report)[f"is/{name}"].best == [1] and rows_of(report)["elbo"].best == [1]
+    theirs["is"]["is_splits"] = 5
+    theirs["likelihood"]["iwae_samples"] = 50
+    evaluated(tmp_path / "c", dict.fromkeys(group, 2.0), group, theirs)
+    refused = {row.score for row in collect([str(tmp_path / "a"), str(tmp_path / "c")]).refused}
+    assert refused == {f"is/{name}", f"rarest_class/{name}", "iwae_500"}  # a field counts for its own scores
