@@ -18,7 +18,9 @@ def preserved_random_states() -> Iterator[None]:
     """Whatever is drawn inside, the global streams of Python, NumPy and torch are afterwards as they were before."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        # This process draws on one GPU; by default torch would visit all of them, and warn.
+        own = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=own):
             yield
     finally:
         random.setstate(python)

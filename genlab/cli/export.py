@@ -196,13 +196,9 @@ def _formats(asked: str | Sequence[str] | None) -> tuple[tuple[str, ...], bool]:
 
 def keep_averages(model: GenerativeModel) -> bool:
     """Puts the moving averages in place of the live weights, for good; whether there were any."""
-    averaged = bool(model._ema)
-    with model.ema():
-        weights = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_ema({})
-    model.load_state_dict(weights)
+    model.settle()
     model.requires_grad_(False)
-    return averaged
+    return model.has_averages
 
 
 def compare(draw: Callable[[Tensor], Tensor], latents: list[Tensor], samples: list[Tensor], name: str) -> float:

@@ -170,6 +170,7 @@ def load_model(run: Any, device: str = "cpu", allow_targets: tuple[str, ...] = (
             raise UserError(f"{path} describes no model of genlab.")
         load_weights(model, checkpoint, path)
         load_averages(model, checkpoint, path)
+        model.settle()
         model.run_config = section["config"]
         if section.get("spec"):
             model.spec = DataSpec.from_dict(section["spec"])

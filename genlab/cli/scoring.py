@@ -345,7 +345,7 @@ class Scoring:
 
     def record(self) -> dict[str, Any]:
         """Scores, groups and complete cards."""
-        ema = bool(getattr(self.model, "_ema", None))
+        ema = self.model.has_averages
         common = common_card(self.data.describe(), self.split, self.seed, ema)
         return record_of(self.groups, common, self.notes, self.seconds)
 

@@ -31,9 +31,10 @@ def check(speed: dict[str, Any]) -> None:
 def resolve(config: dict[str, Any], model: GenerativeModel) -> tuple[Speed, str]:
     """The switches, and Lightning's name of the precision, that a config asks for.
 
-    `fast` is what was measured to help: fakes made once and fused optimizers everywhere; channels_last where there are
-    convolutions; bfloat16 where there are convolutions or wide dense layers and the device multiplies it faster. Small
-    dense networks lose by it. Compiling pays on no CPU that was tried and is left to the user.
+    `fast` is what was measured to help: fakes made once and fused optimizers everywhere (but in float16);
+    channels_last where there are convolutions; bfloat16 where there are convolutions or wide dense layers and the
+    device multiplies it faster. Small dense networks lose by it. Compiling pays on no CPU that was tried and is left
+    to the user.
 
     Args:
         config: Resolved; its `speed` and `trainer` are read.
@@ -60,6 +61,14 @@ def resolve(config: dict[str, Any], model: GenerativeModel) -> tuple[Speed, str]
     precision = precision or ("bfloat16" if fast and heavy and half else "float32")
     if precision == "float16" and not gpu:
         raise UserError("speed.precision=float16 is for GPUs. Try speed.precision=bfloat16.")
+    if precision == "float16" and asked.get("fused"):
+        # Lightning leaves the unscaling to a fused kernel, so that clipping would see gradients times the scale.
+        raise UserError(
+            "speed.fused=true does not go with speed.precision=float16: gradients would be clipped before they are "
+            "unscaled. Try speed.precision=bfloat16, or speed.fused=false."
+        )
+    if precision == "float16":
+        chosen["fused"] = False
     if chosen["compile"] and not gpu and not _compiler():
         raise UserError("speed.compile=true needs a C++ compiler (g++ or clang++) on a CPU, and there is none.")
     return Speed(**chosen), PRECISIONS[precision]

@@ -70,8 +70,7 @@ def load_first_stage(model: Any, run: str, allow_targets: tuple[str, ...] = ()) 
     """Gives the model's frozen first stage the weights of its run (averaged where it kept an average)."""
     _, path = runs.find_run(run)
     first = runs.load_model(path, allow_targets=allow_targets)
-    with first.ema():
-        model.first_stage.load_state_dict(first.state_dict())
+    model.first_stage.load_state_dict(first.state_dict())
 
 
 def _describe_stages(config: dict[str, Any]) -> Result:

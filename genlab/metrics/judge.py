@@ -230,7 +230,7 @@ class Judge:
 
     def common(self, model: Sampler, data: Data, split: str) -> dict[str, Any]:
         """What the cards of all scores state."""
-        card = common_card(data.describe(), split, self.seed, bool(getattr(model, "_ema", None)))
+        card = common_card(data.describe(), split, self.seed, bool(getattr(model, "has_averages", False)))
         return {**card, "y": FROM_LABELS} if getattr(model, "conditional", False) else card
 
     def draws(
@@ -344,7 +344,7 @@ class ImageJudge(Judge):
             scores |= {"is_real": own["is"], "is_real_std": own["is_std"]}
         if many is not None:
             counts = torch.bincount(many.logits.argmax(dim=1), minlength=many.logits.shape[1])
-            scores |= {"rarest_class": (counts.min() / counts.sum()).item()}
+            scores |= Scores({"rarest_class": (counts.min() / counts.sum()).item()}, {"rarest_n_fake": many.n})
         scores.card = {**scores.card, **fake.card}
         return scores
 

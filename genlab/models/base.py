@@ -10,6 +10,7 @@ import contextlib
 import functools
 import inspect
 import random
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.loops.optimization.manual import _ManualOptimization
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._pytree import tree_map_only
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 CHECKPOINT_FORMAT = 1
+POWER_ITERATIONS = 15  # that find the spectral norm of an averaged layer, from the vectors of its live twin
+# One thread at a time looks at a model whose weights or modes must be swapped for it, and not within an iteration.
+_SWAPPING = threading.RLock()
 WATCHED_AT_MOST = 500  # iterations between two looks for NaN
 # What a method takes that trains one generator against a discriminator's logits, with `shown` and `generator_loss`.
 ALL_TRICKS = (
@@ -262,6 +269,11 @@ class _IterationLoop(_ManualOptimization):
     something else for each method. `test_models_base.py` guards this use of a private class.
     """
 
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """One iteration, which nobody else's look at the model may enter."""
+        with _SWAPPING:
+            return super().run(*args, **kwargs)
+
     def on_run_start(self) -> None:
         """Leaves the optimizers' counting hooks silent."""
         cast(GenerativeModel, self.trainer.lightning_module).begin_iteration()
@@ -342,6 +354,7 @@ class GenerativeModel(pl.LightningModule):
         self._schedulers: list[LRScheduler] = []
         self._ema: dict[str, Tensor] = {}  # "generator.weight" -> average; empty while there is none
         self._ema_inside = False
+        self._holds_averages = False  # in place of the live weights, for good
         self._live: list[Tensor] = []
         self._averages: list[Tensor] = []
         self._copied: list[tuple[Tensor, Tensor]] = []
@@ -680,7 +693,7 @@ class GenerativeModel(pl.LightningModule):
         }
 
     def _start_ema(self) -> None:
-        """Pairs each live tensor with its average: floats are averaged, all else (counters) is copied."""
+        """Pairs each live tensor with its average; what is no average of its past is copied (`averaged_names`)."""
         sources = self._ema_sources()
         if self.settings.ema_decay <= 0 or not sources:
             self._ema = {}
@@ -688,10 +701,10 @@ class GenerativeModel(pl.LightningModule):
         if not self._ema:
             self._ema = {key: value.detach().clone() for key, value in sources.items()}
         self._ema = {key: value.to(self.device) for key, value in self._ema.items()}
-        floats = [key for key, value in sources.items() if value.is_floating_point()]
-        self._live = [sources[key] for key in floats]
-        self._averages = [self._ema[key] for key in floats]
-        self._copied = [(self._ema[key], sources[key]) for key in sources if key not in floats]
+        averaged = {f"{name}.{key}" for name in self.ema_modules for key in averaged_names(self.get_submodule(name))}
+        self._live = [value for key, value in sources.items() if key in averaged]
+        self._averages = [self._ema[key] for key in sources if key in averaged]
+        self._copied = [(self._ema[key], sources[key]) for key in sources if key not in averaged]
 
     def _update_ema(self) -> None:
         # Early averages would remember the random start: the decay grows with the iteration to its final value.
@@ -702,8 +715,12 @@ class GenerativeModel(pl.LightningModule):
                 average.copy_(live)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GenerativeModel:
-        """Takes the averages along wherever the weights go (`to`, `double`, `cuda`)."""
+        """Takes averages, earlier fakes and past means along wherever the weights go (`to`, `double`, `cuda`)."""
         super()._apply(fn, recurse)
+        if "replay_buffer" in self.__dict__:
+            self.replay_buffer = fn(self.replay_buffer)
+        for turn in self.__dict__.get("_turns", {}).values():
+            turn.history = [fn(mean) for mean in turn.history]
         if self.__dict__.get("_ema"):
             with torch.no_grad():
                 for average in self._ema.values():
@@ -713,17 +730,68 @@ class GenerativeModel(pl.LightningModule):
     @contextmanager
     def ema(self) -> Iterator[None]:
         """Inside, the modules hold their averaged weights (nothing changes where no average is kept)."""
-        wanted = bool(self._ema) and not self._ema_inside  # a block within a block must not swap them back
+        if not self._ema:
+            yield
+            return
+        with _SWAPPING:
+            yield from self._swapped()
+
+    def _swapped(self) -> Iterator[None]:
+        wanted = not self._ema_inside  # a block within a block must not swap them back
         pairs = [(source, self._ema[key]) for key, source in self._ema_sources().items()] if wanted else []
         for live, average in pairs:
             live.data, average.data = average.data, live.data
         inside, self._ema_inside = self._ema_inside, True
+        vectors = self._fit_spectral_norms() if wanted else []
         try:
             yield
         finally:
             self._ema_inside = inside
+            for vector, value in vectors:
+                vector.copy_(value)
             for live, average in pairs:
                 live.data, average.data = average.data, live.data
+
+    def _fit_spectral_norms(self) -> list[tuple[Tensor, Tensor]]:
+        """Finds the singular vectors of the weights as they are now; gives the vectors and what they were before.
+
+        Those of the live weights belong to other matrices than the averaged ones.
+        """
+        before = []
+        parts = [part for name in self.ema_modules for part in self.get_submodule(name).modules()]
+        chains: list[Any] = []
+        for part in filter(is_parametrized, parts):
+            chains += cast(nn.ModuleDict, part.parametrizations).values()
+        for chain in chains:
+            if not hasattr(chain, "original"):
+                continue  # several tensors in place of one: no weight that spectral norm could stand on
+            weight = chain.original.detach()
+            for step in chain:
+                if isinstance(step, _SpectralNorm) and hasattr(step, "_u"):
+                    before += [(step._u, step._u.clone()), (step._v, step._v.clone())]
+                    step._power_method(step._reshape_weight_to_matrix(weight), POWER_ITERATIONS)
+                weight = step(weight).detach()
+        return before
+
+    @torch.no_grad()
+    def settle(self) -> bool:
+        """Puts the averages in place of the live weights for good; whether there were any.
+
+        A model that is only asked has nothing to swap afterwards, so that several threads may ask it.
+        """
+        if not self._ema:
+            return False
+        for key, live in self._ema_sources().items():
+            live.copy_(self._ema[key])
+        self.load_ema({})
+        self._fit_spectral_norms()
+        self._holds_averages = True
+        return True
+
+    @property
+    def has_averages(self) -> bool:
+        """Whether what is sampled and judged are averaged weights."""
+        return bool(self._ema) or self._holds_averages
 
     @contextmanager
     def inference(self, gradients: bool = False) -> Iterator[None]:
@@ -737,6 +805,10 @@ class GenerativeModel(pl.LightningModule):
         if self._differentiable:  # a capability, called inside `inference(gradients=True)`: all is as it should be
             yield
             return
+        with _SWAPPING if self._ema or self.training or gradients else contextlib.nullcontext():
+            yield from self._inferring(gradients)
+
+    def _inferring(self, gradients: bool) -> Iterator[None]:
         modes = [(module, module.training) for module in self.modules()]
         learned = [p for p in self.parameters() if p.requires_grad] if gradients else []
         for module, _ in modes:
@@ -770,6 +842,8 @@ class GenerativeModel(pl.LightningModule):
         """Takes over the counting of iterations."""
         if stage == "fit":
             self._rank, self._world = self.trainer.global_rank, self.trainer.world_size
+            # Lightning does so only after it has read a checkpoint: float64 weights would be rounded to float32.
+            self.trainer.precision_plugin.convert_module(self)
             if self.settings.speed.channels_last:
                 self.to(memory_format=torch.channels_last)
             if "mixed" in str(self.trainer.precision):  # objectives are sums and differences: they need the digits
@@ -837,9 +911,11 @@ class GenerativeModel(pl.LightningModule):
         self._rng_states = section["random"]
         tricks = section.get("tricks") or {"replay": [], "history": {}}
         if tricks["replay"]:
-            self.replay_buffer = tricks["replay"][min(self.trainer.global_rank, len(tricks["replay"]) - 1)].clone()
+            own = tricks["replay"][min(self._rank, len(tricks["replay"]) - 1)]
+            self.replay_buffer = own.to(self.device, copy=True)
         for name, (updates, history) in tricks["history"].items():
-            self._turns[name].updates, self._turns[name].history = updates, [mean.clone() for mean in history]
+            self._turns[name].updates = updates
+            self._turns[name].history = [mean.to(self.device, copy=True) for mean in history]
 
     def _of_all_processes(self, x: Tensor) -> list[Tensor]:
         """A tensor of each process, on the CPU, nothing where it is empty."""
@@ -868,6 +944,20 @@ class GenerativeModel(pl.LightningModule):
         if capability == "score_logits" and any(getattr(m, "couples_samples", False) for m in self.modules()):
             return False  # a sample has no logit of its own
         return callable(getattr(self, capability, None))
+
+
+def averaged_names(module: nn.Module) -> set[str]:
+    """Names of the tensors in a module's state that a moving average averages; all others are copied.
+
+    These are its floating-point parameters, running statistics of norms, and buffers that a part lists in
+    its `averaged_buffers`. Any other buffer may be anything: the mean of spectral norm's unit vectors is none.
+    """
+    names = {name for name, value in module.named_parameters(remove_duplicate=False) if value.is_floating_point()}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        norm = isinstance(part, _NormBase) and part.running_mean is not None
+        listed = ("running_mean", "running_var") if norm else getattr(part, "averaged_buffers", ())
+        names |= {f"{prefix}.{name}" if prefix else name for name in listed}
+    return names
 
 
 def _in_float32(_: nn.Module, __: Any, output: Any) -> Any:

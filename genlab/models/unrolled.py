@@ -17,7 +17,11 @@ from genlab.models.capabilities import Generating
 
 
 def unroll(
-    loss: Callable[[list[Tensor]], Tensor], parameters: list[Tensor], optimizer: Optimizer, steps: int
+    loss: Callable[[list[Tensor]], Tensor],
+    parameters: list[Tensor],
+    optimizer: Optimizer,
+    steps: int,
+    clip: float | None = None,
 ) -> list[Tensor]:
     """Parameters after some steps of an optimizer, as a differentiable function of all that the loss depends on.
 
@@ -28,6 +32,7 @@ def unroll(
         parameters: Those that `optimizer` holds, in the order of its groups.
         optimizer: SGD without momentum, or Adam; see `check_unrollable`.
         steps: K.
+        clip: Largest gradient norm of a step; None for no clipping.
 
     Returns:
         theta^K; for K = 0 the parameters, cut off from whatever made them.
@@ -43,6 +48,9 @@ def unroll(
     ]
     for k in range(1, steps + 1):
         gradients = torch.autograd.grad(loss(theta), theta, create_graph=True)
+        if clip is not None:  # as `clip_grad_norm_`, and differentiable
+            norm = torch.cat([g.flatten() for g in gradients]).norm()
+            gradients = tuple(g * (clip / (norm + 1e-6)).clamp(max=1) for g in gradients)
         if not isinstance(optimizer, torch.optim.Adam):
             theta = [p - group["lr"] * g for p, g, group in zip(theta, gradients, groups, strict=True)]
             continue
@@ -140,10 +148,11 @@ class UnrolledGAN(Generating):
         def loss(theta: list[Tensor]) -> Tensor:
             return self.loss.discriminator(logits(theta, x_real, buffers), logits(theta, x_fake, buffers))
 
-        optimizer = self.turn("discriminator").optimizer
+        player = self.turn("discriminator")
+        optimizer, clip = player.optimizer, player.clip if player.clip is not None else self.settings.clip
         assert optimizer is not None
         with torch.autocast(x_real.device.type, enabled=False), eager():  # second derivatives, as in the penalties
-            theta = unroll(loss, list(parameters), optimizer.optimizer, self.unroll_steps)
+            theta = unroll(loss, list(parameters), optimizer.optimizer, self.unroll_steps, clip)
             # The discriminator's own statistics see the generator's samples once, as in `gan`.
             logits_fake = logits(theta, x_fake, {})
             return self.loss.discriminator(logits(theta, x_real, buffers), logits_fake)

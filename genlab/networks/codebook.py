@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ class Codebook(nn.Module):
         restart_below: Of an equal share, below which a code is dead; 0 for never.
     """
 
+    averaged_buffers: ClassVar[tuple[str, ...]] = ("vectors", "counts", "sums")  # by a run's average of its weights
     vectors: Tensor
     counts: Tensor
     sums: Tensor

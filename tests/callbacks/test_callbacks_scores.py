@@ -1,5 +1,6 @@
 """Scores while training: on their own clock, and without a trace in the training."""
 
+import contextlib
 import random
 
 import numpy as np
@@ -89,7 +90,26 @@ def test_the_last_bit_of_the_best_is_on_disk(tmp_path):
     draws = [m.sample(16, rng=torch.Generator().manual_seed(0)) for m in (best, live)]
     assert judged.shape == draws[0].shape and not torch.equal(*draws)
     section = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["genlab"]
-    assert all(torch.equal(best._ema[k], v) for k, v in section["ema"].items()) and section["ema"]
+    weights = best.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in section["ema"].items()) and section["ema"]
+
+
+def test_only_the_own_gpu_s_stream_is_kept(monkeypatch):
+    """Without a list torch would visit every GPU of the machine, and warn."""
+    asked = []
+
+    @contextlib.contextmanager
+    def fork(devices):
+        asked.append(devices)
+        yield
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        with preserved_random_states():
+            pass
+    assert asked == [[], [3]]
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -2,16 +2,20 @@
 
 import contextlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import is_parametrized
 from torch.testing import assert_close
 
+import genlab
 from genlab.cli import running
 from genlab.errors import TrainingStopped, UserError
-from genlab.models.base import CAPABILITIES, WATCHED_AT_MOST, GenerativeModel, Turn, WindowedPlateau
+from genlab.models.base import CAPABILITIES, WATCHED_AT_MOST, GenerativeModel, Turn, WindowedPlateau, averaged_names
 from tests.models.helpers import METHODS, ORDER, SGD, Batches, Each, Memory, Updates, config, fit, snapshot
 from tests.models.toys import Walk, Weights
 
@@ -365,6 +369,61 @@ def test_averages_follow_their_recursion(tmp_path):
     assert_close(checkpoint["genlab"]["ema"]["generator.weight"], torch.full((2,), weight))
 
 
+def averaged_spectral_norms(model):
+    """(layer, its spectral norm) of all averaged modules."""
+    for name in model.ema_modules:
+        for layer in model.get_submodule(name).modules():
+            if is_parametrized(layer, "weight"):
+                yield from ((layer, p) for p in layer.parametrizations.weight if isinstance(p, _SpectralNorm))
+
+
+def assert_spectral_norms(model):
+    for layer, norm in averaged_spectral_norms(model):
+        assert_close((float(norm._u.norm()), float(norm._v.norm())), (1.0, 1.0), rtol=1e-5, atol=0)
+        found = torch.linalg.matrix_norm(norm._reshape_weight_to_matrix(layer.weight), ord=2)
+        assert_close(found.item(), 1.0, rtol=0.1, atol=0)
+
+
+def with_averaged_spectral_norms():
+    """The overrides of every model config in whose averaged modules a layer has spectral norm."""
+    for name in sorted(p.stem for p in Path("configs/model").glob("*.yaml")):
+        data = ["data=shapes"] if name == "dc_ign" else ["data=digits", "network=mlp_image"]
+        if any(averaged_spectral_norms(running.build(config([f"model={name}", *data])).model)):
+            yield [f"model={name}", *data]
+
+
+def test_spectral_norms_hold_in_the_average(tmp_path):
+    """Singular vectors are copied and fitted to the averaged weights: a mean of unit vectors is no unit vector."""
+    found = list(with_averaged_spectral_norms())
+    assert len(found) >= 2  # InfoGAN's trunk, AVB's judge
+    for number, overrides in enumerate(found):
+        folder = tmp_path / str(number)
+        model = fit([*overrides, "ema.decay=0.99", "optim.lr_scale=10"], 60, folder).model
+        vectors = {key: value.clone() for key, value in model._ema.items() if key.endswith(("._u", "._v"))}
+        live = model.state_dict()
+        assert vectors and all(torch.equal(value, live[key]) for key, value in vectors.items())
+        with model.inference():
+            assert_spectral_norms(model)
+        assert all(torch.equal(model._ema[key], value) for key, value in vectors.items())  # a look leaves no trace
+        assert_spectral_norms(genlab.load(folder / "checkpoints" / "last.ckpt"))
+
+
+def test_what_is_averaged():
+    """Parameters, statistics of norms and what a part lists; of a user's network too."""
+
+    class Own(nn.Module):
+        averaged_buffers = ("listed",)
+
+        def __init__(self):
+            super().__init__()
+            for name in ("listed", "other"):
+                self.register_buffer(name, torch.zeros(2))
+
+    network = nn.Sequential(nn.utils.spectral_norm(nn.Linear(2, 2)), nn.BatchNorm1d(2), Own())
+    wanted = {"0.weight_orig", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "2.listed"}
+    assert averaged_names(network) == wanted
+
+
 def test_no_average_is_kept_without_a_decay(tmp_path):
     fitted = fit([*POINTS, "ema.decay=0"], 3, tmp_path, model=walk())
     assert fitted.model._ema == {}
@@ -552,6 +611,16 @@ def test_initialise_runs_once_and_not_on_resume(tmp_path):
     for key, value in whole.model._ema.items():
         assert torch.equal(resumed.model._ema[key], value), key
     assert torch.equal(resumed.model.rng.get_state(), whole.model.rng.get_state())
+
+
+def test_float64_weights_resume_as_they_were(tmp_path):
+    """Lightning converts a model only after it has read the checkpoint, which would round them to float32."""
+    overrides = [*METHODS["gan"], "speed.precision=float64"]
+    fit(overrides, 2, tmp_path / "run")
+    resumed = fit(overrides, 4, tmp_path / "run", resume=tmp_path / "run" / "checkpoints" / "last.ckpt").model
+    whole = fit(overrides, 4, tmp_path / "whole").model
+    for key, value in {**whole.state_dict(), **whole._ema}.items():
+        assert torch.equal((resumed.state_dict() | resumed._ema)[key], value), key
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,6 +1,7 @@
 """Checkpoints of models: plain, versioned, and refused in a sentence where they do not fit."""
 
 import collections
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -54,14 +55,36 @@ def test_a_checkpoint_is_plain(run):
 
 
 def test_a_loaded_model_is_the_trained_one(run):
-    """Weights, averages, buffers and data spec; in eval mode; its samples the same."""
+    """Weights (averaged ones where there are any), buffers and data spec; in eval mode; its samples the same."""
     loaded = genlab.load(run.folder)
     assert not any(module.training for module in loaded.modules())
-    for key, value in run.model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], value), key
+    with run.model.ema():
+        for key, value in run.model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], value), key
     draws = [m.sample(4, rng=torch.Generator().manual_seed(0)) for m in (loaded, run.model)]
     assert torch.equal(*draws) and loaded.spec == run.model.spec
     assert loaded.run_config == run.model.run_config
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_threads_may_ask_one_model(loaded, gan):
+    """Two threads, 50 decodes each, bit for bit, and the model is the same afterwards; loaded, or still in training."""
+    model = genlab.load(gan.folder) if loaded else gan.model
+    z = model.noise(512)
+    wanted, before = model.decode(z), {k: v.clone() for k, v in model.state_dict().items()}
+    model.train(not loaded)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: model.decode(z), range(100)))
+    assert all(torch.equal(x, wanted) for x in found)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_loaded_model_has_nothing_to_swap(gan):
+    """Its weights are the averages, and its cards say that they are."""
+    model = genlab.load(gan.folder)
+    assert model._ema == {} and model.has_averages
+    weights = model.state_dict()
+    assert gan.model._ema and all(torch.equal(weights[key], value) for key, value in gan.model._ema.items())
 
 
 def test_a_loaded_model_holds_no_reference_to_the_trainer(run):

@@ -147,6 +147,20 @@ def test_what_the_presets_choose(monkeypatch):
     assert resolved(*CASES["gan"], "speed.preset=fast") == (fast, "32-true")
 
 
+def test_float16_does_not_fuse(monkeypatch):
+    """Lightning leaves the unscaling to a fused kernel: what is clipped would be the gradient times its scale."""
+    parts = build(compose([*QUIET, "data=ring"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    asked = {"trainer": {"accelerator": "gpu"}, "speed": {"preset": "fast", "precision": "float16"}}
+    assert speed.resolve(asked, parts.model) == (Speed(reuse_fakes=True), "16-mixed")
+    asked["speed"]["precision"] = "bfloat16"
+    assert speed.resolve(asked, parts.model) == (Speed(reuse_fakes=True, fused=True), "bf16-mixed")
+    asked["speed"] = {"precision": "float16", "fused": True}
+    with pytest.raises(UserError, match="speed.fused=true does not go with speed.precision=float16"):
+        speed.resolve(asked, parts.model)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -110,6 +110,17 @@ def test_all_together_resume_bit_for_bit(tmp_path):
     assert_identical(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))
 
 
+def test_what_tricks_remember_is_resumed_where_the_weights_are(tmp_path):
+    """A checkpoint is read on the CPU: earlier fakes and past means go to the model's device, here one without data."""
+    words = ["model=gan", "data=ring", *ON["replay"], *ON["historical_averaging"]]
+    fit(words, 4, tmp_path)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    model = build(config(words)).model.to("meta")
+    model.on_load_checkpoint(checkpoint)
+    kept = [model.replay_buffer, *(mean for turn in model._turns.values() for mean in turn.history)]
+    assert len(kept) > 2 and all(x.device.type == "meta" and x.dim() > 0 for x in kept)
+
+
 @pytest.mark.parametrize("model", ["vae", "began", "infogan"])
 def test_a_method_that_takes_no_part_says_so(model):
     data = ["data=digits", "network=mlp_image"]

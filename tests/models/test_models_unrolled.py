@@ -39,6 +39,33 @@ def test_the_bilinear_game():
     assert_close(theta_d.detach(), value(0.5))  # and nothing has moved
 
 
+def test_inner_steps_are_clipped():
+    """theta_D rises by at most 0.1 * 0.25 a step, whatever theta_G: 0.125 after five, without a slope."""
+    theta_g, theta_d = value(1.0, True), nn.Parameter(value(0.5))
+    optimizer = torch.optim.SGD([theta_d], lr=0.1)
+    (theta_k,) = unroll(lambda theta: -theta_g * theta[0], [theta_d], optimizer, 5, clip=0.25)
+    assert_close(theta_k, value(0.625), rtol=1e-5, atol=0)
+    (slope,) = torch.autograd.grad(theta_g * theta_k, theta_g)
+    assert_close(slope, value(0.625), rtol=1e-5, atol=0)
+
+
+def test_the_run_s_clipping_reaches_the_inner_steps(tmp_path):
+    """With both players moving at once, the first loss of the generator knows of clipping by its inner steps alone."""
+    gains = {}
+    plain = ["model.d_optimizer._target_=torch.optim.SGD", "~model.d_optimizer.betas"]  # Adam heeds no scale
+    for clip in ("null", "1e6", "1e-3"):
+        each = Each(lambda model: float(model._recorded["gain"]))
+        fit(
+            ["model=unrolled", *RING, *plain, "model.simultaneous=true", f"optim.clip={clip}"],
+            1,
+            tmp_path / clip,
+            [each],
+        )
+        gains[clip] = each.seen[0]
+    assert gains["null"] == gains["1e6"]
+    assert gains["1e-3"] != gains["null"]
+
+
 @pytest.mark.parametrize(("steps", "radius"), [(0, 3.825), (1, 0.565), (5, 0.00015)])
 def test_two_hundred_simultaneous_steps(steps, radius):
     theta_g, theta_d = value(1.0, True), nn.Parameter(value(1.0))

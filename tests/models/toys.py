@@ -14,6 +14,8 @@ from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFacto
 class Weights(nn.Module):
     """Two weights, and a buffer of each sort."""
 
+    averaged_buffers = ("running",)
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2))
