@@ -90,9 +90,10 @@ class DDLS(Sampler):
         """E(z) without its constant, [N] in float64, and its gradient, [N, Z]."""
         with torch.enable_grad(), model.inference(gradients=True):
             z = z.detach().requires_grad_(True)
-            energy = 0.5 * z.double().square().sum(dim=1) - self.ratio(model, model.decode(z))
-            (slope,) = torch.autograd.grad(energy.sum(), z)
-        return energy.detach(), slope
+            x = model.decode(z)
+            ratio, along_x = self.ratio.with_slope(model, x)
+            (along_z,) = torch.autograd.grad(x, z, along_x)
+        return 0.5 * z.detach().double().square().sum(dim=1) - ratio, z.detach() - along_z
 
     def _fit(self, model: Model, data: Tensor | None, rng: torch.Generator) -> None:
         self.ratio.fit(model, data, rng)

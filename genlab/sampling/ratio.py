@@ -112,8 +112,20 @@ class LogRatio:
             }
 
     def __call__(self, model: Model, x: Tensor) -> Tensor:
-        """The log-ratio [N] of samples [N, ...], float64; differentiable inside `model.inference(gradients=True)`."""
+        """The log-ratio [N] of samples [N, ...], float64; for its gradient see `with_slope`."""
         return self._affine(self._logits(model, x))
+
+    def with_slope(self, model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-ratio [N] of samples [N, ...], float64, and its gradient in them, [N, ...].
+
+        The backward pass runs while the copy's weights are in place: autograd keeps references to the weights of
+        convolutions and norms, and once these were put back it would mix the two networks.
+        """
+        with torch.enable_grad(), model.inference(gradients=True), self._own_weights(model):
+            x = x.detach().requires_grad_(True)
+            ratio = self._affine(model.score_logits(x))
+            (slope,) = torch.autograd.grad(ratio.sum(), x)
+        return ratio.detach(), slope
 
     def state_dict(self) -> dict[str, Tensor]:
         """`slope`, `offset`, and `weights.<name>` of the copy."""

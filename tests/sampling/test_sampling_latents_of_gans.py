@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
+from genlab.cli import running
 from genlab.errors import UserError
 from genlab.sampling.ddls import DDLS
 from genlab.sampling.prior import Prior, Truncated
+from tests.models.helpers import config
 from tests.sampling.toys import Codes, Shifted, small_gan, small_vae
 
 
@@ -70,6 +72,25 @@ def test_the_correction_removes_the_bias_of_a_large_step():
         spread[metropolis] = sampler.sample(model, 20_000, rng=rng(5)).var().item()
     assert spread[False] == pytest.approx(1.6, abs=0.06)
     assert spread[True] == pytest.approx(1, abs=0.04)
+
+
+def test_the_gradient_is_that_of_the_trained_copy():
+    """Finite differences in float64, with convolutions and a copy of the discriminator that differs from its own."""
+    words = ["model=gan", "data=digits", "data.image_size=16", "network=dcgan", "network.width=8", "model.latent_dim=6"]
+    model = running.build(config(words)).model.double()
+    torch.manual_seed(0)
+    sampler = DDLS(d_steps=10, d_lr=0.01, batch_size=32)
+    sampler.fit(model, torch.randn(200, 1, 16, 16, dtype=torch.float64, generator=rng(1)).clamp(-1, 1), rng(2))
+    z = torch.randn(4, 6, dtype=torch.float64, generator=rng(3))
+    _, slope = sampler.energy(model, z)
+    step = 1e-6
+    for i in range(6):
+        along = torch.zeros(6, dtype=torch.float64)
+        along[i] = step
+        rise = sampler.energy(model, z + along)[0] - sampler.energy(model, z - along)[0]
+        torch.testing.assert_close(slope[:, i], rise / (2 * step), rtol=1e-5, atol=1e-7)
+    own = sampler.ratio.weights
+    assert own and any(not torch.equal(weight, dict(model.named_parameters())[name]) for name, weight in own.items())
 
 
 def test_the_energy_and_its_gradient():
