@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,23 +73,38 @@ class Checkpoints(Checkpoint):
     All are written at the end of an iteration, when every player has moved, so that each can be resumed exactly.
     """
 
-    def __init__(self, every_n_steps: int, keep: int, monitor: str | None, mode: str = "min") -> None:
+    def __init__(
+        self,
+        every_n_steps: int,
+        keep: int,
+        monitor: str | Sequence[str] | None,
+        mode: str | Callable[[str], str] = "min",
+    ) -> None:
         """Sets when and what.
 
         Args:
             every_n_steps: Iterations between checkpoints.
             keep: How many of them stay, the last one included.
-            monitor: Name of the score that chooses the best, None for no best one.
-            mode: "min" or "max": which of its values are good.
+            monitor: Name of the score that chooses the best, None for no best one; or several, of which the first that
+                is taken does.
+            mode: "min" or "max": which of its values are good; or a function that says so of a score's name.
         """
         if every_n_steps < 1 or keep < 1:
             raise ValueError(f"checkpoint.every_n_steps and keep must be at least 1, got {every_n_steps} and {keep}.")
-        self.every_n_steps, self.keep, self.monitor, self.mode = every_n_steps, keep, monitor, mode
+        self.every_n_steps, self.keep = every_n_steps, keep
+        self.monitor = monitor if isinstance(monitor, str) else None  # until scores show which of several there is
+        self._choices = () if monitor is None or isinstance(monitor, str) else tuple(monitor)
+        self._mode = mode if callable(mode) else lambda _: mode
         self.best_score: float | None = None
         self.best_step: int | None = None
         self._last_step: int | None = None  # of the `last.ckpt` that lies there, None for none that is readable
         self.saved = False  # in this session
         self._warned = False
+
+    @property
+    def mode(self) -> str:
+        """Which values of the monitored score are good, "min" or "max"; "min" where there is none."""
+        return self._mode(self.monitor) if self.monitor else "min"
 
     @staticmethod
     def folder(trainer: pl.Trainer) -> Path:
@@ -142,6 +157,8 @@ class Checkpoints(Checkpoint):
 
         It is called at the end of an iteration, by the callback that scores, before this callback's own turn.
         """
+        if self.monitor is None:
+            self.monitor = next((choice for choice in self._choices if choice in scores), None)
         # "fid" means "fid/<extractor>", whatever the extractor is.
         name = next((n for n in scores if self.monitor in (n, n.partition("/")[0])), None)
         if name is None:

@@ -142,7 +142,7 @@ def make_trainer(
         if hasattr(callback, "judge"):
             callback.judge = parts.judge
     monitor = config["checkpoint"]["monitor"] or getattr(parts.judge, "monitor", None)
-    mode = parts.judge.mode(monitor) if parts.judge is not None and monitor else "min"
+    mode = parts.judge.mode if parts.judge is not None else "min"
     checkpoints = Checkpoints(
         config["checkpoint"]["every_n_steps"],
         config["checkpoint"]["keep"],

@@ -23,7 +23,10 @@ from genlab.metrics.likelihood import (
 from genlab.metrics.scores import Scores
 from genlab.metrics.sharing import shared, stream
 
-HIGHER = ("elbo", "bound", "iwae", "ais", "objective", "ess", "active_units", *factors.HIGHER)
+HIGHER = (
+    *("elbo", "relaxed", "bound", "iwae", "ais", "objective", "ess", "active_units"),
+    *factors.HIGHER,
+)
 
 
 class Objective(Protocol):
@@ -47,7 +50,8 @@ class LikelihoodJudge(Judge):
     on log p(x). Where the likelihood is none of these data (a Bernoulli on grey pixels), they are named `objective`.
     """
 
-    monitor = "loss"
+    # The loss comes last: under a schedule of the KL's weight it grows while the bound on log p(x) gets better.
+    monitor = ("bound", "elbo", "objective", "loss")
 
     def __init__(
         self,
@@ -86,8 +90,8 @@ class LikelihoodJudge(Judge):
 
     @staticmethod
     def mode(score: str) -> str:
-        """Bounds are good when they are high, losses when they are low."""
-        return "max" if score.startswith(HIGHER) else "min"
+        """Bounds and the perplexity of a codebook's codes are good when they are high, losses when they are low."""
+        return "max" if score.startswith(HIGHER) or score.endswith("perplexity") else "min"
 
     def _timed(self, model: Any, data: Data, split: str) -> dict[str, float]:
         """As in the base, of models that draw no samples too."""

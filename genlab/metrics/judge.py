@@ -160,13 +160,14 @@ class Judge:
     In a group of processes all must call them: they share the work, and each gets the scores of one process.
 
     Attributes:
-        monitor: The score that chooses the best checkpoint, unless `checkpoint.monitor` names another.
+        monitor: The score that chooses the best checkpoint, unless `checkpoint.monitor` names another; or several, of
+            which the first that a model has does.
         every_n_steps: Iterations between two validations.
         cards: Protocol of each reported score: under which conditions it was taken.
         seconds: Time spent so far.
     """
 
-    monitor: str | None = None
+    monitor: str | tuple[str, ...] | None = None
 
     def __init__(self, every_n_steps: int, num_samples: int, seed: int) -> None:
         if every_n_steps < 1 or num_samples < 20:

@@ -215,7 +215,7 @@ class RBM(GenerativeModel):
         return log_w
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The contrast of free energies, `loss`, whose gradient estimates that of -log p; no likelihood itself.
+        """The `contrast` of free energies, whose gradient estimates that of -log p; no likelihood itself.
 
         Where there are persistent chains, training moves them on; judging starts at the data.
         """
@@ -231,7 +231,7 @@ class RBM(GenerativeModel):
             )
             free_energy = self.machine(v).mean()
         contrast = self.machine.contrast(v, negative)
-        return {"loss": contrast, "recon": recon.sum(dim=1).mean(), "free_energy": free_energy}
+        return {"contrast": contrast, "recon": recon.sum(dim=1).mean(), "free_energy": free_energy}
 
     def _bernoulli_of(self, v: Tensor, rng: torch.Generator | None) -> Tensor:
         """Binary states of probabilities [N, D]; those of binary data are the data."""
@@ -241,7 +241,7 @@ class RBM(GenerativeModel):
         """Minimise E F(data) - E F(v_k), the second over chains that no gradient flows through."""
         with self.turn("rbm") as rbm:
             terms = self.objective(batch.x)
-            rbm.minimise(terms["loss"])
+            rbm.minimise(terms["contrast"])
         self.record(**terms)
 
 

@@ -11,9 +11,11 @@ from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CleanStop
 from genlab.cli import running
+from genlab.cli.app import compose
 from genlab.cli.runs import find_checkpoint, find_run
 from genlab.errors import Interrupted, TrainingStopped
 from genlab.files import write_atomic, write_json, write_text
+from genlab.metrics.bounds import LikelihoodJudge
 from tests.models.helpers import METHODS, SGD, config, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -145,6 +147,50 @@ def test_checkpoints_need_positive_numbers(arguments):
 
 
 # The best one
+
+
+LIKELIHOOD = ("bound", "elbo", "objective", "loss")
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen", "best"),
+    [
+        (("loss", "elbo", "bound"), "bound", 2),
+        (("loss", "elbo", "recon"), "elbo", 2),
+        (("loss", "objective"), "objective", 2),
+        (("loss", "recon"), "loss", 1),
+        (("contrast", "recon", "free_energy"), None, None),  # an RBM: none of these says how good it is
+    ],
+)
+def test_likelihood_runs_choose_by_the_best_bound_they_have(names, chosen, best, tmp_path):
+    """All values rise, the loss too, as under a warm-up of the KL's weight: the later weights are the better ones."""
+    assert LikelihoodJudge.monitor == LIKELIHOOD
+    checkpoints = Checkpoints(1, 1, LikelihoodJudge.monitor, LikelihoodJudge.mode)
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path), save_checkpoint=lambda path: None)
+    for step, value in ((1, -40.0), (2, -29.0)):
+        trainer.global_step = step
+        checkpoints.consider(trainer, dict.fromkeys(names, value))
+    assert (checkpoints.monitor, checkpoints.best_step) == (chosen, best)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *((name, "max") for name in ("elbo", "relaxed", "bound", "objective", "iwae_500", "ais_16", "ess")),
+        *((name, "max") for name in ("active_units", "perplexity", "top_perplexity", "bottom_perplexity")),
+        *((name, "min") for name in ("loss", "recon", "kl", "bits_per_dim", "commitment", "squared_error")),
+    ],
+)
+def test_which_values_of_a_likelihood_score_are_good(name, mode):
+    assert LikelihoodJudge.mode(name) == mode
+
+
+def test_an_rbm_s_run_has_no_best_checkpoint(tmp_path):
+    """Its contrast is the difference of two free energies, near 0 whatever the machine has learned."""
+    words = ["model=rbm", "data=digits", "data.binarize=dynamic", "metrics=likelihood", "metrics.every_n_steps=2"]
+    quiet = ["callbacks.grid=null", "logger=none", "trainer=cpu", "trainer.max_steps=4"]
+    record = running.train(compose([*words, *quiet]), tmp_path)
+    assert record.monitored is None and not (tmp_path / "checkpoints" / "best.ckpt").exists()
 
 
 class Given(Callback):
