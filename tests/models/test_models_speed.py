@@ -92,8 +92,10 @@ def compare(ours, exact, tolerance):
 )
 def test_a_switch_leaves_the_step_as_it_is(name, switch, tolerance, warm, tmp_path):
     common = {"same_noise": "reuse" in switch or "fast" in switch, "weights": warm[name]}
-    exact = one_step(name, tmp_path / "exact", **common)
-    compare(one_step(name, tmp_path / "fast", switch, **common), exact, tolerance)
+    # In float32 another order of sums moves now and then a unit over the kink of its ReLU, and a gradient by 1e-3.
+    precision = ["speed.precision=float64"] if tolerance == EXACT else []
+    exact = one_step(name, tmp_path / "exact", *precision, **common)
+    compare(one_step(name, tmp_path / "fast", switch, *precision, **common), exact, tolerance)
 
 
 def test_other_noise_is_told_apart(tmp_path):
