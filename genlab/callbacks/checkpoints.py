@@ -112,12 +112,15 @@ class Checkpoints(Checkpoint):
         return Path(trainer.default_root_dir) / "checkpoints"
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
-        return {"best_score": self.best_score, "best_step": self.best_step}
+        """The best score so far, and its name."""
+        return {"monitor": self.monitor, "best_score": self.best_score, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
-        self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+        """Takes it back, unless it is the best of another score: the two have no common scale."""
+        name = state_dict.get("monitor")
+        if name is not None and name in (self.monitor, *self._choices):
+            self.monitor = name
+            self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sees what an earlier session left: its last checkpoint is kept like any other."""

@@ -183,7 +183,7 @@ class Judge:
     @staticmethod
     def mode(score: str) -> str:
         """Which values of a score are good, "min" or "max"."""
-        return "max" if score.partition("/")[0] in HIGHER_IS_BETTER else "min"
+        return "max" if score.partition("/")[0] in HIGHER_IS_BETTER or score.startswith(HIGHER) else "min"
 
     def prepare(self, data: Data, device: torch.device) -> None:
         """What must be ready before training: a classifier, Inception's weights.

@@ -16,6 +16,7 @@ from genlab.cli.runs import find_checkpoint, find_run
 from genlab.errors import Interrupted, TrainingStopped
 from genlab.files import write_atomic, write_json, write_text
 from genlab.metrics.bounds import LikelihoodJudge
+from genlab.metrics.judge import Judge
 from tests.models.helpers import METHODS, SGD, config, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -171,6 +172,24 @@ def test_likelihood_runs_choose_by_the_best_bound_they_have(names, chosen, best,
         trainer.global_step = step
         checkpoints.consider(trainer, dict.fromkeys(names, value))
     assert (checkpoints.monitor, checkpoints.best_step) == (chosen, best)
+
+
+@pytest.mark.parametrize(("before", "kept"), [("elbo", True), ("loss", False), (None, False)])
+def test_a_best_score_is_resumed_with_its_name(before, kept, tmp_path):
+    """The best of another score, or one without a name, would stand for ever beside values of another scale."""
+    checkpoints = Checkpoints(1, 1, "elbo", "max")
+    checkpoints.load_state_dict({"monitor": before, "best_score": 29.0, "best_step": 3})
+    assert (checkpoints.best_score, checkpoints.best_step) == ((29.0, 3) if kept else (None, None))
+    several = Checkpoints(1, 1, LikelihoodJudge.monitor, LikelihoodJudge.mode)
+    several.load_state_dict({"monitor": "elbo", "best_score": -28.0, "best_step": 3})
+    assert (several.monitor, several.mode, several.best_score) == ("elbo", "max", -28.0)  # before any validation
+    assert several.state_dict() == {"monitor": "elbo", "best_score": -28.0, "best_step": 3}
+
+
+@pytest.mark.parametrize("judge", [Judge, LikelihoodJudge])
+def test_factor_scores_have_one_direction_under_every_judge(judge):
+    """`factor_corr_<name>` too; what leaks into other units is bad."""
+    assert judge.mode("factor_corr") == judge.mode("factor_corr_light") == "max" and judge.mode("factor_leak") == "min"
 
 
 @pytest.mark.parametrize(
