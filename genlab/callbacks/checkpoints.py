@@ -85,15 +85,15 @@ class Checkpoints(Checkpoint):
         Args:
             every_n_steps: Iterations between checkpoints.
             keep: How many of them stay, the last one included.
-            monitor: Name of the score that chooses the best, None for no best one; or several, of which the first that
-                is taken does.
-            mode: "min" or "max": which of its values are good; or a function that says so of a score's name.
+            monitor: Name of the score that chooses the best, None for no best one. Of several names, the first that is
+                among the scores chooses.
+            mode: "min" or "max": which of its values are good; or a function that gives this for a score's name.
         """
         if every_n_steps < 1 or keep < 1:
             raise ValueError(f"checkpoint.every_n_steps and keep must be at least 1, got {every_n_steps} and {keep}.")
         self.every_n_steps, self.keep = every_n_steps, keep
-        self.monitor = monitor if isinstance(monitor, str) else None  # until scores show which of several there is
-        self._choices = () if monitor is None or isinstance(monitor, str) else tuple(monitor)
+        self._choices = (monitor,) if isinstance(monitor, str) else tuple(monitor or ())
+        self.monitor = monitor if isinstance(monitor, str) else None  # of several: known with the first scores
         self._mode = mode if callable(mode) else lambda _: mode
         self.best_score: float | None = None
         self.best_step: int | None = None
@@ -118,7 +118,7 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it back, unless it is the best of another score: the two have no common scale."""
         name = state_dict.get("monitor")
-        if name is not None and name in (self.monitor, *self._choices):
+        if name in self._choices:
             self.monitor = name
             self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
 

@@ -176,6 +176,11 @@ class Turn:
         self.history: list[Tensor] = []  # the mean of each parameter over its past, with historical averaging
         self.updates = 0  # that it is the mean of
 
+    @property
+    def max_norm(self) -> float | None:
+        """Largest gradient norm of an update: the player's own bound, else the run's `optim.clip`; None for none."""
+        return self.clip if self.clip is not None else self._model.settings.clip
+
     def __enter__(self) -> Turn:
         # Freezing the idle players saves their weight gradients, and keeps them bit-identical by construction.
         frozen = [parameter for parameter in self._others if parameter.requires_grad]
@@ -491,7 +496,7 @@ class GenerativeModel(pl.LightningModule):
         """Clips, here and not before `step`, since here gradients are unscaled under every precision."""
         index = 0 if len(self._turns) == 1 else self.trainer.optimizers.index(optimizer)
         turn = list(self._turns.values())[index]
-        clip = turn.clip if turn.clip is not None else self.settings.clip
+        clip = turn.max_norm
         if self.settings.tricks.historical_averaging:
             turn.remember(self.settings.tricks.historical_averaging)
         self.watch_gradients(turn)
@@ -765,28 +770,29 @@ class GenerativeModel(pl.LightningModule):
         for chain in chains:
             if not hasattr(chain, "original"):
                 continue  # several tensors in place of one: no weight that spectral norm could stand on
-            weight = chain.original.detach()
+            weight, training = chain.original.detach(), chain.training
+            chain.eval()  # in training mode spectral norm would go on from here, and a loaded model differ by a bit
             for step in chain:
                 if isinstance(step, _SpectralNorm) and hasattr(step, "_u"):
                     before += [(step._u, step._u.clone()), (step._v, step._v.clone())]
                     step._power_method(step._reshape_weight_to_matrix(weight), POWER_ITERATIONS)
                 weight = step(weight).detach()
+            chain.train(training)
         return before
 
     @torch.no_grad()
-    def settle(self) -> bool:
-        """Puts the averages in place of the live weights for good; whether there were any.
+    def settle(self) -> None:
+        """Puts the averages, if there are any, in place of the live weights for good.
 
-        A model that is only asked has nothing to swap afterwards, so that several threads may ask it.
+        Such a model has nothing to swap when it is asked, so that several threads may ask it.
         """
         if not self._ema:
-            return False
+            return
         for key, live in self._ema_sources().items():
             live.copy_(self._ema[key])
         self.load_ema({})
         self._fit_spectral_norms()
         self._holds_averages = True
-        return True
 
     @property
     def has_averages(self) -> bool:

@@ -149,10 +149,9 @@ class UnrolledGAN(Generating):
             return self.loss.discriminator(logits(theta, x_real, buffers), logits(theta, x_fake, buffers))
 
         player = self.turn("discriminator")
-        optimizer, clip = player.optimizer, player.clip if player.clip is not None else self.settings.clip
-        assert optimizer is not None
+        assert player.optimizer is not None
         with torch.autocast(x_real.device.type, enabled=False), eager():  # second derivatives, as in the penalties
-            theta = unroll(loss, list(parameters), optimizer.optimizer, self.unroll_steps, clip)
+            theta = unroll(loss, list(parameters), player.optimizer.optimizer, self.unroll_steps, player.max_norm)
             # The discriminator's own statistics see the generator's samples once, as in `gan`.
             logits_fake = logits(theta, x_fake, {})
             return self.loss.discriminator(logits(theta, x_real, buffers), logits_fake)

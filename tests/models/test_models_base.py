@@ -16,6 +16,7 @@ import genlab
 from genlab.cli import running
 from genlab.errors import TrainingStopped, UserError
 from genlab.models.base import CAPABILITIES, WATCHED_AT_MOST, GenerativeModel, Turn, WindowedPlateau, averaged_names
+from genlab.networks.codebook import Codebook
 from tests.models.helpers import METHODS, ORDER, SGD, Batches, Each, Memory, Updates, config, fit, snapshot
 from tests.models.toys import Walk, Weights
 
@@ -405,7 +406,10 @@ def test_spectral_norms_hold_in_the_average(tmp_path):
         with model.inference():
             assert_spectral_norms(model)
         assert all(torch.equal(model._ema[key], value) for key, value in vectors.items())  # a look leaves no trace
-        assert_spectral_norms(genlab.load(folder / "checkpoints" / "last.ckpt"))
+        loaded = genlab.load(folder / "checkpoints" / "last.ckpt")
+        assert_spectral_norms(loaded)
+        with model.inference():  # the same vectors are judged while training and afterwards
+            assert all(torch.equal(loaded.state_dict()[key], model.state_dict()[key]) for key in vectors)
 
 
 def test_what_is_averaged():
@@ -422,6 +426,7 @@ def test_what_is_averaged():
     network = nn.Sequential(nn.utils.spectral_norm(nn.Linear(2, 2)), nn.BatchNorm1d(2), Own())
     wanted = {"0.weight_orig", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "2.listed"}
     assert averaged_names(network) == wanted
+    assert averaged_names(Codebook(4, 2)) == {"vectors", "counts", "sums"}
 
 
 def test_no_average_is_kept_without_a_decay(tmp_path):

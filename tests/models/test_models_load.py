@@ -1,6 +1,7 @@
 """Checkpoints of models: plain, versioned, and refused in a sentence where they do not fit."""
 
 import collections
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -73,8 +74,17 @@ def test_threads_may_ask_one_model(loaded, gan):
     z = model.noise(512)
     wanted, before = model.decode(z), {k: v.clone() for k, v in model.state_dict().items()}
     model.train(not loaded)
+    modes = []
+
+    def pause(*_):  # so that the other thread has its turn within a decode
+        time.sleep(1e-3)
+        modes.append(model.generator.training)
+
+    handle = model.generator.register_forward_hook(pause)
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(lambda _: model.decode(z), range(100)))
+    handle.remove()
+    assert modes == 100 * [False]
     assert all(torch.equal(x, wanted) for x in found)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
