@@ -728,8 +728,9 @@ class GenerativeModel(pl.LightningModule):
             turn.history = [fn(mean) for mean in turn.history]
         if self.__dict__.get("_ema"):
             with torch.no_grad():
-                for average in self._ema.values():
-                    average.data = fn(average.data)
+                self._ema = {key: fn(average) for key, average in self._ema.items()}
+            if self._live:  # paired already: the new tensors take the place of the old
+                self._start_ema()
         return self
 
     @contextmanager

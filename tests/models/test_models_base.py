@@ -447,6 +447,20 @@ def averaged(tmp_path_factory):
     return fit([*overrides, "ema.decay=0.9"], 6, tmp_path_factory.mktemp("averaged")).model
 
 
+def test_averages_follow_weights_that_have_moved(tmp_path):
+    """Another type makes new tensors of buffers and averages alike; the next update pairs them as before."""
+    model = fit([*POINTS, "ema.decay=0.25"], 8, tmp_path, model=walk()).model.double()
+    before = {key: value.clone() for key, value in model._ema.items()}
+    model.generator.running += 4
+    with torch.no_grad():
+        model.generator.weight += 4
+    model._update_ema()
+    for key in ("weight", "running"):
+        live, average = getattr(model.generator, key).detach(), model._ema[f"generator.{key}"]
+        assert average.dtype == torch.float64
+        assert_close(average, 0.25 * before[f"generator.{key}"] + 0.75 * live)
+
+
 def test_swapping_in_the_averages_is_exact(averaged):
     """Inside they are the weights, outside every bit is back, in the same tensors; after an exception too."""
     live, average = tensors(averaged), {k: v.clone() for k, v in averaged._ema.items()}
