@@ -28,10 +28,10 @@ def check(config: dict[str, Any]) -> None:
         if config.get(part):
             given = _with_provided(config[part], PROVIDED.get(part, set()))
             check_signatures(given, part)
+    _check_tricks(config)
     _check_types(config)
     _check_kinds(config)
     _check_positive(config)
-    _check_tricks(config)
 
 
 def warn_of_unbounded_critic(model: nn.Module, choices: dict[str, str]) -> None:
@@ -115,9 +115,10 @@ def _check_tricks(config: dict[str, Any]) -> None:
     """A trick needs a method that takes part in it, and networks that it can wrap."""
     asked = tricks.asked_for(config.get("tricks") or {})
     method = locate(config["model"]["_target_"], "model")
+    taken = [t for t in getattr(method, "tricks_taken", ()) if tricks.finds_its_network(t, config["model"])]
     for name in asked:
-        if name not in getattr(method, "tricks_taken", ()):
-            takes = ", ".join(f"tricks.{t}" for t in getattr(method, "tricks_taken", ()))
+        if name not in taken:
+            takes = ", ".join(f"tricks.{t}" for t in taken) or "none"
             raise UserError(
                 f"tricks.{name} has no place in model={config['choices'].get('model')}, which takes {takes}."
             )
@@ -127,6 +128,12 @@ def _check_tricks(config: dict[str, Any]) -> None:
             f"tricks.packing and tricks.replay_size must be at least 1 and tricks.replay in [0, 1], got "
             f"{values['packing']}, {values['replay_size']} and {values['replay']}."
         )
+    for name in ("packing", "minibatch_discrimination"):
+        if {"replay", name} <= set(asked):
+            raise UserError(
+                f"tricks.replay does not go with tricks.{name}, which compares the samples of a batch with each other: "
+                "replayed fakes are of another age. Try tricks.replay=0."
+            )
     size = config["data"].get("batch_size")
     if asked and isinstance(size, int) and size % values["packing"]:
         raise UserError(f"tricks.packing={values['packing']} must divide data.batch_size={size}.")

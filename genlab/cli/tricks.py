@@ -49,6 +49,11 @@ def wrapped(model: dict[str, Any], tricks: dict[str, Any]) -> dict[str, Any]:
     return model
 
 
+def finds_its_network(trick: str, model: dict[str, Any]) -> bool:
+    """Whether a model's config has the network that the trick changes."""
+    return trick != "virtual_batch_norm" or isinstance(model.get("generator"), dict)
+
+
 def views_of(tricks: dict[str, Any]) -> list[dict[str, Any]]:
     """What a discriminator looks through, in order."""
     views: list[dict[str, Any]] = []

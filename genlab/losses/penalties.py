@@ -11,13 +11,22 @@ from torch import Tensor, nn
 from genlab.losses.numerics import at_least_float32, eager
 
 
+def pack_size(critic: Callable[[Tensor], Tensor]) -> int:
+    """How many samples a value of the critic is of: 1, or m where it judges packs (`tricks.packing`)."""
+    modules = critic.modules() if isinstance(critic, nn.Module) else ()
+    return max((getattr(module, "samples_per_value", 1) for module in modules), default=1)
+
+
 def gradient_norms(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """|grad_x critic(x)| of each sample, [N], differentiable in the critic's parameters."""
+    """|grad_x critic(x)| of each sample, [N], differentiable in the critic's parameters.
+
+    A critic of packs is a function of m samples together, so that the gradient is one of each pack: [N / m].
+    """
     with torch.autocast(x.device.type, enabled=False), eager():
         x = at_least_float32(x.detach())
         x.requires_grad_(True)
         (gradient,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
-    return gradient.flatten(1).norm(dim=1)
+    return gradient.unflatten(0, (-1, pack_size(critic))).flatten(1).norm(dim=1)
 
 
 def gradient_penalty(
@@ -28,10 +37,12 @@ def gradient_penalty(
     Gulrajani et al. (2017), arXiv:1704.00028, Eq. 3 and Algorithm 1, lines 4-7.
 
     Args:
-        critic: Maps samples [N, ...] to values [N], each from its own sample alone (no batch normalisation).
+        critic: Maps samples [N, ...] to values [N], each from its own sample alone (no batch normalisation), or to
+            values [N / m] of packs.
         x_real: Real samples, [N, ...].
         x_fake: Generated samples of the same shape.
-        alpha: Position of each point between its fake (0) and its real sample (1), [N]; drawn here when not given.
+        alpha: Position of each point between its fake (0) and its real sample (1), [N], of packs [N / m]: a pack lies
+            on the line between two packs. Drawn here when not given.
 
     Returns:
         The penalty, a scalar, before its weight lambda.
@@ -41,23 +52,30 @@ def gradient_penalty(
     """
     if x_real.shape != x_fake.shape:
         raise ValueError(f"Real and fake must have one shape, got {tuple(x_real.shape)} and {tuple(x_fake.shape)}.")
+    m = pack_size(critic)
     if alpha is None:
-        alpha = torch.rand(len(x_real), dtype=x_real.dtype, device=x_real.device)
-    alpha = alpha.view(-1, *[1] * (x_real.dim() - 1))
+        alpha = torch.rand(len(x_real) // m, dtype=x_real.dtype, device=x_real.device)
+    alpha = alpha.repeat_interleave(m).view(-1, *[1] * (x_real.dim() - 1))
     x_hat = alpha * x_real + (1 - alpha) * x_fake
     return (gradient_norms(critic, x_hat) - 1).square().mean()
 
 
 def check_one_of_each_sample(critic: nn.Module) -> None:
-    """Refuses a critic whose gradient at one sample depends on the others of its batch.
+    """Refuses a critic whose gradient at one sample, or one pack, depends on the others of its batch.
 
     Raises:
-        ValueError: If it normalises over the batch.
+        ValueError: If it normalises over the batch, or looks at batch mates.
     """
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules()):
         raise ValueError(
             "The gradient penalty is one of each sample, and batch normalisation in the critic couples samples. "
             "Try network.norm=none."
+        )
+    if any(getattr(m, "couples_samples", False) and not hasattr(m, "samples_per_value") for m in critic.modules()):
+        raise ValueError(
+            "The gradient penalty is one of each sample, and minibatch discrimination couples samples: the gradient at "
+            "one would hold terms of its batch mates. Try tricks.minibatch_discrimination=false, or penalty=none where "
+            "the method lives without one."
         )
 
 
@@ -67,8 +85,8 @@ Critic = Callable[[Tensor], Tensor]
 class Penalty(nn.Module):
     """A term that any adversarial discriminator can add to its loss. `penalty=...` chooses one of the subclasses.
 
-    It is one of each sample: a discriminator that couples the samples of a batch (batch normalisation, minibatch
-    discrimination) has no gradient of its own at each.
+    It is one of each sample, or of each pack where the discriminator judges packs: one that couples the samples of a
+    batch (batch normalisation, minibatch discrimination) has no gradient of its own at each.
     """
 
     @abstractmethod
@@ -76,7 +94,7 @@ class Penalty(nn.Module):
         """The weighted penalty, a scalar.
 
         Args:
-            critic: Maps samples [N, ...] to logits [N], each from its own sample alone.
+            critic: Maps samples [N, ...] to logits [N], each from its own sample alone, or [N / m], from packs.
             x_real: Real samples, [N, ...].
             x_fake: Generated samples of the same shape.
             rand: `rand(n, *shape)` gives uniform draws in [0, 1), [n, *shape]: the model's own stream.
@@ -92,8 +110,8 @@ class GradientPenalty(Penalty):
         self.weight = weight
 
     def forward(self, critic: Critic, x_real: Tensor, x_fake: Tensor, rand: Callable[..., Tensor]) -> Tensor:
-        """One position per sample, uniform between its fake and its real one."""
-        return self.weight * gradient_penalty(critic, x_real, x_fake, alpha=rand(len(x_real)))
+        """One position per sample (per pack), uniform between its fake and its real one."""
+        return self.weight * gradient_penalty(critic, x_real, x_fake, alpha=rand(len(x_real) // pack_size(critic)))
 
 
 class R1(Penalty):
@@ -143,7 +161,8 @@ class DRAGAN(Penalty):
 
     def forward(self, critic: Critic, x_real: Tensor, x_fake: Tensor, rand: Callable[..., Tensor]) -> Tensor:
         """Two draws: how far, and in which direction."""
-        alpha = rand(len(x_real)).view(-1, *[1] * (x_real.dim() - 1))
+        m = pack_size(critic)
+        alpha = rand(len(x_real) // m).repeat_interleave(m).view(-1, *[1] * (x_real.dim() - 1))
         x_hat = x_real + alpha * self.noise * rand(*x_real.shape)
         return self.weight * (gradient_norms(critic, x_hat) - self.k).square().mean()
 

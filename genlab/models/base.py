@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_map_only
 from genlab.errors import NotFinite, UserError
 from genlab.losses.features import feature_matching
 from genlab.losses.numerics import at_least_float32, eager
+from genlab.networks.virtual_batch_norm import VirtuallyNormalised
 from genlab.randomness import Drawing
 
 if TYPE_CHECKING:
@@ -878,6 +879,10 @@ class GenerativeModel(pl.LightningModule):
         if self._rng_states is None:
             pl.seed_everything(self.settings.seed + self._rank, verbose=False)
         if not self.initialised:
+            for network in self.children():
+                if isinstance(network, VirtuallyNormalised):  # of the latents that the method draws, the same always
+                    rng = torch.Generator().manual_seed(0)
+                    network.set_reference(self.noise(network.reference_size, rng))
             datamodule = getattr(self.trainer, "datamodule", None)
             if datamodule is not None:
                 with torch.no_grad():

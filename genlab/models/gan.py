@@ -47,7 +47,7 @@ class GAN(Generating):
             d_scheduler: Makes the discriminator's.
 
         Raises:
-            ValueError: If there is a penalty and the discriminator normalises over the batch.
+            ValueError: If there is a penalty and the discriminator couples the samples of a batch.
         """
         super().__init__()
         if penalty is not None:

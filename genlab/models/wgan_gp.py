@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
-from genlab.losses.penalties import check_one_of_each_sample, gradient_penalty
+from genlab.losses.penalties import check_one_of_each_sample, gradient_penalty, pack_size
 from genlab.models.base import ALL_TRICKS, OptimizerFactory, SchedulerFactory, inference
 from genlab.models.capabilities import Generating
 
@@ -46,7 +46,7 @@ class WGANGP(Generating):
             c_scheduler: Makes the critic's, likewise once per iteration.
 
         Raises:
-            ValueError: If n_critic is below 1, or the critic normalises over the batch.
+            ValueError: If n_critic is below 1, or the critic couples the samples of a batch.
         """
         super().__init__()
         if n_critic < 1:
@@ -72,7 +72,8 @@ class WGANGP(Generating):
             with self.turn("critic") as critic:
                 logits_real, logits_fake = self.critic(x_real), self.critic(self.shown(x_fake))
                 d_loss = self.loss.discriminator(logits_real, logits_fake)
-                gp = gradient_penalty(self.critic, x_real, x_fake.detach(), alpha=self.rand(len(x_real)))
+                alpha = self.rand(len(x_real) // pack_size(self.critic))
+                gp = gradient_penalty(self.critic, x_real, x_fake.detach(), alpha=alpha)
                 critic.minimise(d_loss + self.gp_weight * gp)
 
         # Generator (lines 11-12): minimise -D(G(z)).

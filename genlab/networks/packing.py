@@ -40,7 +40,7 @@ class Packed(nn.Module):
         check_positive("m", m, cure="2")
         self.discriminator: Any = discriminator
         self.couples_samples = m > 1
-        self.m = m
+        self.m = self.samples_per_value = m
 
     def features(self, x: Tensor) -> Tensor:
         """[N, C, ...] -> [N / m, F]."""

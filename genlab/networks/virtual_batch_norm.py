@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from genlab.errors import UserError
 from genlab.networks.init import check_positive
 
 
@@ -20,21 +22,22 @@ class VirtualBatchNorm(nn.Module):
     The first `reference_size` samples that come are the reference batch; they are normalised by their own statistics.
     """
 
-    def __init__(self, num_features: int, reference_size: int, eps: float = 1e-5) -> None:
+    def __init__(self, num_features: int, reference_size: int, eps: float = 1e-5, affine: bool = True) -> None:
         """Makes scale and shift.
 
         Args:
             num_features: Channels C.
             reference_size: n, samples of the reference batch.
             eps: Added to variances.
+            affine: Whether scale and shift are learned; without it there are none.
         """
         super().__init__()
         self.reference_size, self.eps = reference_size, eps
-        self.weight = nn.Parameter(torch.ones(num_features))
-        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n + N, C] or [n + N, C, H, W] -> the same, reference batch included."""
+        """[n + N, C] or [n + N, C, ...] -> the same, reference batch included."""
         n, places = self.reference_size, tuple(range(2, x.dim()))  # of one sample: its positions, if it has any
         reference, rest = x[:n], x[n:]
         mu_r = reference.mean(dim=(0, *places), keepdim=True)
@@ -50,6 +53,8 @@ class VirtualBatchNorm(nn.Module):
         normal = torch.cat(
             [(reference - mu_r) * (var_r + self.eps).rsqrt(), (rest - mu) * (var + self.eps).rsqrt()],
         )
+        if self.weight is None or self.bias is None:
+            return normal
         scale = (1, -1, *[1] * len(places))
         return normal * self.weight.view(scale) + self.bias.view(scale)
 
@@ -69,18 +74,26 @@ class VirtuallyNormalised(nn.Module):
             network: Maps [N, *shape] to anything with N rows; no layer but its batch norms couples them.
             shape: Of one input: of a latent for a generator, of a sample for a discriminator.
             reference_size: Inputs in the reference batch.
+
+        Raises:
+            UserError: If the network has no batch norm.
         """
         super().__init__()
         check_positive("reference_size", reference_size)
+        if not any(isinstance(module, _BatchNorm) for module in network.modules()):
+            raise UserError(
+                "tricks.virtual_batch_norm=true puts virtual batch norms in the place of the generator's batch norms, "
+                "and it has none. Try network.norm=batch, or network.generator_norm=batch where the network has it."
+            )
         self.network: Any = _replaced(network, reference_size)
         self.reference_size = reference_size
-        # Until another is set: standard normal, which for a generator is as good a reference as any other.
+        # Until a model sets its own latents before the first iteration.
         rng = torch.Generator().manual_seed(0)
         self.register_buffer("reference", torch.randn(reference_size, *shape, generator=rng))
 
     @torch.no_grad()
     def set_reference(self, x: Tensor) -> None:
-        """Fixes the reference batch; a model does so in `initialise`, and checkpoints keep it.
+        """Fixes the reference batch; a model does so before its first iteration, and checkpoints keep it.
 
         Args:
             x: At least `reference_size` inputs [n, *shape]; the first so many are taken.
@@ -107,9 +120,9 @@ class VirtuallyNormalised(nn.Module):
 
 def _replaced(module: nn.Module, reference_size: int) -> nn.Module:
     """The module with virtual batch norms, which take over scales and shifts, in place of its batch norms."""
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        virtual = VirtualBatchNorm(module.num_features, reference_size, module.eps)
-        virtual.load_state_dict({"weight": module.weight, "bias": module.bias})
+    if isinstance(module, _BatchNorm):
+        virtual = VirtualBatchNorm(module.num_features, reference_size, module.eps, module.affine)
+        virtual.load_state_dict({name: value for name, value in module.named_parameters()})
         return virtual
     for name, child in module.named_children():
         setattr(module, name, _replaced(child, reference_size))

@@ -6,7 +6,20 @@ from torch import nn
 from torch.testing import assert_close
 
 from genlab.losses.adversarial import Wasserstein
-from genlab.losses.penalties import DRAGAN, R1, R2, GradientPenalty, gradient_norms, gradient_penalty
+from genlab.losses.penalties import (
+    DRAGAN,
+    R1,
+    R2,
+    GradientPenalty,
+    check_one_of_each_sample,
+    gradient_norms,
+    gradient_penalty,
+    pack_size,
+)
+from genlab.networks import mlp
+from genlab.networks.minibatch import MinibatchDiscriminator
+from genlab.networks.packing import Packed, pack
+from genlab.networks.views import Viewed
 
 
 def draw(*shape, seed=0):
@@ -222,3 +235,67 @@ def test_r1_makes_a_circling_game_converge():
             theta, psi = (theta - 0.1 * d_theta).detach(), (psi - 0.1 * d_psi).detach()
         radii[gamma] = torch.hypot(theta.squeeze(), psi.squeeze()).item()
     assert radii[0.0] > 1.4 and radii[1.0] < 1e-3, radii
+
+
+# --- Packs ----------------------------------------------------------------------------------------------------------
+
+
+class Slope(nn.Module):
+    """D of a pack of m samples, its channels: <w, x_1, ..., x_m>, or half its squared length."""
+
+    def __init__(self, w=None):
+        super().__init__()
+        self.w = w
+
+    def forward(self, x):
+        return half_square(x) if self.w is None else x.flatten(1) @ self.w
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("penalty", "expected"),
+    [
+        (GradientPenalty(weight=3.0), lambda n: 3 * (n - 1) ** 2),
+        (R1(gamma=4.0), lambda n: 2 * n**2),
+        (R2(gamma=4.0), lambda n: 2 * n**2),
+        (DRAGAN(weight=3.0, k=0.5), lambda n: 3 * (n - 0.5) ** 2),
+    ],
+)
+def test_the_penalty_of_a_critic_of_packs_is_one_of_each_pack(penalty, expected, m):
+    """A packed critic of slope 1 is not penalised; taken sample by sample it was, by 0.18 with m = 2."""
+    w = draw(m * 2 * 3, seed=1)
+    x_real, x_fake = draw(2, 6, 2, 3)
+    for slope in (w, w / w.norm()):
+        found = penalty(Packed(Slope(slope), m), x_real, x_fake, stream()[0])
+        assert_close(found, expected(slope.norm()))
+
+
+@pytest.mark.parametrize("penalty", [GradientPenalty(2.0), R1(2.0), R2(2.0), DRAGAN(2.0)])
+def test_a_pack_is_one_sample_to_the_penalty(penalty):
+    """The same draws, the same places, the same value as for a critic that is given whole packs."""
+    x_real, x_fake = draw(2, 6, 2, 3)
+    critic = Packed(Slope(), 2)
+    (packed, asked), (whole, _) = stream(), stream()
+    found = penalty(critic, x_real, x_fake, packed)
+    if isinstance(penalty, DRAGAN):  # its direction is drawn for samples, which are then packed
+        assert asked == [(3,), (6, 2, 3)]
+        x_hat = x_real + whole(3).repeat_interleave(2).view(6, 1, 1) * 0.3 * whole(6, 2, 3)
+        assert_close(found, 2 * (pack(x_hat, 2).flatten(1).norm(dim=1) - 1).square().mean())
+    else:
+        assert_close(found, penalty(Slope(), pack(x_real, 2), pack(x_fake, 2), whole))
+    assert_close(gradient_norms(critic, x_real), pack(x_real, 2).flatten(1).norm(dim=1))
+    own = gradient_penalty(critic, x_real, x_fake)  # positions drawn there
+    assert own.isfinite()
+
+
+def test_packs_behind_views_are_seen():
+    assert pack_size(Viewed(Packed(Slope(), 3), [])) == 3
+    assert pack_size(Slope()) == pack_size(half_square) == 1
+
+
+@pytest.mark.parametrize(("wrapped", "words"), [(False, "minibatch discrimination couples"), (True, "minibatch")])
+def test_what_couples_samples_is_refused(wrapped, words):
+    critic = MinibatchDiscriminator(mlp.Discriminator([2], [8]), [2], kernels=3)
+    with pytest.raises(ValueError, match=words):
+        check_one_of_each_sample(Packed(critic, 2) if wrapped else critic)
+    check_one_of_each_sample(Packed(mlp.Discriminator([4], [8]), 2))

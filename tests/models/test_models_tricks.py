@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from genlab.cli.app import compose
+from genlab.cli.app import compose, options
 from genlab.cli.running import build, train
 from genlab.errors import UserError
 from genlab.losses.adversarial import NonSaturating
 from genlab.losses.features import feature_matching
 from genlab.models.base import ALL_TRICKS, GenerativeModel, Settings, Tricks, Turn
 from genlab.networks.packing import Packed
+from genlab.networks.virtual_batch_norm import VirtualBatchNorm, VirtuallyNormalised
 from tests.cli.helpers import assert_identical, weights
 from tests.models.helpers import METHODS, QUIET, config, fit
 
@@ -44,6 +45,10 @@ def test_every_trick_is_tried():
 @pytest.mark.parametrize("gan", GANS)
 def test_it_trains_with_it_and_differs(gan, trick, tmp_path):
     asked = [*RING, *GANS[gan], "ema.decay=0"]
+    if trick == "minibatch_discrimination" and gan in ("hinge", "wgan_gp"):
+        with pytest.raises(UserError, match="gradient penalty is one of each sample, and minibatch discrimination"):
+            build(config([*asked, *ON[trick]]))
+        return
     with_it = fit([*asked, *ON[trick]], 4, tmp_path / "with").model
     assert all(p.isfinite().all() for p in with_it.parameters())
     assert with_it.sample(3).isfinite().all()
@@ -96,16 +101,18 @@ def test_switched_off_it_leaves_training_bit_identical(tmp_path):
         assert all(torch.equal(without[name], plain[name]) for name in plain), trick
 
 
-def test_all_together_resume_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("last", ["replay", "packing"])
+def test_all_together_resume_bit_for_bit(last, tmp_path):
     """Buffers of fakes, means of the past and the clock of the noise are part of the checkpoint."""
     asked = [*QUIET, *RING, "model=gan", "loss.real_labels=[0.7,1.2]", "loss.flip=0.1", "checkpoint.every_n_steps=4"]
-    asked += [word for trick in ("historical_averaging", "replay", "instance_noise", "packing") for word in ON[trick]]
+    asked += [word for trick in ("historical_averaging", "instance_noise", last) for word in ON[trick]]
     whole = compose([*asked, "trainer.max_steps=8", "tricks.instance_noise_until=0.75", "checkpoint.keep=2"])
     train(whole, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     files = (tmp_path / "resumed" / "checkpoints").iterdir()
     (earlier,) = [p for p in files if p.name not in ("last.ckpt", "best.ckpt")]
-    assert torch.load(earlier, weights_only=True)["genlab"]["tricks"]["replay"][0].shape == (16, 2)
+    buffers = torch.load(earlier, weights_only=True)["genlab"]["tricks"]["replay"]
+    assert [tuple(each.shape) for each in buffers] == ([(16, 2)] if last == "replay" else [])
     train(whole, tmp_path / "resumed", resume=earlier)
     assert_identical(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))
 
@@ -126,6 +133,29 @@ def test_what_tricks_remember_is_resumed_where_the_weights_are(tmp_path):
         assert len(kept) > 2 and all(x.device.type == "meta" and x.dim() > 0 for x in kept)
 
 
+@pytest.mark.parametrize("model", options("model"))
+def test_virtual_batch_norm_is_there_or_refused(model):
+    """No method takes it and then has no use for it."""
+    words = [f"model={model}", "tricks.virtual_batch_norm=true"]
+    try:
+        built = build(config(words)).model
+    except UserError as error:
+        assert "tricks.virtual_batch_norm has no place" in str(error) or "it has none" in str(error)
+        return
+    wrapped = [m for m in built.children() if isinstance(m, VirtuallyNormalised)]
+    assert len(wrapped) == 1 and any(isinstance(m, VirtualBatchNorm) for m in wrapped[0].modules())
+
+
+@pytest.mark.parametrize("model", ["gan", "infogan", "began"])
+def test_the_reference_batch_is_of_the_methods_own_latents(model, tmp_path):
+    """Uniform for BEGAN, with a one-hot category for InfoGAN, whose generators see no others."""
+    words = [f"model={model}", "data=digits", "network=mlp", "network.hidden=[16]", "network.generator_norm=batch"]
+    fitted = fit([*words, "tricks.virtual_batch_norm=true", "data.batch_size=64"], 1, tmp_path).model
+    reference = fitted.generator.reference
+    assert torch.equal(reference, fitted.noise(len(reference), torch.Generator().manual_seed(0)))
+    assert bool((reference.abs() <= 1).all()) == (model != "gan")
+
+
 @pytest.mark.parametrize("model", ["vae", "began", "infogan"])
 def test_a_method_that_takes_no_part_says_so(model):
     data = ["data=digits", "network=mlp_image"]
@@ -136,6 +166,12 @@ def test_a_method_that_takes_no_part_says_so(model):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
+        (["tricks.packing=2", "tricks.replay=0.5"], "tricks.replay does not go with tricks.packing"),
+        (
+            ["tricks.minibatch_discrimination=true", "tricks.replay=0.5"],
+            "tricks.replay does not go with tricks.minibatch_discrimination",
+        ),
+        (["tricks.virtual_batch_norm=true", "network.generator_norm=none"], "batch norms, and it has none"),
         (["tricks.packing=3"], "tricks.packing=3 must divide data.batch_size=8"),
         (["tricks.packing=0"], "must be at least 1"),
         (["tricks.replay=1.5"], "in \\[0, 1\\]"),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from genlab.errors import UserError
 from genlab.networks import dcgan, mlp, resnet
 from genlab.networks.virtual_batch_norm import VirtualBatchNorm, VirtuallyNormalised
 
@@ -69,6 +70,24 @@ def test_gradients_reach_scales_and_inputs_twice():
     x = draw(5, 2).requires_grad_()
     assert torch.autograd.gradcheck(layer, (x,))
     assert torch.autograd.gradgradcheck(layer, (x,))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm])
+def test_every_kind_of_batch_norm_is_replaced(kind, affine):
+    """Three-dimensional, synchronised and without a scale: each was left alone, or ended in an error."""
+    places = {nn.BatchNorm1d: (), nn.BatchNorm3d: (2, 3, 2)}.get(kind, (3, 2))
+    virtual = VirtuallyNormalised(nn.Sequential(kind(3, affine=affine)), (3, *places), 8)
+    assert isinstance(virtual.network[0], VirtualBatchNorm) and len(list(virtual.parameters())) == 2 * affine
+    x = torch.randn(4, 3, *places, generator=torch.Generator().manual_seed(1))
+    alone = torch.cat([virtual(x[i : i + 1]) for i in range(4)])
+    assert_close(virtual(x), alone)
+    assert not torch.equal(virtual(x), x)
+
+
+def test_a_network_without_batch_norm_is_refused():
+    with pytest.raises(UserError, match="it has none. Try network.norm=batch"):
+        VirtuallyNormalised(mlp.Generator(5, [2], [8]), (5,), 8)
 
 
 def test_the_reference_batch_is_kept():
