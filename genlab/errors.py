@@ -8,6 +8,10 @@ class UserError(ValueError):
     """
 
 
+class NotNumbers(UserError):
+    """Samples are NaN or infinite, so that no score can be taken of them; a training goes on without."""
+
+
 class TrainingStopped(RuntimeError):
     """Training cannot go on (a NaN, a full disk); the message says why and what is kept. Exit code 3."""
 

@@ -21,13 +21,15 @@ from genlab.cli.scoring import (
     IMAGES,
     POINTS,
     SCORES,
+    LabelledSets,
     Scoring,
     check_shape,
+    default_extractor,
     find_extractor,
+    judge_notes,
     our_keys,
     record_of,
     tells_classes,
-    trained_on_part,
 )
 from genlab.errors import UserError
 from genlab.files import write_json
@@ -51,8 +53,9 @@ Keys
   n                 images of each kind at most ({IMAGES:,}; points {POINTS:,})
   split (test)      train | val | test of the run's data
   seed (2020)       of latents and subsets; another one is another scoring under the same protocol
-  extractor         classifier (trained on the data set), inception, or a file of scripts/train_classifier.py;
-                    default: what the run was judged by
+  extractor         classifier (trained on the data set: of real= fake= on train= if it has labels, else on half of
+                    real=, which is then not compared with), inception, random (untrained, for data without labels), or
+                    a file of scripts/train_classifier.py; default: what the run was judged by
   inception_weights, precision (float32; bfloat16 for monitoring only)
   sampler (prior)   how samples are drawn: truncated | drs | ddls | gmm | flow, and sampler.KEY=VALUE (configs/sampler);
                     the card names it, and scores of different samplers are not ranked against each other
@@ -286,6 +289,8 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
     Raises:
         UserError: If a set cannot be read, is too small, or there is no extractor.
     """
+    import torch
+
     from genlab.cli.image_sets import load_image_sets
     from genlab.metrics.cache import cached_stats
     from genlab.metrics.features import features_of
@@ -307,22 +312,35 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
     wanted = [g for g in GROUPS if options["scores"] is None or g in options["scores"]]
     if not wanted:
         raise UserError(f"Of two sets of images there are the scores {', '.join(GROUPS)}.")
-    real, fake = (sets[key].x[fixed_choice(len(sets[key].x), most)] for key in ("real", "fake"))
     notes: list[str] = []
+    rows = torch.arange(len(sets["real"].x))
     seconds: dict[str, float] = {}
     started = time.monotonic()
     with preserved_random_states(), our_keys():
         extractor = None
         if set(wanted) & {"fid", "is", "kid", "pr"}:
-            labels = sets["real"].y
-            kind = options["extractor"] or ("inception" if labels is None else "classifier")
-            extractor = find_extractor(kind, options, lambda device: trained_on_part(sets["real"], device))
-            check_shape(extractor, tuple(real.shape[1:]))
+            judged = LabelledSets(sets["real"], sets.get("train"))
+            kind = options["extractor"] or default_extractor(judged, options["inception_weights"])
+            extractor = find_extractor(kind, options, judged)
+            check_shape(extractor, tuple(sets["real"].x.shape[1:]))
+            if kind == "classifier":
+                rows = judged.judged_rows
+        if len(rows) < len(sets["real"].x):
+            notes.append(
+                f"The judge has learned from {len(sets['real'].x) - len(rows)} of the real images, so that the other "
+                f"{len(rows)} alone are compared with. All are, with train=LABELLED or another extractor=."
+            )
+        if len(rows) < FEWEST:
+            raise UserError(f"Scores need {FEWEST} real images or more that the judge has not seen, got {len(rows)}.")
+        real, fake = sets["real"].x[rows[fixed_choice(len(rows), most)]], sets["fake"].x
+        fake = fake[fixed_choice(len(fake), most)]
         of_real = of_fake = None
         if extractor is not None:
             judge = extractor
             of_real = cached_stats(
-                f"{sets['real'].fingerprint}/{len(real)}", judge.card(), lambda: features_of(judge, slices(real))
+                f"{sets['real'].fingerprint}/{len(rows)}/{len(real)}",
+                judge.card(),
+                lambda: features_of(judge, slices(real)),
             )
             of_fake = features_of(judge, slices(fake))
         seconds["features"] = round(time.monotonic() - started, 2)
@@ -338,6 +356,9 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
                 labels_by_logits=tells_classes(extractor, None),
             )
         )
+    notes += judge_notes(extractor, groups)
+    if "is" in groups and len(real) < len(fake):
+        notes.append(f"No Inception score of real images: there are {len(real)}, and {len(fake)} generated ones.")
     if "nn" in groups:
         groups["nn"].card["train_fingerprint"] = sets["train"].fingerprint
         if groups["nn"]["nn_test"] == 0:
@@ -421,6 +442,8 @@ def score_rows(record: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             beside.append(f"of {card['num_modes']}")
         if kind == "nn_ratio":
             beside.append("unseen images 1")
+        if kind == "nn_copies":
+            beside[:] = [f"unseen images {scores['nn_copies_real']:.4g}"]
         sizes = [f"{card[key]} {word}" for key, word in (("n_fake", "generated"), ("n_real", "real")) if key in card]
         rows.append((title_of(name), text, ", ".join(beside), ", ".join([*sizes, str(card["split"])])))
     return rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -46,7 +47,7 @@ class Scoring:
         self.model, self.data, self.options, self.checkpoint = model, data, options, checkpoint
         self.sampler = options["sampler"] or "prior"
         self.kind, self.split, self.seed = data.spec.kind, options["split"], options["seed"]
-        self.store = data.split(self.split)
+        self.store = data.judged(self.split)
         most = options["n"] or (IMAGES if self.kind == "image" else POINTS)
         self.n = most if self.kind != "image" else min(most, len(self.store))
         self.rows = fixed_choice(len(self.store), self.n)
@@ -120,7 +121,7 @@ class Scoring:
         default = (self.model.run_config.get("metrics") or {}).get("extractor") or "classifier"
         try:
             kind = asked or default
-            extractor = find_extractor(kind, self.options, lambda device: trained_on(self.data, device))
+            extractor = find_extractor(kind, self.options, self.data)
             check_shape(extractor, self.data.spec.shape)
             return extractor
         except UserError as error:
@@ -141,7 +142,7 @@ class Scoring:
         from rich.progress import track
 
         from genlab.cli.samplers import ready_sampler
-        from genlab.metrics.judge import sample_batches, wanted_classes
+        from genlab.metrics.judge import finite, sample_batches, wanted_classes
         from genlab.metrics.sharing import first_then_others, is_first, shared
 
         options = self.options
@@ -151,7 +152,7 @@ class Scoring:
         )
 
         def draw(size: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
-            x = sampler.sample(self.model, size, y=y, rng=rng)
+            x = finite(sampler.sample(self.model, size, y=y, rng=rng))
             return (self.data.spec.render(x) if self.kind == "image" else x).cpu()
 
         y = wanted_classes(self.model, self.store.y, n, self.seed)
@@ -192,7 +193,7 @@ class Scoring:
         def scores() -> dict[str, Scores]:
             train = None
             if self.wants("nn") and self.split != "train":
-                store = self.data.split("train")
+                store = self.data.judged("train")
                 train = store.gather(torch.arange(len(store)))
             return image_scores(
                 real,
@@ -210,8 +211,13 @@ class Scoring:
         for group in groups.values():
             group.card |= self.drawn
         if "nn" in groups:
-            groups["nn"].card["train_fingerprint"] = self.data.split("train").fingerprint()
+            groups["nn"].card["train_fingerprint"] = self.data.judged("train").fingerprint()
         self.groups |= groups
+        self.notes += judge_notes(self.extractor, groups)
+        if self.extractor is not None and self.split == "train" and tells_classes(self.extractor, None):
+            self.notes.append(
+                "The judge has learned from these images themselves: split=test has those it has not seen."
+            )
 
     def points(self) -> None:
         """Modes, high-quality share, KL of the histogram and the energy distance, each beside a perfect generator's.
@@ -295,7 +301,7 @@ class Scoring:
             likelihood_scores,
         )
         from genlab.metrics.scores import Scores
-        from genlab.metrics.sharing import is_first, shared
+        from genlab.metrics.sharing import is_first
         from genlab.seeding import fixed_choice
 
         support = getattr(getattr(self.model, "likelihood", None), "support", "real")
@@ -308,12 +314,7 @@ class Scoring:
         parts = x.split(32)
         bar = track(parts, description="likelihood", transient=True, disable=len(parts) < 8 or not is_first())
         bounds = importance_bounds(self.model, bar, self.options["iwae_samples"], self.seed)
-        means = None
-        if self.model.can("encode"):
-            device = self.model.device
-            codes = torch.cat(list(shared(parts, lambda part: self.model.encode(part.to(device)).cpu())))
-            means = codes if codes.shape == bounds.means.shape else None
-        scores = likelihood_scores(bounds, means, valid)
+        scores = likelihood_scores(bounds, valid)
         scores.card |= {"support": support, "dequantised": "uniform" if noisy else "no"}
         if valid and self.kind == "image":
             name, dims = f"iwae_{bounds.samples}", x[0].numel()
@@ -377,47 +378,66 @@ def our_keys() -> Iterator[None]:
 # --- Extractors -----------------------------------------------------------------------------------------------------
 
 
-def find_extractor(asked: str, options: dict[str, Any], classifier: Callable[[torch.device], Any]) -> Any:
-    """The network that `asked` names: "inception", "classifier", or a classifier's file."""
+def find_extractor(asked: str, options: dict[str, Any], data: ArrayData | LabelledSets) -> Any:
+    """The network that `asked` names: one of the judge's, or a classifier's file.
+
+    Args:
+        asked: Its name.
+        options: Of the scoring: device, precision, Inception's weights.
+        data: What is judged.
+
+    Raises:
+        UserError: If there is no such network.
+    """
     import torch
 
-    from genlab.metrics.judge import check_precision
+    from genlab.metrics.judge import EXTRACTORS, check_precision, network_for
     from genlab.metrics.sharing import first_then_others
 
     with our_keys():
         check_precision(asked, options["precision"])
     device = torch.device(options["device"])
-    if asked == "inception":
-        from genlab.metrics.inception import load_inception
-
+    if asked in EXTRACTORS:
         with our_keys():
-            return load_inception(options["inception_weights"], precision=options["precision"]).to(device)
-    if asked == "classifier":
-        return first_then_others(lambda: classifier(device))
+            weights, precision = options["inception_weights"], options["precision"]
+            return first_then_others(lambda: network_for(asked, data, device, weights, precision))
     from genlab.metrics.classifier import load_classifier
 
     if not Path(asked).is_file():
-        raise UserError(f"extractor must be classifier, inception or a file of a classifier, got {asked!r}.")
+        raise UserError(f"extractor must be one of {', '.join(EXTRACTORS)}, or a file of a classifier, got {asked!r}.")
     try:
         return load_classifier(asked).to(device)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def trained_on(data: ArrayData, device: torch.device) -> Any:
-    """The data set's own classifier.
+def default_extractor(data: LabelledSets, weights: str | None) -> str:
+    """The network where none was named: learned from labels; without any, Inception if its weights are at hand."""
+    from genlab.metrics.inception import find_inception_weights
 
-    Raises:
-        UserError: If there are no labels to train one on.
-    """
-    from genlab.metrics.judge import dataset_classifier
+    if data.spec.num_classes is not None:
+        return "classifier"
+    if weights is not None:
+        return "inception"
+    try:
+        find_inception_weights(None, False)
+    except UserError:
+        return "random"
+    return "inception"
 
-    extractor = dataset_classifier(data, device)
+
+def judge_notes(extractor: Any, groups: dict[str, Scores]) -> list[str]:
+    """What must be known of the judge when its scores are read."""
+    from genlab.metrics.judge import SEEN, UNTRAINED
+
     if extractor is None:
-        raise UserError(
-            f"{data.name} has no labels to train a classifier on. Try extractor=inception inception_weights=PATH."
-        )
-    return extractor
+        return []
+    notes = [] if extractor.num_classes else [UNTRAINED.replace("metrics.", "")]
+    values: dict[str, float] = groups.get("is") or {}
+    own, real = (values.get(f"{name}/{extractor.name}", math.nan) for name in ("is", "is_real"))
+    if tells_classes(extractor, None) and own > real:
+        notes.append(f"The Inception score is {SEEN}.")
+    return notes
 
 
 def check_shape(extractor: Any, shape: tuple[int, ...]) -> None:
@@ -434,28 +454,46 @@ def tells_classes(extractor: Any, num_classes: int | None) -> bool:
     return isinstance(extractor, ClassifierExtractor) and num_classes in (None, extractor.num_classes)
 
 
-def trained_on_part(real: ImageSet, device: torch.device) -> Any:
-    """A classifier trained on four fifths of the labelled real images, its accuracy taken on the rest."""
-    import re
+class LabelledSets:
+    """Sets of images as the data that a judge learns from: of `train` if it has labels, else of half of `real`.
 
-    import torch
+    No image that is judged has taught the judge.
 
-    from genlab.metrics.classifier import ClassifierData, Recipe, load_or_train
+    Attributes:
+        name: For the classifier's name.
+        judged_rows: Rows of `real` that may be judged.
+    """
 
-    if real.y is None:
-        raise UserError(
-            f"real={real.name} has no labels to train a classifier on (folders of classes, or `y` in an npz). "
-            "Try extractor=inception inception_weights=PATH, or extractor=FILE of scripts/train_classifier.py."
-        )
-    order = torch.randperm(len(real.x), generator=torch.Generator().manual_seed(0))
-    train, test = order[len(order) // 5 :], order[: len(order) // 5]
-    labels, classes = real.y, int(real.y.max()) + 1
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(real.name).resolve().stem).strip("-") or "images"
+    mirrors = False
 
-    def labelled() -> ClassifierData:
-        return ClassifierData(real.x[train], labels[train], real.x[test], labels[test], classes)
+    def __init__(self, real: ImageSet, train: ImageSet | None) -> None:
+        """Divides the images.
 
-    from genlab.data.store import digest
+        Args:
+            real: The images that are judged against.
+            train: Others, with labels at best.
+        """
+        import re
 
-    key = digest(real.fingerprint.encode(), labels.numpy().tobytes())
-    return load_or_train(stem, key, labelled, recipe=Recipe(flip=real.x.shape[1] == 3), device=device)
+        import torch
+
+        from genlab.data.spec import DataSpec
+        from genlab.data.store import ArrayStore
+
+        source, apart = (train, True) if train is not None and train.y is not None else (real, False)
+        self.name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source.name).resolve().stem).strip("-") or "images"
+        order = torch.randperm(len(source.x), generator=torch.Generator().manual_seed(0))
+        held = len(order) // (5 if apart else 2)
+        known = {"train": order[held:], "test": order[:held]}
+        self.judged_rows = torch.arange(len(real.x)) if apart or real.y is None else known["test"].sort().values
+        self._stores = {
+            name: ArrayStore(source.x, source.y).subset(rows.sort().values) for name, rows in known.items()
+        } | {"val": ArrayStore(real.x[:0], None if real.y is None else real.y[:0])}
+        classes = None if source.y is None else int(source.y.max()) + 1
+        self.spec = DataSpec("image", tuple(source.x.shape[1:]), classes)
+
+    def split(self, name: str) -> Any:
+        """The images that the judge learns from ("train") and is tested on ("test")."""
+        return self._stores[name]
+
+    judged = split

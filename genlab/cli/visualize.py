@@ -384,7 +384,7 @@ class Looks:
         self.need_images("neighbours")
         self.rng.manual_seed(self.options["seed"])
         samples = self.spec.render(self.model.sample(self.n, rng=self.rng).cpu())
-        train = self.data.split("train")
+        train = self.data.judged("train")
         rows = _choice(len(train), self.options["train_images"], self.options["seed"])
         k = min(5, len(rows))
 
@@ -399,18 +399,16 @@ class Looks:
             ("sample", samples[:, None]),
             ("nearest in pixels", self._gathered(train, rows, places, len(samples))),
         ]
-        extractor, why_not = self._extractor()
-        if extractor is not None:
-            judge = extractor
+        judge = self._extractor()
 
-            def features(images: Tensor) -> Tensor:
-                return torch.cat([judge(part.to(self.model.device))[0].cpu() for part in images.split(256)])
+        def features(images: Tensor) -> Tensor:
+            return torch.cat([judge(part.to(self.model.device))[0].cpu() for part in images.split(256)])
 
-            places, _ = nearest(features(samples), (features(part) for part in parts()), k)
-            columns.append((f"nearest in features of {judge.name}", self._gathered(train, rows, places, len(samples))))
+        places, _ = nearest(features(samples), (features(part) for part in parts()), k)
+        columns.append((f"nearest in features of {judge.name}", self._gathered(train, rows, places, len(samples))))
         note = (
             f"Of {len(rows)} training images. On the left: the distance to the nearest one in pixels, over the median "
-            f"of {len(unseen)} {self.options['split']} images; 0 is a copy.{why_not}"
+            f"of {len(unseen)} {self.options['split']} images; 0 is a copy."
         )
         return image_sheet(columns, f"{self.name}: samples and their nearest training images", note, labels)
 
@@ -434,20 +432,18 @@ class Looks:
         chosen = rows[places[:n].flatten()]
         return store.gather(chosen).unflatten(0, (n, -1))
 
-    def _extractor(self) -> tuple[Extractor | None, str]:
-        """What the run was judged by, or else why there is nothing."""
-        from genlab.metrics.judge import dataset_classifier
+    def _extractor(self) -> Extractor:
+        """The network that the run was judged by; the classifier where its weights are not at hand."""
+        from genlab.metrics.judge import network_for
 
         judge = self.model.run_config.get("metrics") or {}
-        if judge.get("extractor") == "inception":
-            from genlab.metrics.inception import load_inception
-
-            try:
-                return load_inception(judge.get("inception_weights")).to(self.model.device), ""
-            except UserError:
-                pass  # the classifier, then
-        extractor = dataset_classifier(self.data, self.model.device)
-        return extractor, "" if extractor is not None else " No features: the data have no labels to learn them from."
+        kind, where = judge.get("extractor") or "classifier", self.model.device
+        try:
+            return network_for(kind, self.data, where, judge.get("inception_weights"))
+        except UserError:
+            if kind != "inception":
+                raise
+            return network_for("classifier", self.data, where)
 
     def latent_map(self) -> np.ndarray:
         """The codes of the split in the plane."""

@@ -125,6 +125,7 @@ class CIFAR10(_TorchvisionSet):
     name = "cifar10"
     title = "CIFAR-10"
     files = "cifar-10-batches-py/ (the unpacked cifar-10-python.tar.gz)"
+    mirrors = True
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
     def _arrays(self, train: bool, download: bool) -> tuple[np.ndarray, Any]:

@@ -67,6 +67,7 @@ class ArrayData(LightningDataModule):
     class_names: tuple[str, ...] | None = None
     factor_names: tuple[str, ...] | None = None  # of the known factors, where the stores hold them
     own_shape: ClassVar[tuple[int, ...] | None] = None  # of data that comes in one shape only
+    mirrors = False  # whether a mirrored image is one of the same class: true of photographs, not of digits
     grouped = False  # whether one known factor alone varies in each training batch
     fractions: ClassVar[tuple[float, float]] = (0.1, 0.1)  # of validation and test where none is official
 
@@ -129,6 +130,7 @@ class ArrayData(LightningDataModule):
             factor_names=self.factor_names,
         )
         self._splits: dict[str, ArrayStore] | None = None
+        self._drawn: ArrayStore | None = None  # the training split as judges see it, where it is binarised anew
 
     # --- Facts --------------------------------------------------------------------------------------------------
 
@@ -193,6 +195,18 @@ class ArrayData(LightningDataModule):
         self.setup()
         assert self._splits is not None
         return self._splits[name]
+
+    def judged(self, name: str) -> ArrayStore:
+        """A split as judges see it: `split`, but pixels that training draws anew in each batch are drawn once.
+
+        A judge that learned grey images would be wrong about binary ones, and so would a distance between the two.
+        """
+        store = self.split(name)
+        if self.binarize != "dynamic" or name != "train":
+            return store
+        if self._drawn is None:
+            self._drawn = _binarised(store, name)
+        return self._drawn
 
     def _build(self, download: bool) -> dict[str, ArrayStore]:
         stores = self._complete(self._load(download))

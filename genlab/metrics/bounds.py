@@ -143,7 +143,7 @@ class LikelihoodJudge(Judge):
             rng = torch.Generator().manual_seed(self.seed)
             batches = [dequantise(x.cpu(), rng) for x in batches]
         bounds = importance_bounds(model, batches, self.iwae_samples, self.seed)
-        scores = likelihood_scores(bounds, None, valid)
+        scores = likelihood_scores(bounds, valid)
         scores.card |= {"support": support, "dequantised": "uniform" if noisy else "no"}
         if valid and kind == "image":
             bits = bits_per_dim(scores[f"iwae_{bounds.samples}"], batches[0][0].numel(), support)

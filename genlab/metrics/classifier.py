@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +29,17 @@ from genlab.metrics.features import full_float32
 from genlab.metrics.files import tensors_checksum
 
 log = logging.getLogger("genlab")
+AFrozen = TypeVar("AFrozen", bound="_Frozen")
 
-FORMAT = 1  # of the file; a file of another format is trained anew
-MAX_SIDE = 64  # larger images are averaged down first: a judge of classes needs no more, and the cost stays bounded
+FORMAT = 2  # of the file; a file of another format is trained anew
+TINY = 16  # pixels of the shorter side up to which blocks pool; from there on they stride, at an eighth of the cost
+MAX_SIDE = 32  # larger images are averaged down first: a judge of classes needs no more, and the cost stays bounded
+MAX_LENGTH = 64  # the same of the longer side of tiny images
+SMALLEST = 4  # pixels
+NAMED = 12  # classes that a line names
+FEW = 25_000_000  # pixels seen in all, half a minute of one thread
+TRIED = 20  # steps after which the time left is estimated
+WAYS_OUT = "Try metrics.extractor=random (an untrained network), or metrics=none."
 
 
 @dataclass
@@ -44,6 +52,7 @@ class ClassifierData:
         x_test: uint8 images [M, C, H, W], for the accuracy only: nothing is chosen by it.
         y_test: Labels [M].
         num_classes: K.
+        class_names: Their names, where they have some.
     """
 
     x_train: Tensor
@@ -51,6 +60,7 @@ class ClassifierData:
     x_test: Tensor
     y_test: Tensor
     num_classes: int
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Recipe:
     """How a classifier is trained; part of the name of its cache file.
 
     Attributes:
-        epochs: Passes over the training images; None for a schedule by their number (`epochs_for`).
+        epochs: Passes over the training images; None for a number by how many there are (`epochs_for`).
         batch_size: Images per step.
         lr: Peak of the one-cycle learning rate (AdamW).
         weight_decay: Of AdamW.
@@ -74,32 +84,50 @@ class Recipe:
     flip: bool = False
 
 
-def epochs_for(num_images: int) -> int:
-    """About 40 000 images seen for small sets (seconds), 12 epochs from 3 333 images on; never more than 60."""
-    return max(12, min(60, 40_000 // max(num_images, 1)))
+def epochs_for(num_images: int, tiny: bool = True) -> int:
+    """Passes over the images: about 40,000 of tiny ones are seen in small sets, 18,000 of larger ones (seconds).
+
+    12 passes from 3,333 tiny or 1,500 larger images on; never more than 60 or 40. A number of passes, not a time, so
+    that the same data give the same judge.
+    """
+    seen, most = (40_000, 60) if tiny else (18_000, 40)
+    return max(12, min(most, seen // max(num_images, 1)))
+
+
+def seen_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width at which the classifier sees images; larger ones are averaged down to it."""
+    most = MAX_LENGTH if min(height, width) <= TINY else MAX_SIDE
+    return min(height, most), min(width, most)
 
 
 class _VGG(nn.Module):
-    """Blocks of two 3x3 convolutions and a max pool, a hidden layer (the features), a linear head.
+    """Blocks of two convolutions that halve the image, a hidden layer (the features), a linear head.
 
-    The blocks halve the image until its shorter side is 2 or 3; the width doubles from 32 up to 256.
+    The image is halved until its shorter side is 2 or 3. Tiny images: two 3x3 convolutions and a max pool a block, the
+    width doubles from 32 up to 256. Larger ones: a 4x4 convolution of stride 2 and a 3x3 one, from 24 up to 128.
     """
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
-        channels, height, width = shape[0], min(shape[1], MAX_SIDE), min(shape[2], MAX_SIDE)
+        self.size = seen_size(shape[1], shape[2])
+        channels, (height, width) = shape[0], self.size
         blocks = max(1, int(math.log2(min(height, width))) - 1)
+        self.tiny = min(height, width) <= TINY
+        narrow, wide = (32, 256) if self.tiny else (24, 128)
+        kernel, stride = (3, 1) if self.tiny else (4, 2)
         layers: list[nn.Module] = []
-        for out in (min(32 * 2**block, 256) for block in range(blocks)):
-            for source in (channels, out):
-                layers += [nn.Conv2d(source, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
-            layers.append(nn.MaxPool2d(2))
+        for out in (min(narrow * 2**block, wide) for block in range(blocks)):
+            layers += [nn.Conv2d(channels, out, kernel, stride, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(out, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+            if self.tiny:
+                layers.append(nn.MaxPool2d(2))
             channels = out
         self.trunk = nn.Sequential(*layers)
         # Few features for few pixels: a covariance of 64 numbers can be estimated from a few hundred images.
         self.num_features = 64 if blocks <= 2 else 128
         self.hidden = nn.Linear(channels * (height >> blocks) * (width >> blocks), self.num_features)
-        self.head = nn.Linear(self.num_features, num_classes)
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else None
 
     def initialise(self, generator: torch.Generator) -> None:
         """He et al. (2015) from a stream of our own; also fills the buffers of a net made on the meta device."""
@@ -117,35 +145,21 @@ class _VGG(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Float images 0..255 [N, C, H, W] to features [N, F], >= 0."""
-        if max(x.shape[2:]) > MAX_SIDE:
-            x = F.adaptive_avg_pool2d(x, (min(x.shape[2], MAX_SIDE), min(x.shape[3], MAX_SIDE)))
+        if x.shape[2:] != self.size:
+            x = F.adaptive_avg_pool2d(x, self.size)
         return F.relu(self.hidden(self.trunk(x / 127.5 - 1).flatten(1)))
 
 
-class ClassifierExtractor(nn.Module):
-    """uint8 images to the last hidden layer (FID, KID, precision and recall) and the logits (IS) of a classifier.
+class _Frozen(nn.Module):
+    """uint8 images of one shape to features and logits of a `_VGG` that does not learn."""
 
-    Args:
-        name: Of the data set: "digits" gives "classifier-digits".
-        shape: (C, H, W) of the images it judges; others are refused.
-        num_classes: K.
-        accuracy: On the test images, 0..1; NaN before it is known.
+    num_classes = 0
 
-    Raises:
-        UserError: If the images are smaller than 4 pixels or there are fewer than two classes.
-    """
-
-    def __init__(self, name: str, shape: tuple[int, int, int], num_classes: int, accuracy: float = math.nan) -> None:
+    def __init__(self, name: str, shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
-        if min(shape[1:]) < 4 or num_classes < 2:
-            raise UserError(
-                f"A classifier needs images from 4x4 on and two classes or more, got {shape[1]}x{shape[2]} and "
-                f"{num_classes}. Try metrics.extractor=inception."
-            )
-        self.name = f"classifier-{name}"
+        self.name = name
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.num_classes = num_classes
-        self.accuracy = accuracy
         with torch.inference_mode(False):  # a validation loop may build us, and its tensors could not be trained
             with torch.device("meta"):  # without initial values: the global random stream stays where it is
                 self.net = _VGG(self.shape, num_classes)
@@ -155,7 +169,7 @@ class ClassifierExtractor(nn.Module):
         self._checksum: str | None = None
         self.freeze()
 
-    def freeze(self) -> "ClassifierExtractor":
+    def freeze(self: AFrozen) -> AFrozen:
         """To evaluation mode, without gradients; the checksum is taken anew when next asked for."""
         self._checksum = None
         self.requires_grad_(False)
@@ -163,7 +177,7 @@ class ClassifierExtractor(nn.Module):
         self.training = False
         return self
 
-    def train(self, mode: bool = True) -> "ClassifierExtractor":
+    def train(self: AFrozen, mode: bool = True) -> AFrozen:
         """Stay in evaluation mode whatever is asked (`train_classifier` trains `net`)."""
         return self
 
@@ -181,26 +195,74 @@ class ClassifierExtractor(nn.Module):
             raise ValueError(
                 f"{self.name} judges uint8 images of shape {self.shape}, got {images.dtype} {tuple(images.shape[1:])}."
             )
-        device = self.net.head.weight.device
+        device = self.net.hidden.weight.device
         features, logits = [], []
         with full_float32(device):
             for part in images.split(512):
-                features.append(self.net.features(part.to(device).float()))
-                logits.append(self.net.head(features[-1]))
+                found = self.net.features(part.to(device).float())
+                features.append(found)
+                logits.append(found.new_zeros(len(found), 0) if self.net.head is None else self.net.head(found))
         if not features:
             return torch.zeros(0, self.num_features), torch.zeros(0, self.num_classes)
         return torch.cat(features), torch.cat(logits)
 
     def card(self) -> dict[str, Any]:
         """What a score must say about its extractor: scores with different cards are not comparable."""
-        resize = "none" if max(self.shape[1:]) <= MAX_SIDE else f"averaged down to {MAX_SIDE} pixels"
+        size = self.net.size
         return {
             "extractor": self.name,
             "checksum": self.checksum,
-            "test_accuracy": self.accuracy,
-            "resize": resize,
+            "resize": "none" if size == self.shape[1:] else f"averaged down to {size[0]}x{size[1]} pixels",
             "precision": "float32",
         }
+
+
+class ClassifierExtractor(_Frozen):
+    """uint8 images to the last hidden layer (FID, KID, precision and recall) and the logits (IS) of a classifier.
+
+    Args:
+        name: Of the data set: "digits" gives "classifier-digits".
+        shape: (C, H, W) of the images it judges; others are refused.
+        num_classes: K.
+        accuracy: On the test images, 0..1; NaN before it is known.
+
+    Raises:
+        UserError: If the images are smaller than 4 pixels or there are fewer than two classes.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, int, int], num_classes: int, accuracy: float = math.nan) -> None:
+        if min(shape[1:]) < SMALLEST or num_classes < 2:
+            raise UserError(
+                f"A classifier needs images from {SMALLEST}x{SMALLEST} on and two classes or more, got "
+                f"{shape[1]}x{shape[2]} and {num_classes}. {WAYS_OUT}"
+            )
+        super().__init__(f"classifier-{name}", shape, num_classes)
+        self.accuracy = accuracy
+
+    def card(self) -> dict[str, Any]:
+        """The same with the accuracy."""
+        return {**super().card(), "test_accuracy": self.accuracy}
+
+
+class RandomExtractor(_Frozen):
+    """The same network with random weights, for data without labels: features, and no logits.
+
+    Naeem et al. (2020), arXiv:2002.09797: an untrained VGG tells sets of images apart where a trained network knows
+    nothing of them. It sees noise, blur and repeated samples. Missing classes it hardly sees (2,000 test images of
+    CIFAR-10: six of ten classes are at 1.5 times the distance of all, noise of a tenth of the range at 3.7 times), so
+    that no score of it says that all of the data are covered.
+
+    Args:
+        shape: (C, H, W) of the images it judges; others are refused.
+
+    Raises:
+        UserError: If the images are smaller than 4 pixels.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        if min(shape[1:]) < SMALLEST:
+            raise UserError(f"metrics.extractor=random needs images from {SMALLEST}x{SMALLEST} on. Try metrics=none.")
+        super().__init__("random-vgg", shape, 0)
 
 
 def random_shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -224,8 +286,7 @@ def _check(data: ClassifierData) -> ClassifierData:
         x, y = x.cpu()[y >= 0], y[y >= 0]
         if len(y) == 0:
             raise UserError(
-                f"The {part} images have no labels, so no classifier can be trained to judge samples. "
-                "Try metrics.extractor=inception."
+                f"The {part} images have no labels, so no classifier can be trained to judge samples. {WAYS_OUT}"
             )
         if int(y.max()) >= data.num_classes:
             raise UserError(f"Label {int(y.max())} is out of range for data.num_classes={data.num_classes}.")
@@ -233,7 +294,7 @@ def _check(data: ClassifierData) -> ClassifierData:
 
     x_train, y_train = labelled(data.x_train, data.y_train, "training")
     x_test, y_test = labelled(data.x_test, data.y_test, "test")
-    return ClassifierData(x_train, y_train, x_test, y_test, data.num_classes)
+    return ClassifierData(x_train, y_train, x_test, y_test, data.num_classes, data.class_names)
 
 
 def train_classifier(
@@ -259,13 +320,21 @@ def train_classifier(
     data, recipe, device = _check(data), recipe or Recipe(), torch.device(device)
     shape = data.x_train.shape
     extractor = ClassifierExtractor(name, (shape[1], shape[2], shape[3]), data.num_classes)
+    log.info("%s: training on %s. metrics=none trains without scores.", extractor.name, _counts(data))
     started = time.perf_counter()
+    epochs = recipe.epochs or epochs_for(len(data.x_train), extractor.net.tiny)
     deterministic: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if device.type == "cuda":
         deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     # Validation loops run in inference mode, mixed precision in autocast: neither may reach this training.
-    with torch.inference_mode(False), torch.enable_grad(), full_float32(device), deterministic, _threads_for(shape):
-        _fit(extractor, data, recipe, seed, device)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        full_float32(device),
+        deterministic,
+        _threads_for(shape, epochs),
+    ):
+        _fit(extractor, data, recipe, epochs, seed, device)
     extractor.freeze()
     guesses = torch.cat([extractor(part)[1].argmax(dim=1).cpu() for part in data.x_test.split(2048)])
     extractor.accuracy = (guesses == data.y_test).double().mean().item()
@@ -277,11 +346,21 @@ def train_classifier(
     return extractor
 
 
+def _counts(data: ClassifierData) -> str:
+    """As in: 240 images of 3 classes (cat 100, dog 90, fox 50). Folders that are no classes show at a glance."""
+    counts = torch.bincount(data.y_train, minlength=data.num_classes).tolist()
+    names = data.class_names or tuple(str(k) for k in range(data.num_classes))
+    shown = ", ".join(f"{name} {n}" for name, n in zip(names[:NAMED], counts, strict=False))
+    more = f" and {len(counts) - NAMED} more" if len(counts) > NAMED else ""
+    return f"{len(data.y_train)} images of {data.num_classes} classes ({shown}{more})"
+
+
 @contextlib.contextmanager
-def _threads_for(shape: torch.Size) -> Iterator[None]:
-    """One thread for tiny images: two gain a quarter, and beside a busy process were seen to lose 20-fold."""
+def _threads_for(shape: torch.Size, epochs: int) -> Iterator[None]:
+    """One thread for tiny or few images: two gain a quarter, and beside a busy process were seen to lose 20-fold."""
     before = torch.get_num_threads()
-    if shape[2] * shape[3] <= 256:
+    height, width = seen_size(shape[2], shape[3])
+    if height * width <= 256 or epochs * shape[0] * height * width <= FEW:
         torch.set_num_threads(1)
     try:
         yield
@@ -293,6 +372,7 @@ def _fit(
     extractor: ClassifierExtractor,
     data: ClassifierData,
     recipe: Recipe,
+    epochs: int,
     seed: int,
     device: torch.device,
 ) -> None:
@@ -300,17 +380,18 @@ def _fit(
     net = extractor.net
     net.initialise(generator)
     net.to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    assert net.head is not None
     count, side = len(data.x_train), min(data.x_train.shape[2:])
     x_train, y_train = data.x_train.to(device), data.y_train.to(device)
-    epochs, batch_size = recipe.epochs or epochs_for(count), min(recipe.batch_size, count)
+    batch_size = min(recipe.batch_size, count)
     steps = max(1, count // batch_size)  # the few images left over after a shuffle wait for the next epoch
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=epochs * steps, pct_start=0.25)
-    for epoch in range(epochs):
-        epoch_started = time.perf_counter()
-        order = torch.randperm(count, generator=generator)
-        for step in range(steps):
-            rows = order[step * batch_size : (step + 1) * batch_size].to(device)
+    with _bar(extractor.name, epochs * steps) as advance:
+        for step in range(epochs * steps):
+            if step % steps == 0:
+                order = torch.randperm(count, generator=generator)
+            rows = order[step % steps * batch_size :][:batch_size].to(device)
             x = random_shift(x_train[rows], max(1, round(side / 8)), generator).float()
             if recipe.flip:
                 mirrored = torch.rand(len(x), 1, 1, 1, generator=generator).to(device) < 0.5
@@ -322,10 +403,30 @@ def _fit(
             loss.backward()
             optimizer.step()
             schedule.step()
-        # The second epoch, for the first one warms up.
-        if epoch == 1 and (left := (time.perf_counter() - epoch_started) * (epochs - 2)) > 20:
-            log.info("%s: training it takes about %.0f s more, once; it is then cached.", extractor.name, left)
+            advance()
     net.to(memory_format=torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def _bar(name: str, steps: int) -> Iterator[Callable[[], None]]:
+    """A progress bar, moved by what is given; without a terminal a line, where training takes long."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console, started = Console(stderr=True), time.perf_counter()
+    columns = (TextColumn(f"Training {name}, once"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task, done = progress.add_task("", total=steps), 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            progress.advance(task)
+            left = (time.perf_counter() - started) * (steps - done) / done
+            if done == TRIED and left > 20 and not console.is_terminal:
+                log.info("%s: training it takes about %.0f s more, once; it is then cached.", name, left)
+
+        yield advance
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.metrics.scores import Scores, distances
+from genlab.metrics.ssim import BETAS, ms_ssim
 
-BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. (2003): weights of the scales, finest first
+TINY_DISTANCE = 1e-4  # that rounding leaves between equal images
 
 
 def ms_ssim_settings(height: int, width: int) -> dict[str, float | int]:
@@ -19,8 +20,7 @@ def ms_ssim_settings(height: int, width: int) -> dict[str, float | int]:
     """
     side = min(height, width)
     scales = 1 if side < 8 else max(2, min(len(BETAS), int(math.log2(side / 8)) + 1))
-    # The second bound is torchmetrics' own.
-    window = min(11, side >> (scales - 1), side // max(1, scales - 1) ** 2)
+    window = min(11, side >> (scales - 1))
     window -= 1 - window % 2
     return {"ms_ssim_scales": scales, "ms_ssim_window": window, "ms_ssim_sigma": 1.5 * window / 11}
 
@@ -47,8 +47,6 @@ def ms_ssim_diversity(
     Raises:
         UserError: With no two images to compare, or images below 3 pixels.
     """
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
-
     if x.dtype != torch.uint8 or x.ndim != 4:
         raise ValueError(f"uint8 images [N, C, H, W] wanted, got {x.dtype} {tuple(x.shape)}.")
     if min(x.shape[2:]) < 3:
@@ -56,21 +54,10 @@ def ms_ssim_diversity(
     generator = torch.Generator().manual_seed(seed)
     first, second = _pairs(len(x), pairs, generator, labels)
     settings = ms_ssim_settings(x.shape[2], x.shape[3])
-    scales = int(settings["ms_ssim_scales"])
-    betas = tuple(beta / sum(BETAS[:scales]) for beta in BETAS[:scales])
+    how = int(settings["ms_ssim_scales"]), int(settings["ms_ssim_window"]), float(settings["ms_ssim_sigma"])
     total = 0.0
     for i, j in zip(first.split(batch_size), second.split(batch_size), strict=True):
-        similarity = ms_ssim(
-            x[i.to(x.device)].float() / 255,
-            x[j.to(x.device)].float() / 255,
-            sigma=float(settings["ms_ssim_sigma"]),
-            kernel_size=int(settings["ms_ssim_window"]),
-            reduction="none",
-            data_range=1.0,
-            betas=betas,
-            normalize="relu",
-        )
-        total += similarity.double().sum().item()
+        total += ms_ssim(x[i.to(x.device)].float() / 255, x[j.to(x.device)].float() / 255, *how).sum().item()
     card = {**settings, "ms_ssim_pairs": pairs, "ms_ssim_seed": seed, "ms_ssim_within_class": labels is not None}
     return Scores({"ms_ssim_diversity": 1 - total / pairs}, card | {"n_fake": len(x)})
 
@@ -93,29 +80,33 @@ def _pairs(count: int, pairs: int, generator: torch.Generator, labels: Tensor | 
     return order[first], order[second]
 
 
-def nearest_neighbour_ratio(samples: Tensor, train: Tensor, test: Tensor) -> Scores:
+def nearest_neighbour_ratio(samples: Tensor, train: Tensor, test: Tensor, copy: float = 0.0) -> Scores:
     """Whether samples lie nearer to the training images than fresh data do: far below 1 means memorised.
 
     Args:
         samples: Images or points [N, ...], any type.
         train: Training images [M, ...].
         test: Unseen images [L, ...], the yardstick.
+        copy: Distance up to which a sample is a copy of a training image, in pixel values as given.
 
     Returns:
         {"nn_ratio", "nn_samples", "nn_test"}: median distance of a sample to its nearest training image over the median
-        for test images, and the two medians (in pixel values as given); memory stays at 1024 rows of distances to
-        4096 training images, whatever their number.
+        for test images, and the two medians (in pixel values as given); {"nn_copies", "nn_copies_real"}: the shares of
+        samples and of test images that are copies, which a median does not see. Memory stays at 1024 rows of distances
+        to 4096 training images, whatever their number.
     """
     flat = [x.flatten(1) for x in (samples, train, test)]
 
-    def median(x: Tensor) -> float:
-        nearest = [distances(x, part.to(x.device), lambda d: d.min(dim=1).values) for part in flat[1].split(4096)]
-        return torch.stack(nearest).min(dim=0).values.median().item()
+    def nearest(x: Tensor) -> tuple[float, float]:
+        parts = [distances(x, part.to(x.device), lambda d: d.min(dim=1).values) for part in flat[1].split(4096)]
+        closest = torch.stack(parts).min(dim=0).values
+        return closest.median().item(), (closest <= copy + TINY_DISTANCE).double().mean().item()
 
-    of_samples, of_test = median(flat[0]), median(flat[2])
+    (of_samples, copies), (of_test, known) = nearest(flat[0]), nearest(flat[2])
     ratio = of_samples / of_test if of_test > 0 else math.nan  # test images that are training images measure nothing
     values = {"nn_ratio": ratio, "nn_samples": of_samples, "nn_test": of_test}
-    return Scores(values, {"n_fake": len(samples), "n_train": len(train), "n_test": len(test)})
+    values |= {"nn_copies": copies, "nn_copies_real": known}
+    return Scores(values, {"n_fake": len(samples), "n_train": len(train), "n_test": len(test), "nn_copy": copy})
 
 
 def diversity_ratio(fake: Tensor, real: Tensor) -> Scores:

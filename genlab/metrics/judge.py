@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from genlab.errors import UserError
+from genlab.errors import NotNumbers, UserError
 from genlab.metrics.cache import cached_stats
 from genlab.metrics.cards import common_card
 from genlab.metrics.factors import HIGHER, coded, factor_lines, factor_scores
 from genlab.metrics.features import Extractor, FeatureStats, features_of
 from genlab.metrics.images import to_uint8
-from genlab.metrics.scores import MIN_IMAGES, Scores, fid, inception_score, kid, precision_recall
+from genlab.metrics.scores import MIN_IMAGES, Scores, fid, inception_score, kid, precision_recall, rarest_class
 from genlab.metrics.sharing import by_first, is_first, stream
 from genlab.metrics.toy import Mixture, energy_distance, mode_coverage
 from genlab.seeding import fixed_choice
@@ -26,6 +26,12 @@ HIGHER_IS_BETTER = {"is", "precision", "recall", "density", "coverage", "rarest_
 CLASS_SHARE_SAMPLES = 2000  # the rarest class of ten is then known to about half a percent
 AT_A_TIME = 256  # images per batch
 FROM_LABELS = "frequencies of the real labels"  # the card's `y` of a conditional model
+EXTRACTORS = ("classifier", "inception", "random")
+UNTRAINED = (
+    "An untrained network judges instead: it sees noise, blur and repeated samples, hardly that classes are missing, "
+    "and gives no Inception score. metrics.extractor=inception is the published one, metrics=none judges not at all."
+)
+SEEN = "above the real images: the judge has learned from the training images, and knows samples like them best"
 
 
 class Sampler(Protocol):
@@ -38,8 +44,8 @@ class Sampler(Protocol):
         ...
 
 
-class Data(Protocol):
-    """What it is judged against: named splits of real samples."""
+class Pictures(Protocol):
+    """What a judge's network is made for: named splits of images, labelled or not."""
 
     name: str
 
@@ -47,6 +53,23 @@ class Data(Protocol):
     def spec(self) -> Any:
         """Its `DataSpec`."""
         ...
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether a mirrored image is one of the same class."""
+        ...
+
+    def split(self, name: str) -> Any:
+        """All of "train", "val" or "test" at once, `x` and `y`."""
+        ...
+
+    def judged(self, name: str) -> Any:
+        """The same as judges see them: pixels drawn once where training draws them anew."""
+        ...
+
+
+class Data(Pictures, Protocol):
+    """What is judged against: named splits of real samples."""
 
     @property
     def modes(self) -> Mixture | None:
@@ -57,16 +80,12 @@ class Data(Protocol):
         """The samples of "train", "val" or "test" in a fixed order."""
         ...
 
-    def split(self, name: str) -> Any:
-        """All of them at once, `x` and `y`."""
-        ...
-
     def describe(self) -> dict[str, Any]:
         """For the protocol card."""
         ...
 
 
-def dataset_classifier(data: Data, device: torch.device) -> Extractor | None:
+def dataset_classifier(data: Pictures, device: torch.device) -> Extractor | None:
     """The classifier trained on the data set itself, from the cache or trained now; None without labels."""
     labels = data.split("train").y
     if labels is None or data.spec.num_classes is None:
@@ -74,13 +93,41 @@ def dataset_classifier(data: Data, device: torch.device) -> Extractor | None:
     from genlab.metrics.classifier import ClassifierData, Recipe, load_or_train
 
     def labelled() -> ClassifierData:
-        train, test = data.split("train"), data.split("test")
+        train, test = data.judged("train"), data.judged("test")
         rows = [store.gather(torch.arange(len(store))) for store in (train, test)]
-        return ClassifierData(rows[0], train.y, rows[1], test.y, data.spec.num_classes)
+        return ClassifierData(rows[0], train.y, rows[1], test.y, data.spec.num_classes, data.spec.class_names)
 
-    key = "-".join(data.describe()["fingerprint"].values())
-    recipe = Recipe(flip=data.spec.shape[0] == 3)  # photographs may be mirrored, digits and letters may not
-    return load_or_train(data.name, key, labelled, recipe=recipe, device=device)
+    key = "-".join(data.judged(split).fingerprint() for split in ("train", "val", "test"))
+    return load_or_train(data.name, key, labelled, recipe=Recipe(flip=data.mirrors), device=device)
+
+
+def network_for(
+    kind: str, data: Pictures, device: torch.device, weights: str | None = None, precision: str = "float32"
+) -> Extractor:
+    """The network that judges images of these data.
+
+    Args:
+        kind: Of `EXTRACTORS`. "classifier" stands for "random" where the data have no labels.
+        data: What it judges, and what a classifier learns from.
+        device: Where it is wanted.
+        weights: File with Inception's weights, for "inception".
+        precision: Of Inception.
+
+    Raises:
+        UserError: If Inception's weights are missing, or the images are too small.
+    """
+    if kind == "inception":
+        from genlab.metrics.inception import load_inception
+
+        return load_inception(weights, precision=precision).to(device)
+    found = dataset_classifier(data, device) if kind == "classifier" else None
+    if found is None:
+        from genlab.metrics.classifier import RandomExtractor
+
+        if kind == "classifier" and is_first():
+            log.warning("%s has no labels to train a judge on (class sub-folders give them). %s", data.name, UNTRAINED)
+        return RandomExtractor(data.spec.shape).to(device)
+    return found
 
 
 def check_precision(extractor: str, precision: str) -> None:
@@ -91,13 +138,13 @@ def check_precision(extractor: str, precision: str) -> None:
     """
     if extractor != "inception" and precision != "float32":
         raise UserError(
-            f"metrics.precision={precision} is for metrics.extractor=inception: a classifier always works in float32."
+            f"metrics.precision={precision} is for metrics.extractor=inception: the others always work in float32."
         )
 
 
 def real_stats(extractor: Extractor, data: Data, split: str, n: int) -> FeatureStats:
     """The extractor's statistics of n images of a split (`fixed_choice` says which), from the cache where they are."""
-    store = data.split(split)
+    store = data.judged(split)
     rows = fixed_choice(len(store), n)
     return cached_stats(
         f"{store.fingerprint()}/{len(rows)}",
@@ -121,13 +168,28 @@ def sample_batches(
         seed: Of the latents; those of one seed are the same for every model.
         y: Classes [n] to ask for.
         at_a_time: Samples per batch; each batch has its own random stream, so another size draws other latents.
+
+    Raises:
+        NotNumbers: By the functions, if samples are NaN or infinite.
     """
 
     def batch(i: int, start: int) -> Callable[[], Tensor]:
         size = min(at_a_time, n - start)
-        return lambda: draw(size, None if y is None else y[start : start + size], stream(seed, i))
+        return lambda: finite(draw(size, None if y is None else y[start : start + size], stream(seed, i)))
 
     return [batch(i, start) for i, start in enumerate(range(0, n, at_a_time))]
+
+
+def finite(x: Tensor) -> Tensor:
+    """Samples [N, ...] as they are; a picture of NaN would count as a black one.
+
+    Raises:
+        NotNumbers: If some are NaN or infinite.
+    """
+    bad = 0 if x.dtype == torch.uint8 else int((~x.flatten(1).isfinite().all(dim=1)).sum())
+    if bad:
+        raise NotNumbers(f"{bad} of {len(x)} samples of a batch are NaN or infinite, so that nothing can be judged.")
+    return x
 
 
 def wanted_classes(model: Any, labels: Tensor | None, n: int, seed: int) -> Tensor | None:
@@ -206,7 +268,12 @@ class Judge:
         started = time.monotonic()
         if not self._prepared:
             self.prepare(data, model.device)
-        scores = {**self.score(model, data, split), **self.factors(model, data, split)}
+        try:
+            scores = {**self.score(model, data, split), **self.factors(model, data, split)}
+        except NotNumbers as error:
+            if is_first():
+                log.warning("No %s scores: %s", split, error)
+            scores = {}
         self.seconds += time.monotonic() - started
         return {f"{split}/{name}": value for name, value in scores.items()}
 
@@ -261,7 +328,8 @@ class ImageJudge(Judge):
         """Sets the protocol.
 
         Args:
-            extractor: "classifier", trained on the data set itself, or "inception", the network of the published FID.
+            extractor: "classifier", trained on the data set itself; "inception", the network of the published FID; or
+                "random", untrained, as which "classifier" counts where there are no labels.
             inception_weights: File with Inception's weights, for "inception".
             precision: Of Inception: "float32", or "bfloat16", faster and with another FID, for monitoring.
             every_n_steps: Iterations between scores on validation data.
@@ -274,8 +342,8 @@ class ImageJudge(Judge):
             UserError: If a value is not one of those.
         """
         super().__init__(every_n_steps, num_samples, seed)
-        if extractor not in ("classifier", "inception"):
-            raise UserError(f"metrics.extractor must be classifier or inception, got {extractor!r}.")
+        if extractor not in EXTRACTORS:
+            raise UserError(f"metrics.extractor must be one of {', '.join(EXTRACTORS)}, got {extractor!r}.")
         unknown = sorted(set(scores) - {"fid", "is", "kid", "pr"})
         if unknown:
             raise UserError(f"metrics.scores takes fid, is, kid and pr, got {unknown[0]!r}.")
@@ -287,25 +355,13 @@ class ImageJudge(Judge):
         self._small: set[str] = set()  # splits that are too small to be judged on, once each
 
     def prepare(self, data: Data, device: torch.device) -> None:
-        """Trains or loads the extractor; data without labels go without scores, with a warning."""
+        """Trains or loads the extractor."""
         super().prepare(data, device)
-        if self.kind == "inception":
-            from genlab.metrics.inception import load_inception
-
-            self.extractor = load_inception(self.weights, precision=self.precision).to(device)
-            return
-        self.extractor = dataset_classifier(data, device)
-        if self.extractor is None and is_first():
-            log.warning(
-                "No scores: the classifier that judges needs labels, and %s has none (class sub-folders give them). "
-                "With Inception's weights: metrics.extractor=inception metrics.inception_weights=PATH",
-                data.name,
-            )
+        self.extractor = network_for(self.kind, data, device, self.weights, self.precision)
 
     def score(self, model: Sampler, data: Data, split: str) -> dict[str, float]:
         """FID and whatever else is wanted, named with the extractor: `fid/classifier-digits`."""
-        if self.extractor is None:
-            return {}
+        assert self.extractor is not None
         n = min(self.num_samples, len(data.split(split)))
         if n < MIN_IMAGES:
             if split not in self._small and is_first():
@@ -316,7 +372,8 @@ class ImageJudge(Judge):
             self._real[split] = real_stats(self.extractor, data, split, n)
         fake = self._fake(model, data, split, n)
         reported = split == "test"
-        many = self._fake(model, data, split, CLASS_SHARE_SAMPLES) if reported and self.kind == "classifier" else None
+        classes = reported and self.kind == "classifier" and self.extractor.num_classes > 0
+        many = self._fake(model, data, split, CLASS_SHARE_SAMPLES) if classes else None
         scores = by_first(lambda: self._scores(self._real[split], fake, many, reported))
         if reported:
             self.cards[self.extractor.name] = {**self.common(model, data, split), **scores.card}
@@ -333,19 +390,21 @@ class ImageJudge(Judge):
     def _scores(self, real: FeatureStats, fake: FeatureStats, many: FeatureStats | None, reported: bool) -> Scores:
         """What is wanted, and where it is reported what it must be read beside; `many` for the rarest class."""
         scores = Scores()
+        tells = fake.logits.shape[1] > 0
         for name in self.wanted:
+            if name == "is" and not tells:
+                continue
             scores |= {
                 "fid": lambda: fid(real, fake),
                 "is": lambda: inception_score(fake, self.splits),
                 "kid": lambda: kid(real, fake),
                 "pr": lambda: precision_recall(real, fake),
             }[name]()
-        if reported and "is" in self.wanted:
+        if reported and "is" in self.wanted and tells:
             own = inception_score(real, self.splits)
             scores |= {"is_real": own["is"], "is_real_std": own["is_std"]}
         if many is not None:
-            counts = torch.bincount(many.logits.argmax(dim=1), minlength=many.logits.shape[1])
-            scores |= Scores({"rarest_class": (counts.min() / counts.sum()).item()}, {"rarest_n_fake": many.n})
+            scores |= Scores({"rarest_class": rarest_class(real, many)}, {"rarest_n_fake": many.n})
         scores.card = {**scores.card, **fake.card}
         return scores
 
@@ -360,15 +419,16 @@ class ImageJudge(Judge):
         if "fid" in values:
             sizes = f"{card['n_fake']} generated, {card['n_real']} real test images, {weights}"
             rows.append((f"fid/{name}", f"{values['fid']:.3g}  ({sizes})"))
+        if self.extractor.num_classes == 0:
+            rows.append(("judge", f"{name}, untrained: it hardly sees that classes are missing"))
         if "is" in values:
-            share = values["is"] / values["is_real"]
-            real = f"real test images {values['is_real']:.3g} at equal n and splits: {share:.0%}"
+            ratio = values["is"] / values["is_real"]
+            real = f"real test images {values['is_real']:.3g} at equal n and splits: {ratio:.0%}"
+            real += f", {SEEN}" if ratio > 1 and self.kind == "classifier" else ""
             rows.append((f"is/{name}", f"{values['is']:.3g} ± {values['is_std']:.2g}  ({real})"))
         if "rarest_class" in values:
-            count = self.extractor.num_classes
-            rows.append(
-                ("classes", f"the rarest of {count} has {values['rarest_class']:.1%} of {CLASS_SHARE_SAMPLES} samples")
-            )
+            share = f"{values['rarest_class']:.1%} of {CLASS_SHARE_SAMPLES} samples"
+            rows.append(("classes", f"the rarest of {self.extractor.num_classes} has {share}"))
         if "test_accuracy" in card:
             rows.append(("judge", f"{name}, right on {card['test_accuracy']:.1%} of the test images"))
         return rows + factor_lines(values)

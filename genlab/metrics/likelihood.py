@@ -17,6 +17,7 @@ from genlab.metrics.scores import Scores
 from genlab.metrics.sharing import shared, stream
 
 ACTIVE = 0.01  # Burda et al. (2016): variance over the data of a unit's posterior mean, from which on it counts
+SURE = 3.0  # standard errors between an idle unit and the threshold, or active units are not counted
 PIXEL_WIDTH = 1 / 127.5  # of one of 256 grey values in [-1, 1]
 
 
@@ -46,7 +47,9 @@ class Bounds:
         kl: E_q[log q(z | x) - log p(z)], [N], so that elbo = recon - kl.
         iwae: log of the mean of k weights p(x, z) / q(z | x), [N].
         ess: Effective number of the k draws, 1..k, [N]: near 1 the bound hangs on a single draw.
-        means: Posterior means, [N, Z].
+        means: Means of the k draws, [N, Z].
+        errors: Squared standard errors of these means, [N, Z]; NaN with one draw.
+        discrete: Whether all draws were whole numbers, as codes and categories are.
         samples: k.
     """
 
@@ -56,6 +59,8 @@ class Bounds:
     iwae: Tensor
     ess: Tensor
     means: Tensor
+    errors: Tensor
+    discrete: bool
     samples: int
 
 
@@ -96,19 +101,19 @@ def importance_bounds(
     if not parts:
         raise ValueError("importance_bounds needs samples.")
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    elbo, recon, kl, iwae, ess, means = columns
-    return Bounds(elbo, recon, kl, iwae, ess, means, samples)
+    elbo, recon, kl, iwae, ess, means, errors, whole = columns
+    return Bounds(elbo, recon, kl, iwae, ess, means, errors, bool(whole.all()), samples)
 
 
-def _of_batch(
-    model: PosteriorModel, x: Tensor, samples: int, rng: torch.Generator, chunk: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of `Bounds` for one batch, from running sums over chunks of draws."""
+def _of_batch(model: PosteriorModel, x: Tensor, samples: int, rng: torch.Generator, chunk: int) -> tuple[Tensor, ...]:
+    """The fields of `Bounds` for one batch, from running sums over chunks of draws; last whether each is discrete."""
     n = len(x)
     sums = torch.zeros(3, n, dtype=torch.float64)  # of log w, log p(x | z), log q - log p(z)
     log_w = torch.full((n,), -math.inf, dtype=torch.float64)  # of the sum of weights so far
     log_w2 = log_w.clone()  # of the sum of their squares
-    means: Tensor | float = 0.0
+    first: Tensor | None = None  # draws are counted from it, since squares of large numbers would cancel
+    total = squares = torch.zeros(())
+    whole = torch.ones(n, dtype=torch.bool)
     for k in (min(chunk, samples - start) for start in range(0, samples, chunk)):
         z, log_q = model.sample_posterior(x, k=k, rng=rng)
         flat = z.flatten(0, 1)
@@ -120,38 +125,56 @@ def _of_batch(
         sums += torch.stack([weights, log_joint - log_prior, log_q - log_prior]).sum(dim=1)
         log_w = torch.logaddexp(log_w, weights.logsumexp(dim=0))
         log_w2 = torch.logaddexp(log_w2, (2 * weights).logsumexp(dim=0))
-        means = means + z.double().cpu().sum(dim=0)
+        draws = z.flatten(2).cpu().double()
+        whole &= (draws == draws.round()).all(dim=2).all(dim=0)
+        first = draws[0] if first is None else first
+        total = total + (draws - first).sum(dim=0)
+        squares = squares + (draws - first).square().sum(dim=0)
     elbo, recon, kl = sums / samples
-    return elbo, recon, kl, log_w - math.log(samples), (2 * log_w - log_w2).exp(), torch.as_tensor(means) / samples
+    assert first is not None
+    means = total / samples
+    spread = (squares - samples * means.square()).clamp_min(0) / (samples - 1) if samples > 1 else means + math.nan
+    ess = (2 * log_w - log_w2).exp()
+    return elbo, recon, kl, log_w - math.log(samples), ess, first + means, spread / samples, whole
 
 
-def active_units(means: Tensor, threshold: float = ACTIVE) -> Scores:
+def active_units(means: Tensor, errors: Tensor | None = None, threshold: float = ACTIVE) -> Scores:
     """Latent units that say something about the data. Burda et al. (2016), arXiv:1509.00519, section 5.2.
 
+    Means of draws vary between samples by their own error too, which alone would make every unit active up to k = 100
+    draws: it is subtracted.
+
     Args:
-        means: Posterior means E_q[z | x] of many samples, [N, Z], N >= 2.
+        means: Posterior means E_q[z | x] of many samples, [N, Z], N >= 2, or estimates of them.
+        errors: Squared standard errors of the estimates, [N, Z]; None: the means are exact.
         threshold: A unit is active if Var_x E_q[z_u | x] exceeds it.
 
     Returns:
-        {"active_units"}, 0..Z; the card holds Z and the threshold.
+        {"active_units"}, 0..Z; the card holds Z and the threshold. Nothing where the means are so uncertain that an
+        idle unit could pass for an active one: with 500 samples some 20 draws of each are enough.
     """
     variance = means.double().flatten(1).var(dim=0)
+    if errors is not None:
+        error = errors.double().flatten(1).mean(dim=0)
+        doubt = SURE * error * math.sqrt(2 / (len(means) - 1))
+        if not bool((doubt <= threshold).all()):
+            return Scores()
+        variance = variance - error
     card = {"active_threshold": threshold, "latent_dim": variance.numel()}
     return Scores({"active_units": float((variance > threshold).sum())}, card)
 
 
-def likelihood_scores(bounds: Bounds, means: Tensor | None = None, likelihood: bool = True) -> Scores:
+def likelihood_scores(bounds: Bounds, likelihood: bool = True) -> Scores:
     """Averages over the samples, with the standard error of the bound.
 
     Args:
         bounds: From `importance_bounds`.
-        means: Exact posterior means [N, Z] where the model gives them; those of the draws else.
         likelihood: Whether p(x | z) is a distribution of these data. It is not for a Bernoulli on grey pixels: the
             figures are then named as the objective that they are.
 
     Returns:
         {"elbo", "elbo_recon", "elbo_kl", "iwae_<k>", "iwae_<k>_se", "ess", "active_units"}, nats per sample; or
-        {"objective", "objective_recon", "objective_kl", "ess", "active_units"}.
+        {"objective", "objective_recon", "objective_kl", "ess", "active_units"}. Discrete codes have no active units.
     """
     values = {"elbo": bounds.elbo, "elbo_recon": bounds.recon, "elbo_kl": bounds.kl}
     named = {key if likelihood else key.replace("elbo", "objective"): v.mean().item() for key, v in values.items()}
@@ -161,7 +184,9 @@ def likelihood_scores(bounds: Bounds, means: Tensor | None = None, likelihood: b
         named[f"{name}_se"] = (bounds.iwae.std() / math.sqrt(len(bounds.iwae))).item() if len(bounds.iwae) > 1 else 0.0
     named["ess"] = bounds.ess.median().item()
     card = {"n_real": len(bounds.elbo), "iwae_samples": bounds.samples, "is_likelihood": likelihood}
-    return Scores(named, card) | active_units(bounds.means if means is None else means)
+    if bounds.discrete or len(bounds.elbo) < 2:
+        return Scores(named, card)
+    return Scores(named, card) | active_units(bounds.means, bounds.errors)
 
 
 def is_likelihood(x: Tensor, support: str) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from genlab.metrics.features import FeatureStats
 from genlab.metrics.scores import Scores
+from genlab.metrics.ssim import ssim
 
 FLOOR = (0.5 / 255) ** 2  # mean squared error that bytes cannot show: half a grey value
 
@@ -15,8 +16,8 @@ FLOOR = (0.5 / 255) ** 2  # mean squared error that bytes cannot show: half a gr
 def reconstruction_scores(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores:
     """Mean squared error, PSNR and SSIM of images and their reconstructions, each the mean over images.
 
-    SSIM of Wang et al. (2004), doi:10.1109/TIP.2003.819861, by torchmetrics; images below 11 pixels get the largest odd
-    window that fits, with sigma in proportion.
+    SSIM of Wang et al. (2004), doi:10.1109/TIP.2003.819861, over valid windows; images below 11 pixels get the largest
+    odd window that fits, with sigma in proportion.
 
     Args:
         pairs: Batches of originals and reconstructions in [-1, 1], [N, C, H, W] each.
@@ -28,8 +29,6 @@ def reconstruction_scores(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores:
     Raises:
         ValueError: If there is no image, or the shapes differ.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
-
     squares, similar, window = [], [], 0
     for x, x_recon in pairs:
         if x.shape != x_recon.shape or x.ndim != 4:
@@ -39,17 +38,7 @@ def reconstruction_scores(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores:
         side = min(x.shape[2:])
         window = min(11, side - 1 + side % 2)
         if window >= 3:
-            value = ssim(
-                b,
-                a,
-                sigma=1.5 * window / 11,
-                kernel_size=window,
-                data_range=1.0,
-                reduction="none",
-                gaussian_kernel=True,
-            )
-            assert isinstance(value, Tensor)
-            similar.append(value.double().reshape(-1).cpu())
+            similar.append(ssim(b, a, window, 1.5 * window / 11).cpu())
     if not squares:
         raise ValueError("reconstruction_scores needs images.")
     mse = torch.cat(squares)

@@ -119,7 +119,7 @@ def fid(real: FeatureStats, fake: FeatureStats) -> Scores:
 # --------------------------------------------------------------------------------------------------------------------
 # Inception score
 # --------------------------------------------------------------------------------------------------------------------
-def inception_score(fake: FeatureStats, splits: int = 10, seed: int | None = 2020) -> Scores:
+def inception_score(fake: FeatureStats, splits: int = 10, seed: int | None = 2020, n: int | None = None) -> Scores:
     """exp(E_x KL(p(y|x) || p(y))), mean and spread over splits. Salimans et al. (2016), arXiv:1606.03498.
 
     p(y) is each split's own mean, the spread has ddof 0, as in the authors' code. From log-softmax in float64.
@@ -128,6 +128,7 @@ def inception_score(fake: FeatureStats, splits: int = 10, seed: int | None = 202
         fake: Statistics with logits; beyond `keep` rows, of the kept sample.
         splits: Parts, at most one per image; the score falls with fewer images per part.
         seed: Of the shuffle before splitting (samples may come ordered by class); None leaves the order alone.
+        n: Only so many of the images, the first of the shuffle; None takes all.
 
     Returns:
         {"is", "is_std"}, between 1 and the number of classes.
@@ -137,9 +138,10 @@ def inception_score(fake: FeatureStats, splits: int = 10, seed: int | None = 202
     """
     _enough("IS", fake)
     logits = fake.logits
-    splits = min(splits, len(logits))
     if seed is not None:
         logits = logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))]
+    logits = logits[:n]
+    splits = min(splits, len(logits))
     scores = []
     for i in range(splits):
         log_p = logits[i * len(logits) // splits : (i + 1) * len(logits) // splits].double().log_softmax(dim=1)
@@ -150,6 +152,19 @@ def inception_score(fake: FeatureStats, splits: int = 10, seed: int | None = 202
     score = torch.stack(scores)
     values = {"is": score.mean().item(), "is_std": score.std(correction=0).item()}
     return Scores(values, {**fake.card, "n_fake": fake.n, "is_splits": splits, "is_seed": seed})
+
+
+def rarest_class(real: FeatureStats, fake: FeatureStats) -> float:
+    """The smallest share that a class of the real images has among samples, both by the judge's own answers, 0..1.
+
+    A class without any real image is none that a generator could learn.
+
+    Args:
+        real: Statistics with logits.
+        fake: The same of the samples.
+    """
+    of_real, counts = (torch.bincount(s.logits.argmax(dim=1), minlength=s.logits.shape[1]) for s in (real, fake))
+    return (counts[of_real > 0].min() / counts.sum()).item()
 
 
 # --------------------------------------------------------------------------------------------------------------------

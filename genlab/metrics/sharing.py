@@ -80,7 +80,7 @@ def shared(pieces: Iterable[P], work: Callable[[P], R]) -> Iterator[R]:
             mine = work(group[rank]) if rank < len(group) else None
         except Exception as problem:
             error = problem
-        told = None if error is None else (isinstance(error, UserError), f"{error}")
+        told = None if error is None else (type(error) if isinstance(error, UserError) else None, f"{error}")
         answers: list[Any] = [None] * world
         dist.all_gather_object(answers, (mine, told))
         if error is not None:
@@ -88,7 +88,7 @@ def shared(pieces: Iterable[P], work: Callable[[P], R]) -> Iterator[R]:
         for number, (_, reported) in enumerate(answers):
             if reported is not None:
                 users, message = reported
-                raise UserError(message) if users else RuntimeError(f"Process {number} failed: {message}")
+                raise users(message) if users else RuntimeError(f"Process {number} failed: {message}")
         yield from (cast(R, result) for result, _ in answers[: len(group)])
 
 

@@ -1,5 +1,6 @@
 """All scores of a set of images at once, each group under its own protocol card."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,12 +11,13 @@ from torch import Tensor
 from genlab.errors import UserError
 from genlab.metrics.diversity import ms_ssim_diversity, nearest_neighbour_ratio
 from genlab.metrics.features import FeatureStats
-from genlab.metrics.scores import Scores, fid, inception_score, kid, precision_recall
+from genlab.metrics.scores import Scores, fid, inception_score, kid, precision_recall, rarest_class
 
 GROUPS = ("fid", "is", "kid", "pr", "ms_ssim", "nn")
 NOISE_STD = 0.1  # of the noised real images, as a share of the grey range
 NEIGHBOURS = 1000  # samples whose nearest training image is looked for
 NEIGHBOUR_SIDE = 32  # pixels; larger images are averaged down before distances are taken
+COPY = 2.0  # grey values: a root mean square that no eye sees
 
 
 def slices(x: Tensor, size: int = 256) -> Iterator[Tensor]:
@@ -46,6 +48,8 @@ def image_scores(
 ) -> dict[str, Scores]:
     """The wanted groups of scores, by group; scores of features carry the extractor in their name.
 
+    Beside the Inception score stands that of as many real images, where there are as many.
+
     Args:
         real: Real images, uint8 [N, C, H, W].
         fake: Generated images, uint8 [M, C, H, W].
@@ -70,14 +74,14 @@ def image_scores(
         name = str(fake_stats.card.get("extractor", "features"))
         if "fid" in wanted:
             groups["fid"] = fid(real_stats, fake_stats).named(name)
-        if "is" in wanted:
-            own = inception_score(real_stats, splits, seed)
+        if "is" in wanted and fake_stats.logits.shape[1] > 0:
             values = inception_score(fake_stats, splits, seed)
-            values |= Scores({"is_real": own["is"], "is_real_std": own["is_std"]})
+            if len(real_stats.logits) >= len(fake_stats.logits):  # it grows with the number of images
+                own = inception_score(real_stats, splits, seed, len(fake_stats.logits))
+                values |= Scores({"is_real": own["is"], "is_real_std": own["is_std"]})
             groups["is"] = values.named(name)
             if labels_by_logits:
-                counts = torch.bincount(fake_stats.logits.argmax(dim=1), minlength=fake_stats.logits.shape[1])
-                share = Scores({"rarest_class": (counts.min() / counts.sum()).item()}, values.card)
+                share = Scores({"rarest_class": rarest_class(real_stats, fake_stats)}, values.card)
                 groups["classes"] = share.named(name)
         if "kid" in wanted:
             groups["kid"] = kid(real_stats, fake_stats, seed=seed).named(name)
@@ -131,6 +135,8 @@ def _diversity(
 def memorisation(fake: Tensor, train: Tensor, test: Tensor, seed: int = 2020) -> Scores:
     """`nearest_neighbour_ratio` of at most 1,000 samples and test images, in pixels 0..255 of at most 32 x 32.
 
+    A copy differs from a training image by a root mean square of two grey values at most.
+
     Args:
         fake: Generated images, uint8 [M, C, H, W].
         train: Training images.
@@ -142,7 +148,8 @@ def memorisation(fake: Tensor, train: Tensor, test: Tensor, seed: int = 2020) ->
     def some(x: Tensor) -> Tensor:
         return x if len(x) <= NEIGHBOURS else x[torch.randperm(len(x), generator=rng)[:NEIGHBOURS]]
 
-    scores = nearest_neighbour_ratio(_small(some(fake)), _small(train), _small(some(test)))
+    samples, known, unseen = _small(some(fake)), _small(train), _small(some(test))
+    scores = nearest_neighbour_ratio(samples, known, unseen, COPY * math.sqrt(samples[0].numel()))
     side = min(NEIGHBOUR_SIDE, max(train.shape[2:]))
     return Scores(scores, {**scores.card, "nn_side": side})
 

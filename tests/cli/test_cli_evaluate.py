@@ -156,7 +156,7 @@ def test_likelihood_and_reconstruction(runs, monkeypatch):
     assert scores["elbo"] == pytest.approx(scores["elbo_recon"] - scores["elbo_kl"])
     assert scores["elbo"] < scores["iwae_20"] < 0 and scores["iwae_20_se"] > 0
     assert scores["bits_per_dim"] == pytest.approx(-scores["iwae_20"] / (64 * np.log(2)))
-    assert 0 <= scores["active_units"] <= 32 and {"recon_mse", "recon_psnr", "recon_ssim"} <= scores.keys()
+    assert {"recon_mse", "recon_psnr", "recon_ssim"} <= scores.keys()
     card = binary["cards"]["likelihood"]
     assert card["iwae_samples"] == 20 and card["n_real"] == 60 and card["binarize"] == "static"
     grey = evaluate_run(runs / "grey", options)
@@ -349,13 +349,13 @@ def test_two_processes_judge_their_training_as_one(two):
         (["run={runs}/gan", "scores=[likelihood]"], "GAN on image data offers sample"),
         (["run={runs}/gan", "split=dev"], "split must be train, val or test"),
         (["run={runs}/gan", "sede=3"], "Did you mean seed=?"),
-        (["run={runs}/gan", "extractor=clasifier"], "classifier, inception or a file"),
+        (["run={runs}/gan", "extractor=clasifier"], "one of classifier, inception, random, or a file"),
         (["run={runs}/gan", "extractor=inception"], "inception_weights=PATH"),
         (["run={runs}/gan", "real=x"], "not both"),
         (["run={runs}/gan", "sampler=dsr"], "There is no sampler 'dsr'"),
         (["run={runs}/gan", "sampler=drs", "sampler.gama=1"], "Did you mean sampler.gamma"),
         (["run={runs}/gan", "sampler=gmm"], "sampler=gmm does not fit GAN: it has no encoder"),
-        (["run={runs}/gan", "precision=bfloat16"], "a classifier always works in float32"),
+        (["run={runs}/gan", "precision=bfloat16"], "the others always work in float32"),
         (["real=x.npz", "fake=y.npz", "sampler=prior"], "images are drawn already"),
         (["real=x.npz"], "both real=PATH and fake=PATH"),
     ],

@@ -100,7 +100,7 @@ def test_every_size_fits(shape, rng_untouched):
 def test_no_labels_too_small_images_and_impossible_labels(digits):
     data = small(digits)
     unlabelled = ClassifierData(data.x_train, torch.full((200,), -1), data.x_test, data.y_test, 10)
-    with pytest.raises(UserError, match="have no labels.*metrics.extractor=inception"):
+    with pytest.raises(UserError, match="have no labels.*metrics.extractor=random.*metrics=none"):
         train_classifier(unlabelled, "digits")
     with pytest.raises(UserError, match="4x4"):
         ClassifierExtractor("tiny", (1, 3, 8), 10)

@@ -91,13 +91,17 @@ def test_planted_copies_are_found():
     assert copies["nn_ratio"] < 1e-6 and copies["nn_samples"] < 1e-4
     fresh = nearest_neighbour_ratio(noise(100, 3, 8, 8, seed=3), train, test)
     assert fresh["nn_ratio"] == pytest.approx(1, abs=0.03)
-    assert fresh.card == {"n_fake": 100, "n_train": 300, "n_test": 100}
+    assert fresh.card == {"n_fake": 100, "n_train": 300, "n_test": 100, "nn_copy": 0.0}
 
 
 def test_nearest_neighbour_distances_by_hand():
     train = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
     values = nearest_neighbour_ratio(torch.tensor([[0.0, 1.0]]), train, torch.tensor([[10.0, 4.0]]))
-    assert values == pytest.approx({"nn_ratio": 0.25, "nn_samples": 1, "nn_test": 4})
+    assert values == pytest.approx(
+        {"nn_ratio": 0.25, "nn_samples": 1, "nn_test": 4, "nn_copies": 0, "nn_copies_real": 0}
+    )
+    near = nearest_neighbour_ratio(torch.tensor([[0.0, 1.0], [5.0, 0.0]]), train, train, copy=2.0)
+    assert near["nn_copies"] == 0.5 and near["nn_copies_real"] == 1
     assert math.isnan(nearest_neighbour_ratio(train, train, train)["nn_ratio"])
 
 

@@ -128,7 +128,7 @@ def test_no_draws_are_a_users_mistake():
 def test_names_of_what_is_no_likelihood():
     model, x, _ = linear_gaussian()
     bounds = importance_bounds(model, [x], samples=5)
-    assert {"elbo", "elbo_recon", "elbo_kl", "iwae_5", "iwae_5_se", "active_units"} <= likelihood_scores(bounds).keys()
+    assert {"elbo", "elbo_recon", "elbo_kl", "iwae_5", "iwae_5_se"} <= likelihood_scores(bounds).keys()
     named = likelihood_scores(bounds, likelihood=False)
     assert "objective" in named and not any(name.startswith(("elbo", "iwae")) for name in named)
     binary, grey = torch.tensor([[-1.0, 1.0]]), torch.tensor([[-1.0, 0.3]])
@@ -143,6 +143,49 @@ def test_active_units():
     scores = active_units(means)
     assert scores["active_units"] == 2 and scores.card["latent_dim"] == 4  # 0.2^2 is above 0.01, 0.05^2 below
     assert active_units(means[:, [3, 1, 0, 2]])["active_units"] == 2
+
+
+@pytest.mark.parametrize("samples", [1, 2, 10, 30, 90, 500])
+def test_a_collapsed_posterior_has_no_active_units(samples):
+    """The mean of k draws from N(0, 1) varies by 1 / k: up to k = 100 it passed for twenty active units."""
+    torch.manual_seed(0)
+    encoder, decoder = nn.Linear(DIM, 40), nn.Linear(20, DIM)
+    nn.init.zeros_(encoder.weight), nn.init.zeros_(encoder.bias)
+    model = VAE(encoder, decoder, Gaussian(SIGMA), 20, 40, torch.optim.Adam)
+    bounds = importance_bounds(model, torch.randn(600, DIM).split(200), samples=samples)
+    scores = likelihood_scores(bounds)
+    assert scores.get("active_units") == (0 if samples >= 30 else None)  # None: too few draws to tell
+    with torch.no_grad():
+        encoder.weight[:7] = 0.2  # of x, so that seven units vary by 0.2^2 * 3
+    bounds = importance_bounds(model, torch.randn(600, DIM).split(200), samples=samples)
+    assert likelihood_scores(bounds).get("active_units") == (7 if samples >= 30 else None)
+
+
+def test_errors_of_means_do_not_suffer_from_large_latents():
+    model, x, _ = linear_gaussian()
+    near = importance_bounds(model, [x], samples=50)
+    with torch.no_grad():
+        model.encoder.bias[:LATENT] += 1000.0
+    far = importance_bounds(model, [x], samples=50)
+    assert_close(far.errors, near.errors, rtol=1e-3, atol=0)
+    assert_close(far.means - 1000, near.means, rtol=0, atol=1e-3)
+    spread = model.posterior(x).logvar.exp().double()
+    assert_close(near.errors.mean(dim=0), spread.mean(dim=0) / 50, rtol=0.05, atol=0)
+
+
+def test_discrete_codes_have_no_active_units():
+    class Codes:
+        def sample_posterior(self, x, k=1, rng=None):
+            return (torch.rand(k, len(x), 4, generator=rng) < 0.5).float(), torch.zeros(k, len(x))
+
+        def log_joint(self, x, z):
+            return torch.zeros(len(z))
+
+        def log_prior(self, z):
+            return torch.zeros(len(z))
+
+    bounds = importance_bounds(Codes(), [torch.zeros(300, 1)], samples=100)
+    assert bounds.discrete and "active_units" not in likelihood_scores(bounds)
 
 
 def test_bits_per_dim_of_uniform_noise():

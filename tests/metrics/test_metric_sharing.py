@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from genlab.errors import UserError
+from genlab.errors import NotNumbers, UserError
 from genlab.metrics import sharing
 from genlab.metrics.features import features_of
 from genlab.metrics.sharing import agreed, by_first, first_then_others, joined, shared, stream
@@ -81,7 +81,7 @@ def test_features_are_those_of_one_process(processes):
         assert torch.equal(stats.logits, alone.logits) and stats.n == 2500
 
 
-@pytest.mark.parametrize("kind", [UserError, ZeroDivisionError])
+@pytest.mark.parametrize("kind", [UserError, NotNumbers, ZeroDivisionError])
 def test_an_error_on_one_stops_all(processes, kind):
     def work(piece):
         if piece == 3:
@@ -90,7 +90,7 @@ def test_an_error_on_one_stops_all(processes, kind):
 
     first, second = processes(2, lambda _: list(shared(range(10), work)))
     assert isinstance(second, kind)
-    assert isinstance(first, UserError if kind is UserError else RuntimeError) and "the fourth piece" in str(first)
+    assert type(first) is (kind if issubclass(kind, UserError) else RuntimeError) and "the fourth piece" in str(first)
 
 
 def test_the_first_makes_what_one_must_make(processes):
