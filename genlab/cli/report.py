@@ -18,6 +18,7 @@ from genlab.errors import UserError
 from genlab.files import write_text
 from genlab.metrics.cards import (
     BETTER,
+    SEEN,
     TITLES,
     TOY,
     card_of,
@@ -417,7 +418,8 @@ def _row(score: str, compositions: list[Composition]) -> Row:
     words = disagreement(cards)
     values = [composition.means(score) for composition in compositions]
     best = _best(kind_of(score), values) if words is None else []
-    return Row(score, values, references[0] if references and words is None else "", words, mixed, best)
+    reference = next((r for r in references if SEEN in r), (references or [""])[0]) if words is None else ""
+    return Row(score, values, reference, words, mixed, best)
 
 
 def _reference(score: str, scoring: Scoring) -> str:
@@ -433,6 +435,8 @@ def _reference(score: str, scoring: Scoring) -> str:
         # are not.
         of = "real stacks" if "extractor" in card else "perfect"
         parts.append(f"{of if kind in TOY else 'real'} {number(value)}")
+        if kind == "is" and extractor.startswith("classifier") and scoring.scores[score] > value:
+            parts.append(SEEN)
     if (value := scoring.scores.get(f"{kind}_noised{tail}")) is not None:
         parts.append(f"noised {number(value)}")
     fixed = {"nn_ratio": "unseen 1", "active_units": f"of {card.get('latent_dim')}"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.errors import UserError
-from genlab.metrics.cards import common_card
+from genlab.metrics.cards import SEEN, common_card
 
 if TYPE_CHECKING:
     import torch
@@ -428,7 +428,7 @@ def default_extractor(data: LabelledSets, weights: str | None) -> str:
 
 def judge_notes(extractor: Any, groups: dict[str, Scores]) -> list[str]:
     """What must be known of the judge when its scores are read."""
-    from genlab.metrics.judge import SEEN, UNTRAINED
+    from genlab.metrics.judge import UNTRAINED
 
     if extractor is None:
         return []

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genlab.errors import NotNumbers, UserError
 from genlab.metrics.cache import cached_stats
-from genlab.metrics.cards import common_card
+from genlab.metrics.cards import SEEN, common_card
 from genlab.metrics.factors import HIGHER, coded, factor_lines, factor_scores
 from genlab.metrics.features import Extractor, FeatureStats, features_of
 from genlab.metrics.images import to_uint8
@@ -31,7 +31,6 @@ UNTRAINED = (
     "An untrained network judges instead: it sees noise, blur and repeated samples, hardly that classes are missing, "
     "and gives no Inception score. metrics.extractor=inception is the published one, metrics=none judges not at all."
 )
-SEEN = "above the real images: the judge has learned from the training images, and knows samples like them best"
 
 
 class Sampler(Protocol):

@@ -318,3 +318,13 @@ def test_scores_of_training_and_of_evaluate_rank_together(tmp_path):
     evaluated(tmp_path / "c", dict.fromkeys(group, 2.0), group, theirs)
     refused = {row.score for row in collect([str(tmp_path / "a"), str(tmp_path / "c")]).refused}
     assert refused == {f"is/{name}", f"rarest_class/{name}", "iwae_500"}  # a field counts for its own scores
+
+
+@pytest.mark.parametrize("value", [7.9, 8.9])
+def test_an_inception_score_above_the_real_images_is_explained(value, tmp_path):
+    scores = {"is/classifier-digits": value, "is_real/classifier-digits": 8.4}
+    for folder, model, own in (("a", "gan", 7.0), ("b", "vae", value)):
+        cards = {"classifier-digits": {**COMMON, "n_fake": 100, "n_real": 100}}
+        trained(tmp_path / folder, {**scores, "is/classifier-digits": own}, cards, model)
+    row = next(r for r in collect([str(tmp_path / each) for each in "ab"]).ranked if r.score == "is/classifier-digits")
+    assert row.reference.startswith("real 8.4") and ("knows samples like them best" in row.reference) == (value > 8.4)
