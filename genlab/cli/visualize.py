@@ -12,6 +12,7 @@ import genlab
 from genlab.cli import app
 from genlab.cli.sample import parse
 from genlab.errors import UserError
+from genlab.float64 import in_float64
 
 if TYPE_CHECKING:
     import numpy as np
@@ -460,7 +461,7 @@ class Looks:
             codes = torch.cat([codes, (torch.zeros(len(x)) if y is None else y)[:, None].to(codes)], dim=1)
             names.append("class")
         elif codes.shape[1] > 2:
-            centred = codes.double() - codes.double().mean(dim=0)
+            centred = in_float64(codes) - in_float64(codes).mean(dim=0)
             _, values, directions = torch.linalg.svd(centred, full_matrices=False)
             shares = values.square() / values.square().sum().clamp_min(1e-300)
             names = [f"principal component {i + 1} ({shares[i]:.0%} of the variance)" for i in range(2)]

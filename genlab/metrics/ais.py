@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.float64 import in_float64
 from genlab.metrics.features import module_device
 from genlab.metrics.scores import Scores
 from genlab.metrics.sharing import shared, stream
@@ -147,7 +148,7 @@ def partition_scores(log_w: Tensor, log_unnormalised: Tensor, steps: int) -> Sco
         {"ais_<steps>", "ais_<steps>_se", "log_z", "log_z_se"}: the mean log p over the samples and its standard error
         over these; log Z and the standard error that the spread of the chains' weights gives it.
     """
-    log_w, log_p = log_w.double().cpu(), log_unnormalised.double().cpu()
+    log_w, log_p = log_w.cpu().double(), log_unnormalised.cpu().double()
     k, n = len(log_w), len(log_p)
     log_z = (log_w.logsumexp(dim=0) - math.log(k)).item()
     relative = (log_w - log_z).exp()
@@ -175,7 +176,7 @@ class _Chains:
         self.x = x.unsqueeze(0).expand(k, *x.shape).flatten(0, 1)
         self.z = model.sample_prior(k * len(x), rng).detach()
         self.place = self._at(self.z)
-        self.accepted = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        self.accepted = torch.zeros_like(self.place[0][: len(x)])
 
     def _at(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """log p(z), log p(x | z) [k N] in float64, and their gradients by z [k N, Z]."""
@@ -184,7 +185,7 @@ class _Chains:
         (of_prior,) = torch.autograd.grad(log_prior.sum(), z, retain_graph=True)
         log_joint = self.model.log_joint(self.x, z)
         (of_joint,) = torch.autograd.grad(log_joint.sum(), z)
-        log_prior, log_joint = log_prior.detach().double(), log_joint.detach().double()
+        log_prior, log_joint = in_float64(log_prior.detach()), in_float64(log_joint.detach())
         return log_prior, log_joint - log_prior, of_prior, of_joint - of_prior
 
     @property
@@ -196,13 +197,13 @@ class _Chains:
         """One trajectory that leaves p(z) p(x | z)^beta as it is, with a step size [N]; the mean acceptance [N]."""
 
         def energy(place: tuple[Tensor, ...], momentum: Tensor) -> Tensor:
-            return -place[0] - beta * place[1] + 0.5 * momentum.double().square().sum(dim=1)
+            return -place[0] - beta * place[1] + 0.5 * in_float64(momentum).square().sum(dim=1)
 
         def force(place: tuple[Tensor, ...]) -> Tensor:
             return place[2] + beta * place[3]
 
         jitter = 1 + JITTER * (2 * self._random(torch.rand, len(self.z)) - 1)
-        eps = (jitter * step.to(self.z.dtype).repeat(self.k)).unsqueeze(1)
+        eps = (jitter * step.to(self.z).repeat(self.k)).unsqueeze(1)
         momentum = self._random(torch.randn, *self.z.shape)
         z, place, start = self.z, self.place, energy(self.place, momentum)
         momentum = momentum + 0.5 * eps * force(place)
@@ -212,10 +213,10 @@ class _Chains:
             momentum = momentum + (0.5 if i == LEAPFROGS - 1 else 1.0) * eps * force(place)
         # What is not finite has left all bounds: it is rejected.
         probability = torch.nan_to_num((start - energy(place, momentum)).clamp_max(0).exp(), nan=0.0)
-        taken = self._random(torch.rand, len(z)).double() < probability
-        self.z = torch.where(taken[:, None], z, self.z)
+        taken = in_float64(self._random(torch.rand, len(z))) < probability
+        self.z = torch.where(taken[:, None].to(z.device), z, self.z)
         self.place = tuple(  # type: ignore[assignment]
-            torch.where(taken if new.dim() == 1 else taken[:, None], new, old)
+            torch.where((taken if new.dim() == 1 else taken[:, None]).to(new.device), new, old)
             for new, old in zip(place, self.place, strict=True)
         )
         self.accepted += taken.double().view(self.k, self.n).mean(dim=0)
@@ -253,7 +254,7 @@ def _tuned(pilot: _Chains, beta: list[float]) -> list[Tensor]:
 
     The size grows where more trajectories than wanted are accepted, and shrinks where fewer are.
     """
-    size = torch.full((pilot.n,), FIRST_STEP, dtype=torch.float64, device=pilot.x.device)
+    size = torch.full_like(pilot.accepted, FIRST_STEP)
     sizes = [size]
     for t in [min(1, len(beta) - 1)] * TUNING + list(range(1, len(beta) - 1)):
         acceptance = pilot.move(beta[t], size)

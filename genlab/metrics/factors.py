@@ -36,7 +36,7 @@ def explained(codes: Tensor, factor: Tensor) -> Tensor:
 
 def _standard(x: Tensor) -> Tensor:
     """Columns of mean 0 and variance 1; all 0 where a column is constant or not finite."""
-    x = x.detach().double().cpu()
+    x = x.detach().cpu().double()
     x = torch.where(x.isfinite().all(dim=0), x, 0.0)
     spread = x.std(dim=0, correction=0)
     moves = spread > 1e-9 * x.abs().amax(dim=0)

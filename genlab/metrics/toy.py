@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from genlab.float64 import in_float64
 from genlab.metrics.scores import Scores
 
 
@@ -59,7 +60,8 @@ def mode_coverage(x: Tensor, centres: Tensor, std: float, radius: float = 3.0, d
             f"Samples [N, D], centres [K, D] and std > 0 wanted, got {tuple(x.shape)}, {tuple(centres.shape)}, {std}."
         )
     # By differences: a product form would round away distances of 0.02 between points at radius 2.
-    distance = torch.cdist(x.double(), centres.to(x.device).double(), compute_mode="donot_use_mm_for_euclid_dist")
+    x = in_float64(x)
+    distance = torch.cdist(x, centres.to(x.device).double(), compute_mode="donot_use_mm_for_euclid_dist")
     nearest, mode = distance.min(dim=1)
     good = nearest <= radius * std  # false for NaN
     counts = torch.bincount(mode[good], minlength=len(centres)).double()
@@ -89,7 +91,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Scores:
     """
 
     def mean_distance(a: Tensor, b: Tensor, same: bool) -> float:
-        total = torch.cdist(a.double(), b.double()).sum()
+        total = torch.cdist(in_float64(a), in_float64(b)).sum()
         return (total / (len(a) * (len(b) - same))).item()
 
     value = 2 * mean_distance(x, y, False) - mean_distance(x, x, True) - mean_distance(y, y, True)

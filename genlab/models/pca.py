@@ -10,6 +10,7 @@ from torch import Tensor
 
 from genlab.data.spec import Batch
 from genlab.errors import UserError
+from genlab.float64 import in_float64
 from genlab.losses.likelihoods import Gaussian
 from genlab.models.base import inference
 from genlab.models.capabilities import NormalPrior
@@ -73,7 +74,7 @@ class PCA(NormalPrior):
                 if index not in seen:
                     seen.add(index)
                     fresh.append(i)
-            x = batch.x[fresh].flatten(1).double()
+            x = in_float64(batch.x[fresh].flatten(1))
             count, total, square = count + len(x), total.to(x) + x.sum(dim=0), square.to(x) + x.T @ x
             if len(fresh) < len(indices):
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -43,7 +44,7 @@ def unroll(
     m = [state.get("exp_avg", torch.zeros_like(p)) for state, p in zip(states, theta, strict=True)]
     v = [state.get("exp_avg_sq", torch.zeros_like(p)) for state, p in zip(states, theta, strict=True)]
     done = [
-        torch.as_tensor(state.get("step", 0), dtype=torch.float64, device=p.device)  # 1 - beta^t wants the digits
+        torch.as_tensor(state.get("step", 0), dtype=p.dtype, device=p.device)
         for state, p in zip(states, theta, strict=True)
     ]
     for k in range(1, steps + 1):
@@ -58,11 +59,16 @@ def unroll(
             beta1, beta2 = group["betas"]
             m[i] = beta1 * m[i] + (1 - beta1) * g
             v[i] = beta2 * v[i] + (1 - beta2) * g.square()
-            m_hat, v_hat = m[i] / (1 - beta1 ** (done[i] + k)), v[i] / (1 - beta2 ** (done[i] + k))
+            m_hat, v_hat = (x / _one_minus_power(b, done[i] + k) for x, b in ((m[i], beta1), (v[i], beta2)))
             alive = v_hat > 0  # the square root has no slope at 0, where a gradient has been 0 all along
             root = torch.where(alive, torch.where(alive, v_hat, 1.0).sqrt(), 0.0)
             theta[i] = theta[i] - group["lr"] * m_hat / (root + group["eps"])
     return theta
+
+
+def _one_minus_power(beta: float, t: Tensor) -> Tensor:
+    """1 - beta^t for t >= 1, with all its digits in float32 too."""
+    return -torch.expm1(t * (math.log(beta) if beta else -math.inf))
 
 
 def check_unrollable(make: OptimizerFactory) -> None:

@@ -77,7 +77,7 @@ class Codebook(nn.Module):
             uniform: Random numbers [M], alike on all processes, which choose where dead codes begin anew.
         """
         encodings = encodings.to(self.vectors.dtype)
-        count = torch.bincount(indices, minlength=len(self.vectors)).to(self.counts)
+        count = counted(indices, len(self.vectors)).to(self.counts)
         total = torch.zeros_like(self.sums).index_add_(0, indices, encodings)
         self.counts.lerp_(count, 1 - self.decay)
         self.sums.lerp_(total, 1 - self.decay)
@@ -100,7 +100,14 @@ def rows(z: Tensor) -> Tensor:
     return z.permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def counted(indices: Tensor, codes: int) -> Tensor:
+    """How often each of the codes stands among indices [M]: float32 [codes], exact up to 2^24."""
+    # Not `bincount`: on a GPU it waits for the largest index.
+    counts = torch.zeros(codes, device=indices.device)
+    return counts.index_add_(0, indices, torch.ones(len(indices), device=indices.device))
+
+
 def perplexity(indices: Tensor, codes: int) -> Tensor:
     """exp of the entropy of the codes' frequencies among indices [...]: how many are in even use, 1..K."""
-    p = torch.bincount(indices.flatten(), minlength=codes).double() / indices.numel()
-    return torch.special.entr(p).sum().exp().float()
+    p = counted(indices.flatten(), codes) / indices.numel()
+    return torch.special.entr(p).sum().exp()

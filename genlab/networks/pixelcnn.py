@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
+from genlab.float64 import in_float64
 from genlab.networks.codebook import perplexity
 from genlab.networks.init import check_positive
 from genlab.networks.vqvae import Residual
@@ -197,8 +198,8 @@ def draw_tokens(network: nn.Module, uniform: Tensor, temperature: float = 1.0, c
         # Rows below are not read.
         seen = () if context is None else (context[:, :, : i + 1],)
         for j in range(w):
-            p = (network(tokens[:, : i + 1], *seen)[:, :, i, j].double() / temperature).softmax(dim=1)
-            drawn = (p.cumsum(dim=1) < uniform[:, i, j, None]).sum(dim=1)
+            p = (in_float64(network(tokens[:, : i + 1], *seen)[:, :, i, j]) / temperature).softmax(dim=1)
+            drawn = (p.cumsum(dim=1) < uniform[:, i, j, None].to(p.device)).sum(dim=1)
             tokens[:, i, j] = drawn.clamp_max(p.shape[1] - 1)
     return tokens
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.float64 import in_float64
 from genlab.sampling.base import Model, Sampler, expect_keys, rand_like, randn_like
 from genlab.sampling.ratio import LogRatio
 
@@ -93,7 +94,7 @@ class DDLS(Sampler):
             x = model.decode(z)
             ratio, along_x = self.ratio.with_slope(model, x)
             (along_z,) = torch.autograd.grad(x, z, along_x)
-        return 0.5 * z.detach().double().square().sum(dim=1) - ratio, z.detach() - along_z
+        return 0.5 * in_float64(z.detach()).square().sum(dim=1) - ratio, z.detach() - along_z
 
     def _fit(self, model: Model, data: Tensor | None, rng: torch.Generator) -> None:
         self.ratio.fit(model, data, rng)
@@ -115,10 +116,11 @@ class DDLS(Sampler):
             backward = self._log_proposal(z, proposal, new_slope)
             log_accept = energy - new_energy + backward - forward
             good = rand_like(log_accept, rng).log() < log_accept  # false for NaN: a step into nowhere is not taken
+            energy = torch.where(good, new_energy, energy)
+            accepted += int(good.sum()) / n
+            good = good.to(z.device)
             z = torch.where(good[:, None], proposal, z)
             slope = torch.where(good[:, None], new_slope, slope)
-            energy = torch.where(good, new_energy, energy)
-            accepted += float(good.double().mean())
         if not bool(z.isfinite().all()):
             raise UserError(
                 f"The chain ran away with sampler.step_size={self.step_size}. Try a smaller one, or "
@@ -132,5 +134,5 @@ class DDLS(Sampler):
 
     def _log_proposal(self, end: Tensor, start: Tensor, slope: Tensor) -> Tensor:
         """log q(end | start) without its constant, [N]; `slope` is the gradient at the start."""
-        way = end.double() - start.double() + 0.5 * self.step_size * slope.double()
+        way = in_float64(end) - in_float64(start) + 0.5 * self.step_size * in_float64(slope)
         return -way.square().sum(dim=1) / (2 * self.step_size)

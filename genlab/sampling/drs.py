@@ -118,7 +118,8 @@ class DRS(Sampler):
             log_ratio = self.ratio(model, x)
             assert self.maximum is not None
             self.maximum = torch.maximum(self.maximum, log_ratio.max().cpu())
-            good = x[rand_like(log_ratio, rng) < self.accept_probability(log_ratio)]
+            accepted = rand_like(log_ratio, rng) < self.accept_probability(log_ratio)
+            good = x[accepted.to(x.device)]
             kept.append(good)
             found, tried = found + len(good), tried + len(x)
             if found < n and tried >= self.max_tries * n:

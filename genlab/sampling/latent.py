@@ -41,7 +41,7 @@ class Codes(Sampler):
         Raises:
             UserError: If they are too few or not finite.
         """
-        codes = codes.detach().double().cpu()
+        codes = codes.detach().cpu().double()
         if not bool(codes.isfinite().all()):
             raise UserError("The encoder gives codes that are not finite, to which nothing can be fitted.")
         order = torch.randperm(len(codes), generator=rng, device=rng.device).cpu()

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from genlab.float64 import in_float64
+
 PRIORS = ("normal", "uniform")  # standard normal; uniform on [-1, 1]
 
 
@@ -55,7 +57,7 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         ValueError: If the shapes differ.
     """
     straight = lerp(a, b, t)
-    x, y, s = a.double()[:, None], b.double()[:, None], t.to(a).double()[None, :, None]
+    x, y, s = in_float64(a)[:, None], in_float64(b)[:, None], in_float64(t.to(a))[None, :, None]
     norm_x, norm_y = x.norm(dim=2, keepdim=True), y.norm(dim=2, keepdim=True)
     tiny = torch.finfo(torch.float64).tiny
     u, v = x / norm_x.clamp_min(tiny), y / norm_y.clamp_min(tiny)
@@ -65,9 +67,9 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     is_arc = (sine > 1e-6) & (norm_x > 0) & (norm_y > 0)
     safe = torch.where(is_arc, sine, 1.0)
     direction = ((1 - s) * angle).sin() / safe * u + (s * angle).sin() / safe * v
-    arc = (direction * (norm_x * (1 - s) + norm_y * s)).to(a.dtype)
+    arc = (direction * (norm_x * (1 - s) + norm_y * s)).to(a)
     inside = (s > 0) & (s < 1)
-    return torch.where(is_arc & inside, arc, straight)
+    return torch.where((is_arc & inside).to(a.device), arc, straight)
 
 
 def interpolate(a: Tensor, b: Tensor, steps: int, prior: str) -> Tensor:

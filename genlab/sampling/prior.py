@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.float64 import in_float64
 from genlab.sampling.base import Model, Sampler
 
 
@@ -68,8 +69,8 @@ class Truncated(Sampler):
         # Drawing again until all are inside would take thousands of rounds for a small threshold. Instead each normal
         # draw becomes the uniform number Phi(z), and that the truncated normal's quantile: one draw, the same law.
         mass = math.erf(self.threshold / math.sqrt(2))
-        inside = math.sqrt(2) * torch.erfinv(mass * torch.erf(z.double() / math.sqrt(2)))
-        return inside.to(z.dtype)
+        inside = math.sqrt(2) * torch.erfinv(mass * torch.erf(in_float64(z) / math.sqrt(2)))
+        return inside.to(z)
 
     def _sample(self, model: Model, n: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
         return model.decode(self.latents(model, n, rng))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genlab.errors import UserError
+from genlab.float64 import in_float64
 from genlab.sampling.base import generator
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ class LogRatio:
         self.weights = {k[len(prefix) :]: v.detach().clone() for k, v in state.items() if k.startswith(prefix)}
 
     def _affine(self, logits: Tensor) -> Tensor:
-        return self.slope.to(logits.device) * logits.double() + self.offset.to(logits.device)
+        logits = in_float64(logits)
+        return self.slope.to(logits.device) * logits + self.offset.to(logits.device)
 
     def _logits(self, model: Model, x: Tensor) -> Tensor:
         with self._own_weights(model):
@@ -229,7 +231,7 @@ def logistic_regression(real: Tensor, drawn: Tensor, ridge: float = 1e-4) -> tup
     Raises:
         UserError: If a logit is not finite.
     """
-    x = torch.cat((real, drawn)).double().cpu()
+    x = torch.cat((real, drawn)).cpu().double()
     if not bool(x.isfinite().all()):
         raise UserError("The discriminator gives logits that are not finite, which cannot be calibrated.")
     y = torch.cat((torch.ones(len(real)), torch.zeros(len(drawn)))).double()
