@@ -7,7 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genlab.losses.numerics import exact
 
+
+@exact
 def squared_jacobian(encode: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """|| d encode / dx ||_F^2 at each sample, exactly, with its gradient to the encoder's parameters.
 
@@ -31,6 +34,7 @@ def squared_jacobian(encode: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return rows.square().flatten(2).sum(dim=(0, 2))
 
 
+@exact
 def squared_jacobian_of_sigmoid_layer(code: Tensor, weight: Tensor) -> Tensor:
     """The same for one layer h = sigmoid(W x + b) in closed form: sum_i (h_i (1 - h_i))^2 sum_j W_ij^2.
 

@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genlab.losses.numerics import exact
 
+
+@exact
 def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """InfoNCE: the cross-entropy of finding each query's own key among k others. He et al. (2020), arXiv:1911.05722.
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.losses.numerics import at_least_float32
+from genlab.losses.numerics import exact
 
 
 class EnergyLoss(nn.Module):
@@ -104,6 +104,7 @@ class Margin(EnergyLoss):
         return energy_fake.mean()
 
 
+@exact
 def pulling_away(codes: Tensor) -> Tensor:
     """f_PT, how parallel the codes of a batch are: the mean squared cosine over its pairs.
 
@@ -120,6 +121,6 @@ def pulling_away(codes: Tensor) -> Tensor:
     """
     if len(codes) < 2:
         raise ValueError("The pulling-away term compares the samples of a batch, got one. Try data.batch_size=64.")
-    unit = F.normalize(at_least_float32(codes).flatten(1), dim=1)
+    unit = F.normalize(codes.flatten(1), dim=1)
     squares = (unit @ unit.T).square()
     return (squares.sum() - squares.diagonal().sum()) / (len(codes) * (len(codes) - 1))

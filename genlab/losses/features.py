@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from genlab.losses.numerics import exact
 
+
+@exact
 def feature_matching(features_real: Tensor, features_fake: Tensor) -> Tensor:
     """|E f(x) - E f(G(z))|^2, averaged over the features: means over the batch first, then their distance.
 

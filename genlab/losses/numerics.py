@@ -2,16 +2,85 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """x itself, or in float32 if it comes in half precision: sums and differences of logits need the digits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def exact(function: F) -> F:
+    """An objective, or another function of tensors, whose products keep float32: autocast is off inside.
+
+    Tensors that come in half precision are cast first. The device is that of the first tensor among the arguments.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        args = tuple(at_least_float32(a) if isinstance(a, Tensor) else a for a in args)
+        kwargs = {name: at_least_float32(a) if isinstance(a, Tensor) else a for name, a in kwargs.items()}
+        device = next(a.device for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        with torch.autocast(device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return cast(F, wrapper)
+
+
+class _InFloat32:
+    """A method of a network, with its tensors in float32. A copy of the network has one that is bound to the copy."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _cast(getattr(type(self.module), self.name)(self.module, *args, **kwargs))
+
+
+def leave_in_float32(module: nn.Module) -> None:
+    """Makes float32 of what leaves a network in half precision: by a call, or by any of its public methods.
+
+    Objectives are sums and differences, and need the digits. Within the network nothing changes. What cannot be called
+    itself (a list of networks, an adversary, a first stage) is a holder: the networks in it are seen to as well.
+    """
+    if module.__dict__.get("_leaves_in_float32"):
+        return
+    module.__dict__["_leaves_in_float32"] = True
+    whole = hasattr(type(module), "automatic_optimization")  # a Lightning module: of its methods none runs in a step
+    if not whole:
+        for name in _public_methods(type(module)):
+            module.__dict__[name] = _InFloat32(module, name)
+    if whole or type(module).forward is nn.Module.forward:
+        for part in module.children():
+            leave_in_float32(part)
+    else:
+        module.register_forward_hook(_cast_output)
+
+
+def _public_methods(kind: type) -> list[str]:
+    """Names of the methods that a network's classes add to those of every module."""
+    own = {name for c in kind.__mro__ if not c.__module__.startswith("torch.") for name in vars(c)}
+    found = (name for name in sorted(own) if not name.startswith("_") and not hasattr(nn.Module, name))
+    return [name for name in found if inspect.isfunction(inspect.getattr_static(kind, name))]
+
+
+def _cast(output: Any) -> Any:
+    return at_least_float32(output) if isinstance(output, Tensor) else tree_map_only(Tensor, at_least_float32, output)
+
+
+def _cast_output(_: nn.Module, __: Any, output: Any) -> Any:
+    return _cast(output)
 
 
 def eager() -> AbstractContextManager[None]:

@@ -27,11 +27,10 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torch.utils._pytree import tree_map_only
 
 from genlab.errors import NotFinite, UserError
 from genlab.losses.features import feature_matching
-from genlab.losses.numerics import at_least_float32, eager
+from genlab.losses.numerics import eager, leave_in_float32
 from genlab.networks.virtual_batch_norm import VirtuallyNormalised
 from genlab.randomness import Drawing
 
@@ -607,7 +606,7 @@ class GenerativeModel(pl.LightningModule):
         values = torch.stack([value.float() for *_, value in watched])
         wanted_zero = torch.tensor([what == "gradient" for _, _, what, _ in watched], device=values.device)
         good = torch.where(wanted_zero, values == 0, values.isfinite())
-        bad = (self.averaged(good.double()) < 1).nonzero().flatten().tolist()
+        bad = (self.averaged(good.float()) < 1).nonzero().flatten().tolist()
         if not bad:
             return
         step, name, what, value = watched[bad[0]]
@@ -854,9 +853,9 @@ class GenerativeModel(pl.LightningModule):
             self.trainer.precision_plugin.convert_module(self)
             if self.settings.speed.channels_last:
                 self.to(memory_format=torch.channels_last)
-            if "mixed" in str(self.trainer.precision):  # objectives are sums and differences: they need the digits
+            if "mixed" in str(self.trainer.precision):
                 for network in self.children():
-                    network.register_forward_hook(_in_float32)
+                    leave_in_float32(network)
             if self.settings.speed.compile:
                 for network in self.children():
                     network.compile(dynamic=False)
@@ -970,11 +969,6 @@ def averaged_names(module: nn.Module) -> set[str]:
         listed = ("running_mean", "running_var") if norm else getattr(part, "averaged_buffers", ())
         names |= {f"{prefix}.{name}" if prefix else name for name in listed}
     return names
-
-
-def _in_float32(_: nn.Module, __: Any, output: Any) -> Any:
-    """A forward hook: what a network gives in half precision goes on in float32."""
-    return tree_map_only(Tensor, at_least_float32, output)
 
 
 def checkpoint_section(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.errors import UserError
+from genlab.float64 import in_float64
 from genlab.losses.likelihoods import Bernoulli
+from genlab.losses.numerics import exact
 from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
 from genlab.networks.init import check_positive
 
@@ -43,10 +45,12 @@ class Machine(nn.Module):
         """logit p(v_i = 1 | h), [N, D]."""
         return F.linear(h, self.weight.T, self.visible_bias)
 
+    @exact
     def forward(self, v: Tensor) -> Tensor:
         """Free energies F(v) = -log sum_h exp(-E(v, h)), [N]: -b'v - sum_j log(1 + exp(c_j + W_j v))."""
         return -v @ self.visible_bias - F.softplus(self.hidden_logits(v)).sum(dim=1)
 
+    @exact
     def contrast(self, v: Tensor, v_model: Tensor) -> Tensor:
         """mean F(v) - mean F(v_model), of [N, D] and [M, D].
 
@@ -171,7 +175,8 @@ class RBM(GenerativeModel):
     def frames(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """n chains at steps that lie evenly between the first and the last, [T, n, *shape]."""
         v, at, shown = self._start(n, rng), 0, []
-        for step in torch.linspace(0, self.chain_steps - 1, min(FRAMES, self.chain_steps)).long().tolist():
+        count = min(FRAMES, self.chain_steps)
+        for step in (i * (self.chain_steps - 1) // max(1, count - 1) for i in range(count)):
             v, at = self.gibbs(v, step - at, rng), step
             shown.append(self._shown(v))
         return torch.stack(shown)
@@ -203,13 +208,14 @@ class RBM(GenerativeModel):
             chains: How many.
             rng: Where draws come from.
         """
-        v, beta = self._start(chains, rng), torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist()
-        start = self.latent_dim * math.log(2) + F.softplus(self.base).double().sum()
+        v, beta = self._start(chains, rng), [i / steps for i in range(steps + 1)]
+        start = self.latent_dim * math.log(2) + in_float64(F.softplus(self.base)).sum()
         log_w = start.expand(chains).clone()
         for before, now in zip(beta, beta[1:], strict=False):
             logits = self.machine.hidden_logits(v)
-            change = (now - before) * (v @ (self.machine.visible_bias - self.base)).double()
-            log_w += change + (F.softplus(now * logits.double()) - F.softplus(before * logits.double())).sum(dim=1)
+            change = (now - before) * in_float64(v @ (self.machine.visible_bias - self.base))
+            wide = in_float64(logits)
+            log_w += change + (F.softplus(now * wide) - F.softplus(before * wide)).sum(dim=1)
             h = self._bernoulli(now * logits, rng)
             v = self._bernoulli((1 - now) * self.base + now * self.machine.visible_logits(h), rng)
         return log_w

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from genlab.losses.numerics import exact
 from genlab.networks.init import check_positive, feature_count
 
 
@@ -38,6 +39,7 @@ class MinibatchDiscrimination(nn.Module):
         # Distances about 1 for features about 1: similarities neither all 0 nor all 1.
         self.weight = nn.Parameter(torch.randn(in_features, kernels, kernel_dim) / math.sqrt(in_features * kernel_dim))
 
+    @exact
     def similarities(self, features: Tensor) -> Tensor:
         """o(x), [N, B], each between 0 and the number of batch mates."""
         m = torch.einsum("na,abc->nbc", features, self.weight)

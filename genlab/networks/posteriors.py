@@ -57,7 +57,8 @@ class FlowedGaussian:
     @property
     def mean(self) -> Tensor:
         """T at the base's mean, [N, Z]: the draw of eps = 0, which stands for the mean."""
-        return self.flow(self.base.mu)[0]
+        with torch.autocast(self.base.mu.device.type, enabled=False):
+            return self.flow(self.base.mu)[0]
 
     def draw(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         """z = T(mu + sigma eps) [..., N, Z] and log q(z) [..., N]."""

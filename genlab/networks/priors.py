@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
+from genlab.losses.numerics import exact
 from genlab.networks.flows import zuko_flow
 from genlab.networks.posteriors import DiagonalGaussian, FlowedGaussian, log_standard_normal
 
@@ -106,6 +107,7 @@ class GaussianMixture(Prior):
         # Columns of A_k, with the covariance A A^T.
         self.register_buffer("scales", torch.stack([radial_std * out, tangential_std * across], dim=2))
 
+    @exact
     def log_prob(self, z: Tensor, posterior: Approximation | None = None) -> Tensor:
         """log 1/K sum_k N(z; c_k, A_k A_k^T)."""
         u = (self.scales.inverse() @ (z.unsqueeze(-2) - self.centres).unsqueeze(-1)).squeeze(-1)
@@ -116,6 +118,7 @@ class GaussianMixture(Prior):
         """A component for each row, by the last of its numbers, then a draw from it."""
         return self.draw_given(eps, eps.new_full((len(eps),), -1, dtype=torch.long))
 
+    @exact
     def draw_given(self, eps: Tensor, y: Tensor) -> Tensor:
         """A draw from component y, from any where y is -1."""
         drawn = (torch.special.ndtr(eps[:, -1]) * self.classes).long().clamp_max(self.classes - 1)

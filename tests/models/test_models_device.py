@@ -1,0 +1,472 @@
+"""Every method on a device that is not the CPU, where there is none: fake tensors on "meta" have places, and no values.
+
+A tensor of the CPU that meets one of the device raises, and so does a look at a value: on a GPU the first is an error,
+and the second makes every iteration wait.
+"""
+
+import contextlib
+import functools
+import inspect
+import sys
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorDeviceMismatchError,
+)
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from genlab import float64
+from genlab.cli import running
+from genlab.data.spec import Batch
+from genlab.models import base
+from genlab.models.aae import SupervisedAAE
+from genlab.models.base import CAPABILITIES, Turn
+from genlab.models.gan import GAN
+from genlab.randomness import Drawing
+from tests.cli.helpers import REPO
+from tests.models.helpers import config, fit
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter"),  # a fake has no values to copy
+]
+DEVICE = "meta"
+MODELS = sorted(p.stem for p in (REPO / "configs" / "model").glob("*.yaml"))
+SMALL = {
+    "dc_ign": ["data.num_train=64"],
+    "gated_pixelcnn": ["model.network.layers=2"],
+    "pixelcnn": ["model.network.layers=2"],
+    "pixelvae": ["likelihood.layers=2"],
+    "unrolled": ["model.unroll_steps=2"],
+    "dc_vae": ["model.n_critic=2"],
+    "draw": ["model.steps=2"],
+    "rbm": ["model.chain_steps=4"],
+    "rbm_pcd": ["model.chain_steps=4"],
+    "wgan": ["model.n_critic=2", "model.n_critic_long=2"],
+}
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default, torch.ops.aten.detach.default)
+# What CUDA's autocast runs in half precision, in float32, and in the widest type that comes.
+HALF = {"linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "baddbmm", "addbmm", "einsum"} | {
+    f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)
+}
+FULL = {"exp", "log", "log1p", "expm1", "pow", "softmax", "log_softmax", "softplus", "norm", "sum", "prod", "cumsum"}
+FULL |= {"cross_entropy", "nll_loss", "mse_loss", "l1_loss", "binary_cross_entropy_with_logits", "cdist", "layer_norm"}
+WIDEST = {"vdot", "cat", "stack", "grid_sample", "index_put", "scatter_add", "dot"}
+
+
+class OutOfPlace(AssertionError):
+    """A tensor is where it should not be."""
+
+
+class Places(TorchDispatchMode):
+    """Refuses what a GPU refuses or waits for, and float64, which Apple's GPUs do not have.
+
+    Args:
+        copies: Whether values may be brought to the CPU: a sampler may, a step may not.
+    """
+
+    def __init__(self, copies):
+        super().__init__()
+        self.copies = copies
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        taken = {t.device.type for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        if func not in COPIES and taken == {"cpu", DEVICE}:
+            raise OutOfPlace(f"{func} takes tensors of the CPU and of the device.")
+        if not self.copies and DEVICE in taken and any(t.device.type == "cpu" for t in given):
+            raise OutOfPlace(f"{func} brings a tensor of the device to the CPU.")
+        if any(t.dtype == torch.float64 and t.device.type == DEVICE for t in given):
+            raise OutOfPlace(f"{func} makes a float64 tensor on the device.")
+        return out
+
+
+class HalfPrecision(TorchFunctionMode):
+    """What `torch.autocast` does for a device that has it."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if Autocast.enabled and name in HALF | FULL | WIDEST:
+            present = {t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+            wanted = torch.bfloat16 if name in HALF else torch.float32
+            if name not in WIDEST or len(present) > 1:
+
+                def cast(t):
+                    return t.to(wanted) if t.dtype in (torch.float32, torch.bfloat16) else t
+
+                args, kwargs = tree_map_only(torch.Tensor, cast, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+class Autocast(contextlib.ContextDecorator):
+    """In the place of `torch.autocast`, which knows no such device."""
+
+    enabled = False
+
+    def __init__(self, device_type, dtype=None, enabled=True, cache_enabled=None):
+        self.wanted, self.before = enabled, []
+
+    def __enter__(self):
+        self.before.append(Autocast.enabled)
+        Autocast.enabled = self.wanted
+
+    def __exit__(self, *_):
+        Autocast.enabled = self.before.pop()
+
+
+class Imprecise(AssertionError):
+    """A tensor in half precision went into an objective, or came out of it."""
+
+
+def in_float32(function):
+    """The function; it is an error if tensors go in or come out in half precision."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        out = function(*args, **kwargs)
+        for value in tree_leaves((args, kwargs, out)):
+            if isinstance(value, torch.Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+                raise Imprecise(f"{function.__qualname__} has to do with a {value.dtype}.")
+        return out
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def objectives_in_float32(model):
+    """Inside, every function and method of `genlab.losses` is `in_float32`, and so are the losses of all turns."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in sys.modules if n.startswith(("genlab.models.", "genlab.networks."))]:
+            for key, value in list(vars(sys.modules[name]).items()):
+                where = getattr(value, "__module__", "") if inspect.isfunction(value) else ""
+                if where.startswith("genlab.losses.") and not where.endswith(".numerics"):
+                    patch.setattr(sys.modules[name], key, in_float32(value))
+        for part in model.modules():
+            if type(part).__module__.startswith("genlab.losses."):
+                for key, _ in inspect.getmembers(type(part), inspect.isfunction):
+                    if not key.startswith("_") and (key == "forward" or not hasattr(torch.nn.Module, key)):
+                        patch.setitem(part.__dict__, key, in_float32(getattr(part, key)))
+        patch.setattr(Turn, "collect", in_float32(Turn.collect))
+        patch.setattr(model, "record", in_float32(model.record))
+        yield
+
+
+class Moves:
+    """An optimizer as Lightning wraps it."""
+
+    def __init__(self, model, optimizer):
+        self.model, self.optimizer, self.param_groups = model, optimizer, optimizer.param_groups
+
+    def step(self):
+        self.model.on_before_optimizer_step(self.optimizer)
+        self.optimizer.step()
+
+
+class Device:
+    """A model of a config, with its weights, batches and draws on the device.
+
+    Args:
+        overrides: As on the command line.
+        checkpoint: What the model goes on from.
+    """
+
+    def __init__(self, overrides, checkpoint=None):
+        self.fake = FakeTensorMode()
+        parts = running.build(config(["data.batch_size=4", "ema.decay=0.9", *overrides]))
+        parts.data.prepare_data()
+        parts.data.setup()
+        self.model, self.batches = parts.model, [parts.data.stream().batch(i) for i in range(2)]
+        with torch.no_grad():  # on the CPU: a start from data may look at values, it happens once
+            self.model.initialise(parts.data.first_batches())
+        if checkpoint is not None:
+            self.load(checkpoint)
+        self.move()
+
+    def load(self, checkpoint):
+        """Takes over what a checkpoint holds of the model; its random states are of generators that are not here."""
+        self.model.on_load_checkpoint(checkpoint)
+        self.model.load_state_dict(checkpoint["state_dict"])
+        self.model._rng_states = None
+
+    def put(self, tensor):
+        """A tensor of the CPU, on the device."""
+        with self.fake:
+            return self.fake.from_tensor(tensor, static_shapes=True).detach().to(DEVICE)
+
+    def move(self):
+        """Brings the weights to the device, as `model.to` does where tensors have values."""
+        model = self.model
+        before = dict(model.named_parameters())
+        with self.fake:
+            model._apply(self.put)
+        now = dict(model.named_parameters())  # others: a fake cannot take the place of the values within a parameter
+        placed = {id(parameter): now[name] for name, parameter in before.items()}
+        for turn in model._turns.values():
+            turn.parameters = [placed[id(p)] for p in turn.parameters]
+            turn._others = [placed[id(p)] for p in turn._others]
+        for module in model.modules():
+            if isinstance(module, LightningModule):
+                module._device = torch.device(DEVICE)
+        with self.fake:
+            optimizers = (model.configure_optimizers() or [[]])[0]
+            optimizers = optimizers if isinstance(optimizers, list) else model.configure_optimizers()
+        self.trainer = model.trainer = SimpleNamespace(
+            global_step=0,
+            max_steps=1000,
+            global_rank=0,
+            world_size=1,
+            optimizers=optimizers,
+            precision="32-true",
+            precision_plugin=SimpleNamespace(scaler=None, convert_module=lambda module: module),
+            fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace()),
+        )
+        model.manual_backward = lambda loss: loss.backward()
+        model._draw = self.draw
+        # Both read values by design, once in `log_every_n_steps` iterations.
+        model.check_finite = model._write_records = lambda: None
+        for turn, optimizer in zip(model._turns.values(), optimizers, strict=True):
+            turn.optimizer = Moves(model, optimizer)
+        with self.fake:
+            model._start_ema()
+        for module in model.modules():
+            if isinstance(module, Drawing):
+                module.adopt(model)
+
+    def draw(self, draw, n, shape, rng):
+        """As `_draw`, but for the stream of training: there are no generators on this device."""
+        return draw(n, *shape, generator=rng, device=DEVICE if rng is None else rng.device).to(DEVICE)
+
+    def batch(self, number):
+        """One of the training batches, on the device."""
+        fields = {name: getattr(self.batches[number], name) for name in Batch.__slots__}
+        return Batch(**{name: None if value is None else self.put(value) for name, value in fields.items()})
+
+    @contextlib.contextmanager
+    def running(self, copies=False):
+        """Inside, tensors are fake and places are watched."""
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            patch.setattr(torch, "autocast", Autocast)
+            patch.setattr(float64, "DEVICES_WITHOUT", [DEVICE])
+            with self.fake, HalfPrecision(), Places(copies):
+                yield
+
+    def train(self, steps=2, half=False):
+        """Iterations, without what reads values by design; what goes into objectives is watched."""
+        self.trainer.precision = "bf16-mixed" if half else "32-true"
+        self.model.setup("fit")
+        self.model.train()
+        for number in range(steps):
+            batch = self.batch(number % len(self.batches))
+            with self.running():
+                self.model.begin_iteration()
+                with Autocast(DEVICE, enabled=half), objectives_in_float32(self.model):
+                    self.model.training_step(batch, number)
+                self.trainer.global_step += 1
+                self.model.end_iteration()
+
+    def judge(self):
+        """Everything that the method offers to samplers and judges, and its objective."""
+        model, x, rng = self.model, self.batch(0).x[:2], torch.Generator().manual_seed(0)
+        with self.running(copies=True):
+            given = {"x": x, "n": 2, "k": 2, "rng": rng, "steps": 2, "chains": 2}
+            for name in [name for name in (*CAPABILITIES, "log_unnormalised", "log_partition") if hasattr(model, name)]:
+                if name == "decode":
+                    # A supervised autoencoder's encoder gives the style alone.
+                    coded = model.can("encode") and not isinstance(model, SupervisedAAE)
+                    given["z"] = model.encode(x) if coded else model.noise(2, rng)
+                elif name in ("log_joint", "log_prior"):
+                    coded = model.can("sample_posterior")
+                    given["z"] = model.sample_posterior(x, 1, rng)[0][0] if coded else model.noise(2, rng)
+                method = getattr(model, name)
+                known = [p for p in inspect.signature(method).parameters if p in given]
+                for value in tree_leaves(method(**{p: given[p] for p in known})):
+                    assert value.device.type == DEVICE or value.dtype == torch.float64, name
+            if hasattr(model, "objective"):
+                with model.inference():
+                    model.objective(x, rng=rng)
+
+
+def device(name, *overrides):
+    return Device([f"model={name}", *SMALL.get(name, []), *overrides])
+
+
+def tensors(node, path, seen):
+    """Every tensor that can be reached from a model through attributes and plain containers: (name, tensor)."""
+    if isinstance(node, torch.Tensor):
+        yield path, node
+        return
+    if id(node) in seen or isinstance(node, FakeTensorMode):
+        return
+    seen.add(id(node))
+    if isinstance(node, dict):
+        children = node.items()
+    elif isinstance(node, list | tuple | set):
+        children = enumerate(node)
+    elif isinstance(node, torch.nn.Module | Turn):
+        children = vars(node).items()
+    else:
+        return
+    for key, child in children:
+        if key not in ("_trainer", "_model"):
+            yield from tensors(child, f"{path}.{key}", seen)
+
+
+def left_behind(model):
+    """Names of the tensors of a model that are not on the device."""
+    return [name for name, tensor in tensors(model, "model", set()) if tensor.device.type != DEVICE]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_method_runs_on_a_device(name):
+    """Two iterations in float32 and one in bfloat16, and all that judges and samplers call: nothing is on the CPU."""
+    made = device(name)
+    made.train()
+    made.judge()
+    made.train(steps=1, half=True)
+    assert left_behind(made.model) == []
+
+
+TRICKS = [
+    "tricks.historical_averaging=0.1",
+    "tricks.replay=0.5",
+    "tricks.replay_size=8",
+    "tricks.feature_matching=true",
+    "tricks.minibatch_discrimination=true",
+    "tricks.instance_noise=0.1",
+    "tricks.augment=true",
+]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=gan", "network=dcgan", "data.image_size=16", *TRICKS],
+        ["model=gan", "tricks.virtual_batch_norm=true", "network=dcgan", "data.image_size=16", "loss=fgan_kl"],
+        ["model=gan", "tricks.packing=2", "penalty=r1"],
+        ["model=gan", "loss.real_labels=[0.8,1.0]", "loss.flip=0.1", "penalty=dragan", "optim.clip=1"],
+        ["model=vae", "likelihood=logistic_mixture", "posterior=iaf", "kl=capacity", "adversary=gan"],
+        ["model=vae", "prior=vamp", "kl=free_bits"],
+        ["model=aae", "prior=gaussian_mixture", "model.latent_dim=2", "posterior=universal"],
+        ["model=aae", "prior=swiss_roll", "model.latent_dim=2"],
+    ],
+    ids=lambda overrides: " ".join(overrides[:3]),
+)
+def test_every_part_runs_on_a_device(overrides):
+    """What methods can be composed of: tricks, losses, penalties, likelihoods, posteriors, priors, KL terms."""
+    made = Device(overrides)
+    made.train()
+    made.judge()
+    made.train(steps=1, half=True)
+    assert left_behind(made.model) == []
+
+
+@pytest.mark.parametrize("name", ["gan", "dc_vae", "vqvae", "rbm_pcd"])
+@pytest.mark.parametrize("moved_first", [False, True])
+def test_a_checkpoint_of_the_cpu_goes_on_on_a_device(name, moved_first, tmp_path):
+    """Weights, averages, earlier fakes and past means come from the CPU, and none of them stays there.
+
+    Lightning reads a checkpoint before it moves the model; whoever reads one afterwards gets the same.
+    """
+    overrides = [f"model={name}", *SMALL.get(name, []), "tricks.historical_averaging=0.1"]
+    overrides += ["tricks.replay=0.5", "tricks.replay_size=8"] if name == "gan" else []
+    fit([*overrides, "ema.decay=0.9"], 2, tmp_path)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    made = Device(overrides, None if moved_first else checkpoint)
+    if moved_first:
+        with made.fake:
+            made.load(tree_map_only(torch.Tensor, made.fake.from_tensor, checkpoint))
+            made.model._start_ema()
+    assert bool(made.model._ema) == bool(made.model.ema_modules) and all(
+        turn.history for turn in made.model._turns.values()
+    )
+    assert left_behind(made.model) == []
+    made.train(steps=1)
+
+
+# Three faults, each of which must turn these tests red.
+
+
+def planted(fault, monkeypatch):
+    """A GAN whose step does something else first."""
+    step = GAN.training_step
+
+    def training_step(self, batch, index):
+        fault(self, batch)
+        step(self, batch, index)
+
+    monkeypatch.setattr(GAN, "training_step", training_step)
+    return device("gan")
+
+
+def on_the_cpu(model, batch):
+    model.record(shifted=(batch.x + torch.zeros(batch.x.shape)).mean())
+
+
+def scalar_on_the_cpu(model, batch):
+    model.record(shifted=(batch.x + torch.tensor(1.0)).mean())
+
+
+def looked_at(model, batch):
+    model.record(mean=batch.x.mean().item())
+
+
+def decided(model, batch):
+    if batch.x.mean() > 0:
+        model.record(positive=1.0)
+
+
+def chosen(model, batch):
+    model.record(mean=batch.x[batch.x > 0].mean())
+
+
+def copied(model, batch):
+    model.record(mean=batch.x.cpu().mean())
+
+
+def doubled(model, batch):
+    model.record(mean=batch.x.double().mean())
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (on_the_cpu, FakeTensorDeviceMismatchError),
+        (scalar_on_the_cpu, OutOfPlace),
+        (looked_at, DataDependentOutputException),
+        (decided, DataDependentOutputException),
+        (chosen, DynamicOutputShapeException),
+        (copied, OutOfPlace),
+        (doubled, OutOfPlace),
+    ],
+)
+def test_a_fault_in_a_step_is_found(fault, error, monkeypatch):
+    with pytest.raises(error):
+        planted(fault, monkeypatch).train(steps=1)
+
+
+def test_half_precision_in_an_objective_is_found(monkeypatch):
+    monkeypatch.setattr(base, "leave_in_float32", lambda network: None)
+    made = device("gan")
+    made.train(steps=1)
+    with pytest.raises(Imprecise):
+        made.train(steps=1, half=True)
+
+
+def test_a_tensor_that_is_no_buffer_is_found(monkeypatch):
+    """It stays on the CPU when the model moves, and a step that uses it fails."""
+    made = planted(lambda model, batch: model.generator.shift + batch.x.mean(), monkeypatch)
+    made.model.generator.shift = torch.zeros(3)
+    assert left_behind(made.model) == ["model._modules.generator.shift"]
+    with pytest.raises(AssertionError, match="convert all Tensors to FakeTensors"):
+        made.train(steps=1)
