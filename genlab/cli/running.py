@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,11 +291,14 @@ def _fit(
     parts: Parts, trainer: pl.Trainer, record: runs.RunRecord | None, run_dir: Path, resume: Path | None
 ) -> Result:
     """Trains to the end, rolled back where a NaN turns up and that is asked for, and reports."""
+    from genlab.floats import without_tf32
+
     status, started = "failed", time.monotonic()
     try:
         while True:
             try:
-                trainer.fit(parts.model, datamodule=parts.data, ckpt_path=resume, weights_only=True)
+                with nullcontext() if parts.model.settings.speed.tf32 else without_tf32():
+                    trainer.fit(parts.model, datamodule=parts.data, ckpt_path=resume, weights_only=True)
                 break
             except NotFinite as error:
                 good = runs.find_checkpoint(run_dir) if _checkpoints(trainer).saved else resume

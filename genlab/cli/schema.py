@@ -45,6 +45,7 @@ class SpeedConfig:
     channels_last: bool | None = None
     fused: bool | None = None
     compile: bool | None = None
+    tf32: bool | None = None
 
 
 @dataclass

@@ -31,7 +31,7 @@ def check(speed: dict[str, Any]) -> None:
 def resolve(config: dict[str, Any], model: GenerativeModel) -> tuple[Speed, str]:
     """The switches, and Lightning's name of the precision, that a config asks for.
 
-    `fast` is what was measured to help: fakes made once and fused optimizers everywhere (but in float16);
+    `fast` is what was measured to help: fakes made once, fused optimizers (but in float16) and TF32 everywhere;
     channels_last where there are convolutions; bfloat16 where there are convolutions or wide dense layers and the
     device multiplies it faster. Small dense networks lose by it. Compiling pays on no CPU that was tried and is left
     to the user.
@@ -50,15 +50,19 @@ def resolve(config: dict[str, Any], model: GenerativeModel) -> tuple[Speed, str]
 
     asked = {"preset": "exact", "precision": None, **(config.get("speed") or {})}
     check(asked)
-    gpu = config["trainer"]["accelerator"] in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    accelerator = config["trainer"]["accelerator"]
+    gpu = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    mps = accelerator == "mps" or accelerator in ("gpu", "auto") and not gpu and torch.backends.mps.is_available()
     fast = asked.pop("preset") == "fast"
     precision = asked.pop("precision")
     convolves = any(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in model.modules())
     heavy = convolves or any(isinstance(m, nn.Linear) and m.weight.numel() >= WIDE for m in model.modules())
     half = torch.cuda.is_bf16_supported() if gpu else cpu_multiplies_bfloat16()
-    default = {"reuse_fakes": fast, "channels_last": fast and convolves, "fused": fast, "compile": False}
+    default = {"reuse_fakes": fast, "channels_last": fast and convolves, "fused": fast, "compile": False, "tf32": fast}
     chosen = default | {key: value for key, value in asked.items() if value is not None}
     precision = precision or ("bfloat16" if fast and heavy and half else "float32")
+    if precision == "float64" and mps:
+        raise UserError("speed.precision=float64 is not for Apple's GPUs, which have none. Try trainer=cpu.")
     if precision == "float16" and not gpu:
         raise UserError("speed.precision=float16 is for GPUs. Try speed.precision=bfloat16.")
     if precision == "float16" and asked.get("fused"):

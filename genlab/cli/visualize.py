@@ -12,7 +12,7 @@ import genlab
 from genlab.cli import app
 from genlab.cli.sample import parse
 from genlab.errors import UserError
-from genlab.float64 import in_float64
+from genlab.floats import in_float64
 
 if TYPE_CHECKING:
     import numpy as np

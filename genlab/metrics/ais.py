@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.float64 import in_float64
+from genlab.floats import in_float64
 from genlab.metrics.features import module_device
 from genlab.metrics.scores import Scores
 from genlab.metrics.sharing import shared, stream

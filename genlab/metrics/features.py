@@ -7,11 +7,12 @@ float64, updated batch by batch without ever holding an [N, N] matrix; processes
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from genlab.floats import in_float64, without_tf32
 from genlab.metrics.sharing import place, shared
 
 KEEP = 50_000  # rows kept for KID, IS, precision and recall: 410 MB of Inception features, 200 MB of logits
@@ -41,23 +42,9 @@ class Extractor(Protocol):
 
 @contextlib.contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Real float32 inside: no autocast, no TF32, no bfloat16 behind float32 operators.
-
-    cuDNN's convolutions use TF32 unless told otherwise, and `torch.set_float32_matmul_precision` reaches products of
-    matrices, on a CPU too; either moves features by about 1e-3.
-    """
-    backends = torch.backends
-    cudnn, mkldnn = cast(Any, backends.cudnn), cast(Any, backends.mkldnn)  # their stubs lack the operators
-    operators = (cast(Any, backends.cuda.matmul), cudnn.conv, mkldnn.conv, mkldnn.matmul)
-    lowered = [(each, each.fp32_precision) for each in operators if each.fp32_precision not in ("ieee", "none")]
-    try:
-        for each, _ in lowered:
-            each.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for each, precision in lowered:
-            each.fp32_precision = precision
+    """Real float32 inside: no autocast, and `without_tf32`."""
+    with without_tf32(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 @dataclass
@@ -114,7 +101,7 @@ class FeatureStats:
         if features.ndim != 2 or len(features) != len(logits):
             raise ValueError(f"Features [N, F] and logits [N, K] wanted, got {features.shape} and {logits.shape}.")
         features = features.detach()
-        exact = (features.cpu() if features.device.type == "mps" else features).double()  # MPS knows no float64
+        exact = in_float64(features)
         mean = exact.mean(dim=0) if len(exact) else exact.new_zeros(features.shape[1])
         if not mean.isfinite().all():
             raise ValueError("The extractor returned features that are not finite.")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from genlab.float64 import in_float64
+from genlab.floats import in_float64
 from genlab.metrics.scores import Scores
 
 

@@ -108,12 +108,14 @@ class Speed:
         channels_last: Images and convolutions keep their channels innermost, as the fast kernels want them.
         fused: Optimizers step in one kernel, where theirs has one.
         compile: Networks are compiled by `torch.compile`; second derivatives and all judging stay eager.
+        tf32: A GPU may multiply float32 in TF32, of 11 bits, where torch lets it: convolutions, unless told otherwise.
     """
 
     reuse_fakes: bool = False
     channels_last: bool = False
     fused: bool = False
     compile: bool = False
+    tf32: bool = False
 
 
 @dataclass(frozen=True)

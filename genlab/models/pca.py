@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genlab.data.spec import Batch
 from genlab.errors import UserError
-from genlab.float64 import in_float64
+from genlab.floats import in_float64
 from genlab.losses.likelihoods import Gaussian
 from genlab.models.base import inference
 from genlab.models.capabilities import NormalPrior

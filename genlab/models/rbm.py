@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.errors import UserError
-from genlab.float64 import in_float64
+from genlab.floats import in_float64
 from genlab.losses.likelihoods import Bernoulli
 from genlab.losses.numerics import exact
 from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.float64 import in_float64
+from genlab.floats import in_float64
 from genlab.networks.codebook import perplexity
 from genlab.networks.init import check_positive
 from genlab.networks.vqvae import Residual
@@ -206,7 +206,8 @@ def draw_tokens(network: nn.Module, uniform: Tensor, temperature: float = 1.0, c
 
 def log_prob_of(tokens: Tensor, logits: Tensor) -> Tensor:
     """log p of tokens int64 [N, H, W] under logits [N, K, H, W], summed over positions: [N] nats."""
-    return -F.cross_entropy(logits, tokens, reduction="none").flatten(1).sum(dim=1)
+    # Not `cross_entropy`, which has no deterministic implementation for maps on a GPU.
+    return logits.log_softmax(dim=1).gather(1, tokens.unsqueeze(1)).flatten(1).sum(dim=1)
 
 
 def code_lengths(tokens: Tensor, log_p: Tensor, levels: int) -> dict[str, Tensor]:

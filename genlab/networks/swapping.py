@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
+from genlab.losses.numerics import exact
 from genlab.networks.init import check_positive
 
 SLOPE = 0.2  # of the leaky ReLUs
@@ -244,6 +245,7 @@ class PatchDiscriminator(nn.Module):
         return self.logits(self.reference(reference), crops)
 
 
+@exact
 def random_crops(x: Tensor, count: int, size: int, scale: tuple[float, float], rand: Callable[..., Tensor]) -> Tensor:
     """Square crops at random places and of random sizes, resampled (bilinearly) to one size, with their gradient.
 
@@ -261,12 +263,18 @@ def random_crops(x: Tensor, count: int, size: int, scale: tuple[float, float], r
     draws = rand(n, count, 3)
     side = (scale[0] + (scale[1] - scale[0]) * draws[..., 0]) * min(height, width)  # in pixels, [N, K]
     steps = (torch.arange(size, device=x.device, dtype=draws.dtype) + 0.5) / size
-    # Coordinates as grid_sample wants them: the image's edges are at -1 and 1.
     across = ((width - side) * draws[..., 1]).unsqueeze(2) + side.unsqueeze(2) * steps
     down = ((height - side) * draws[..., 2]).unsqueeze(2) + side.unsqueeze(2) * steps
-    across, down = 2 * across / width - 1, 2 * down / height - 1  # [N, K, p] each
-    grid = torch.stack(
-        [across.unsqueeze(2).expand(-1, -1, size, -1), down.unsqueeze(3).expand(-1, -1, -1, size)], dim=-1
-    )
-    crops = F.grid_sample(x, grid.flatten(1, 2).to(x.dtype), padding_mode="border", align_corners=False)
-    return crops.unflatten(2, (count, size)).transpose(1, 2)
+    # A crop is a product of its rows, the image and its columns. `grid_sample` gives the same, but on a GPU its
+    # gradient has no deterministic implementation.
+    rows, columns = _weights(down.to(x.dtype), height), _weights(across.to(x.dtype), width)
+    return rows.unsqueeze(2) @ x.unsqueeze(1) @ columns.unsqueeze(2).transpose(-2, -1)
+
+
+def _weights(places: Tensor, length: int) -> Tensor:
+    """How linear interpolation at places [..., p], in pixels from the edge, weighs the pixels: [..., p, length].
+
+    Beyond the middle of the first and the last pixel these two go on.
+    """
+    pixels = torch.arange(length, device=places.device, dtype=places.dtype)
+    return F.relu(1 - ((places - 0.5).clamp(0, length - 1).unsqueeze(-1) - pixels).abs())

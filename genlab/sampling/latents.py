@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from genlab.float64 import in_float64
+from genlab.floats import in_float64
 
 PRIORS = ("normal", "uniform")  # standard normal; uniform on [-1, 1]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
-from genlab.float64 import in_float64
+from genlab.floats import in_float64
 from genlab.sampling.base import Model, Sampler
 
 

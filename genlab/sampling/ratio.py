@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genlab.errors import UserError
-from genlab.float64 import in_float64
+from genlab.floats import in_float64
 from genlab.sampling.base import generator
 
 if TYPE_CHECKING:

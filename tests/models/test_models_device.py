@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import (
@@ -24,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from genlab import float64
+from genlab import floats
 from genlab.cli import running
 from genlab.data.spec import Batch
 from genlab.models import base
@@ -60,11 +61,18 @@ HALF = {"linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "add
 }
 FULL = {"exp", "log", "log1p", "expm1", "pow", "softmax", "log_softmax", "softplus", "norm", "sum", "prod", "cumsum"}
 FULL |= {"cross_entropy", "nll_loss", "mse_loss", "l1_loss", "binary_cross_entropy_with_logits", "cdist", "layer_norm"}
+# What raises on CUDA under `trainer.deterministic=true`, among what networks are made of.
+RANDOM_ORDER = {"grid_sampler_2d_backward", "nll_loss2d_forward", "_adaptive_avg_pool2d_backward", "put", "histc"}
+RANDOM_ORDER |= {"reflection_pad2d_backward", "max_unpool2d", "adaptive_max_pool2d_backward", "median", "kthvalue"}
 WIDEST = {"vdot", "cat", "stack", "grid_sample", "index_put", "scatter_add", "dot"}
 
 
 class OutOfPlace(AssertionError):
     """A tensor is where it should not be."""
+
+
+class NotDeterministic(AssertionError):
+    """An operation adds up in another order each time, and `trainer.deterministic=true` refuses it on a GPU."""
 
 
 class Places(TorchDispatchMode):
@@ -82,6 +90,8 @@ class Places(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         taken = {t.device.type for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         given = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        if func.overloadpacket.__name__ in RANDOM_ORDER:
+            raise NotDeterministic(f"{func} has no deterministic implementation.")
         if func not in COPIES and taken == {"cpu", DEVICE}:
             raise OutOfPlace(f"{func} takes tensors of the CPU and of the device.")
         if not self.copies and DEVICE in taken and any(t.device.type == "cpu" for t in given):
@@ -257,7 +267,7 @@ class Device:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             patch.setattr(torch, "autocast", Autocast)
-            patch.setattr(float64, "DEVICES_WITHOUT", [DEVICE])
+            patch.setattr(floats, "DEVICES_WITHOUT", [DEVICE])
             with self.fake, HalfPrecision(), Places(copies):
                 yield
 
@@ -438,6 +448,11 @@ def doubled(model, batch):
     model.record(mean=batch.x.double().mean())
 
 
+def resampled(model, batch):
+    x = batch.x.detach().requires_grad_()
+    F.grid_sample(x, x.new_zeros(len(x), 2, 2, 2), align_corners=False).sum().backward()
+
+
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
@@ -448,6 +463,7 @@ def doubled(model, batch):
         (chosen, DynamicOutputShapeException),
         (copied, OutOfPlace),
         (doubled, OutOfPlace),
+        (resampled, NotDeterministic),
     ],
 )
 def test_a_fault_in_a_step_is_found(fault, error, monkeypatch):

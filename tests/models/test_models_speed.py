@@ -136,14 +136,14 @@ def resolved(*overrides):
 def test_what_the_presets_choose(monkeypatch):
     monkeypatch.setattr(speed, "cpu_multiplies_bfloat16", lambda: True)
     assert resolved(*CASES["gan"]) == (Speed(), "32-true")
-    fast = Speed(reuse_fakes=True, channels_last=True, fused=True)
+    fast = Speed(reuse_fakes=True, channels_last=True, fused=True, tf32=True)
     assert resolved(*CASES["gan"], "speed.preset=fast") == (fast, "bf16-mixed")
-    dense = Speed(reuse_fakes=True, fused=True)
+    dense = Speed(reuse_fakes=True, fused=True, tf32=True)
     assert resolved("data=ring", "speed.preset=fast") == (dense, "32-true")
     wide = resolved("data=digits", "data.image_size=16", "network=mlp", "network.hidden=[512,512]", "speed.preset=fast")
     assert wide == (dense, "bf16-mixed")
     mixed = resolved(*CASES["gan"], "speed.preset=fast", "speed.precision=float32", "speed.fused=false")
-    assert mixed == (Speed(reuse_fakes=True, channels_last=True), "32-true")
+    assert mixed == (Speed(reuse_fakes=True, channels_last=True, tf32=True), "32-true")
     assert resolved("data=ring", "speed.precision=float64")[1] == "64-true"
     monkeypatch.setattr(speed, "cpu_multiplies_bfloat16", lambda: False)
     assert resolved(*CASES["gan"], "speed.preset=fast") == (fast, "32-true")
@@ -155,9 +155,9 @@ def test_float16_does_not_fuse(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     asked = {"trainer": {"accelerator": "gpu"}, "speed": {"preset": "fast", "precision": "float16"}}
-    assert speed.resolve(asked, parts.model) == (Speed(reuse_fakes=True), "16-mixed")
+    assert speed.resolve(asked, parts.model) == (Speed(reuse_fakes=True, tf32=True), "16-mixed")
     asked["speed"]["precision"] = "bfloat16"
-    assert speed.resolve(asked, parts.model) == (Speed(reuse_fakes=True, fused=True), "bf16-mixed")
+    assert speed.resolve(asked, parts.model) == (Speed(reuse_fakes=True, fused=True, tf32=True), "bf16-mixed")
     asked["speed"] = {"precision": "float16", "fused": True}
     with pytest.raises(UserError, match="speed.fused=true does not go with speed.precision=float16"):
         speed.resolve(asked, parts.model)

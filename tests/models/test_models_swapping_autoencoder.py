@@ -112,6 +112,27 @@ def test_modulation_scales_each_samples_weights():
         assert_close(layer(x, style)[i : i + 1], F.conv2d(x[i : i + 1], weight, layer.bias, padding=1))
 
 
+def test_crops_are_what_grid_sample_gives():
+    """Its gradient too, which on a GPU has no deterministic implementation. Some crops reach the edges."""
+    draws = torch.rand(5, 6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    draws[0], draws[1] = 0.0, 1.0
+    x = torch.randn(5, 2, 12, 9, dtype=torch.float64, requires_grad=True)
+    crops = random_crops(x, 6, 5, (0.1, 1.0), lambda *_: draws)
+    side = (0.1 + 0.9 * draws[..., 0]) * 9
+    places = [
+        2 * ((length - side) * share + side * step) / length - 1
+        for length, share in ((9, draws[..., 1]), (12, draws[..., 2]))
+        for step in ((torch.arange(5, dtype=torch.float64) + 0.5) / 5)
+    ]
+    across, down = torch.stack(places[:5], dim=2), torch.stack(places[5:], dim=2)
+    grid = torch.stack([across[:, :, None].expand(-1, -1, 5, -1), down[..., None].expand(-1, -1, -1, 5)], dim=-1)
+    wanted = F.grid_sample(x, grid.flatten(1, 2), padding_mode="border", align_corners=False)
+    wanted = wanted.unflatten(2, (6, 5)).transpose(1, 2)
+    assert_close(crops, wanted)
+    weight = torch.randn_like(crops)
+    assert_close(*(torch.autograd.grad((each * weight).sum(), x)[0] for each in (crops, wanted)))
+
+
 def test_crops_lie_in_the_image_and_are_of_the_sizes_asked_for():
     """Of an image whose values are its own coordinates: what a crop spans is read from it."""
     height, width = 20, 30
