@@ -860,7 +860,7 @@ class GenerativeModel(pl.LightningModule):
                     leave_in_float32(network)
             if self.settings.speed.compile:
                 for network in self.children():
-                    network.compile(dynamic=False)
+                    _compile(network)
             self.trainer.fit_loop.epoch_loop.manual_optimization = _IterationLoop(self.trainer)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -957,6 +957,19 @@ class GenerativeModel(pl.LightningModule):
         if capability == "score_logits" and any(getattr(m, "couples_samples", False) for m in self.modules()):
             return False  # a sample has no logit of its own
         return callable(getattr(self, capability, None))
+
+
+def _compile(network: nn.Module) -> None:
+    """Compiles a network whole; where a part of it draws or follows a clock, the largest parts that do not.
+
+    Draws from a generator cannot be compiled, and a number that changes with the iteration, as the level of instance
+    noise does, is a constant of what was compiled: each iteration would compile anew.
+    """
+    if not any(isinstance(part, Drawing) for part in network.modules()):
+        network.compile(dynamic=False)
+        return
+    for part in network.children():
+        _compile(part)
 
 
 def averaged_names(module: nn.Module) -> set[str]:

@@ -11,7 +11,7 @@ from genlab.cli.running import build, train
 from genlab.errors import UserError
 from genlab.models.base import Speed
 from tests.cli.helpers import assert_identical, weights
-from tests.models.helpers import QUIET, SGD, fit
+from tests.models.helpers import QUIET, SGD, Each, fit
 
 IMAGES = ["data=digits", "data.image_size=16", "network.width=16", "data.batch_size=64"]
 CASES = {
@@ -174,3 +174,24 @@ def test_float16_does_not_fuse(monkeypatch):
 def test_mistakes_are_sentences(override, words):
     with pytest.raises(UserError, match=words):
         resolved("data=ring", override)
+
+
+def graphs(folder, monkeypatch, *overrides):
+    """How many graphs torch.compile has made after each of twelve iterations; nothing is compiled further."""
+    dynamo = pytest.importorskip("torch._dynamo")
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compile_module(self, backend="eager"))
+    monkeypatch.setattr(speed, "_compiler", lambda: True)
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    each = Each(lambda _: dynamo.utils.counters["stats"]["unique_graphs"])
+    fit(["model=gan", "data=ring", "network.hidden=[8]", "speed.compile=true", *overrides], 12, folder, [each])
+    dynamo.reset()
+    return each.seen
+
+
+@pytest.mark.parametrize("trick", ["tricks.instance_noise=0.0", "tricks.instance_noise=0.1"])
+def test_fading_noise_compiles_nothing_anew(trick, monkeypatch, tmp_path):
+    """Its level changes with each iteration of the first half; in the second there is none."""
+    made = graphs(tmp_path, monkeypatch, trick)
+    assert made[0] > 0 and len(set(made[1:])) == 1
