@@ -371,6 +371,7 @@ class GenerativeModel(pl.LightningModule):
         self._watched: list[tuple[int, str, str, Tensor]] = []  # iteration, player, what of it, value
         self._history: dict[int, dict[str, Tensor | float]] = {}  # recorded values of the iterations watched
         self._rank, self._world, self._done = 0, 1, 0
+        self._common = False  # draws are those of all processes, see `common_draws`
         self.time_share = 0.0  # of the CPU time that the run may take; 0 where it may take any
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -671,8 +672,18 @@ class GenerativeModel(pl.LightningModule):
             return draw(n, *shape, generator=rng, device=rng.device, dtype=self.dtype).to(self.device)
         if self.rng.device != self.device:
             self.rng = torch.Generator(self.device).manual_seed(self.rng.initial_seed())
-        values = draw(n * self._world, *shape, generator=self.rng, device=self.device, dtype=self.dtype)
-        return values if self._world == 1 else values[self._rank * n : (self._rank + 1) * n]
+        world = 1 if self._common else self._world
+        values = draw(n * world, *shape, generator=self.rng, device=self.device, dtype=self.dtype)
+        return values if world == 1 else values[self._rank * n : (self._rank + 1) * n]
+
+    @contextmanager
+    def common_draws(self) -> Iterator[None]:
+        """Inside, `randn` and `rand` give the same numbers on all processes: for work on the whole, gathered batch."""
+        before, self._common = self._common, True
+        try:
+            yield
+        finally:
+            self._common = before
 
     def noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """Latents from the prior, [n, latent_dim]; standard normal unless a method overrides it."""

@@ -156,7 +156,8 @@ class UnrolledGAN(Generating):
 
         player = self.turn("discriminator")
         assert player.optimizer is not None
-        with torch.autocast(x_real.device.type, enabled=False), eager():  # second derivatives, as in the penalties
+        # Second derivatives, as in the penalties. Labels, where they are drawn, are those of the whole batch.
+        with torch.autocast(x_real.device.type, enabled=False), eager(), self.common_draws():
             theta = unroll(loss, list(parameters), player.optimizer.optimizer, self.unroll_steps, player.max_norm)
             # The discriminator's own statistics see the generator's samples once, as in `gan`.
             logits_fake = logits(theta, x_fake, {})

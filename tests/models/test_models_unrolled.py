@@ -1,12 +1,14 @@
 """Unrolling: the bilinear game in closed form, the optimizer's own steps, and the plain GAN at K = 0."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
+from genlab.cli.running import build
 from genlab.models.unrolled import check_unrollable, unroll
 from tests.models.helpers import SGD, Each, assert_moves, config, fit, moved, snapshot
 
@@ -232,3 +234,23 @@ def test_it_learns(tmp_path):
 def test_it_refuses_a_negative_number_of_steps(tmp_path):
     with pytest.raises(ValueError, match="unroll_steps must be at least 0"):
         fit(["model=unrolled", *RING, "model.unroll_steps=-1"], 1, tmp_path)
+
+
+def test_processes_unroll_alike_with_drawn_labels():
+    """All see the whole batch, so that labels must be those of the whole batch too, as one process would draw them."""
+    model = build(config(["model=unrolled", *RING, "loss.real_labels=[0.5,1.0]", "loss.flip=0.3"])).model
+    x_real, x_fake = torch.randn(2, 8, 2)
+    model.loss.adopt(model)
+    player = model.turn("discriminator")
+    player.optimizer = SimpleNamespace(optimizer=torch.optim.Adam(player.parameters))
+    model.gathered = lambda x: x  # whole already
+
+    def unrolled(rank, world):
+        model._rank, model._world = rank, world
+        model.rng.manual_seed(3)
+        return float(model.unrolled_loss(x_real, x_fake).detach()), model.rng.get_state(), model.rand(2)
+
+    alone, first, second = unrolled(0, 1), unrolled(0, 2), unrolled(1, 2)
+    assert first[0] == second[0] == alone[0]
+    assert torch.equal(first[1], alone[1]) and torch.equal(second[1], alone[1])
+    assert not torch.equal(first[2], second[2])  # other draws are each process's own
