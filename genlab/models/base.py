@@ -474,8 +474,9 @@ class GenerativeModel(pl.LightningModule):
 
     def step(self, *names: str) -> None:
         """Moves the named players on the gradients that they collected (simultaneous games)."""
-        for name in names:
-            self._turns[name].optimizer.step()  # type: ignore[union-attr]
+        with _one_scale(getattr(self.trainer.precision_plugin, "scaler", None)):
+            for name in names:
+                self._turns[name].optimizer.step()  # type: ignore[union-attr]
 
     def configure_optimizers(self) -> Any:
         """One optimizer per player, in their order; none for models that are fitted in `initialise`."""
@@ -968,6 +969,23 @@ class GenerativeModel(pl.LightningModule):
         if capability == "score_logits" and any(getattr(m, "couples_samples", False) for m in self.modules()):
             return False  # a sample has no logit of its own
         return callable(getattr(self, capability, None))
+
+
+@contextmanager
+def _one_scale(scaler: torch.amp.GradScaler | None) -> Iterator[None]:
+    """Inside, float16's scale stays, where Lightning lets it move after each optimizer; it moves once, at the end.
+
+    The gradients of all who move were collected with one scale, and are divided by it.
+    """
+    if scaler is None:
+        yield
+        return
+    scaler.__dict__["update"] = lambda: None
+    try:
+        yield
+    finally:
+        del scaler.__dict__["update"]
+    scaler.update()
 
 
 def _compile(network: nn.Module) -> None:

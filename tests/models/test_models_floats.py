@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 
+from genlab.callbacks.checkpoints import AtomicCheckpointIO
 from genlab.cli import speed
 from genlab.cli.app import compose
 from genlab.cli.running import build, train
 from genlab.errors import UserError
 from genlab.floats import without_tf32
 from genlab.models.gan import GAN
-from tests.models.helpers import QUIET
+from tests.models.helpers import QUIET, fit
+from tests.models.test_models_device import SMALL
 
 RING = [*QUIET, "data=ring", "network.hidden=[8]", "trainer.max_steps=2"]
 CUDNN = torch.backends.cudnn
@@ -87,3 +90,30 @@ def test_float64_is_refused_on_apples_gpus(accelerator, monkeypatch):
     assert speed.resolve(asked, model)[1] == "32-true"
     asked = {"trainer": {"accelerator": "cpu"}, "speed": {"precision": "float64"}}
     assert speed.resolve(asked, model)[1] == "64-true"
+
+
+@pytest.mark.parametrize("model", ["began", "ali", "vae_gan", "dc_vae", "gan"])
+def test_float16_divides_gradients_by_the_scale_that_they_were_collected_with(model, tmp_path):
+    """The scale doubles after each update; within one, all players' gradients were multiplied by the same."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+    scaled, unscaled, multiply, divide = [], [], scaler.scale, scaler.unscale_
+
+    def scale(loss):
+        scaled.append(scaler.get_scale())
+        return multiply(loss)
+
+    def unscale_(optimizer):
+        unscaled.append(scaler.get_scale())
+        return divide(optimizer)
+
+    scaler.scale, scaler.unscale_ = scale, unscale_
+    plugins = [AtomicCheckpointIO(True), MixedPrecision("16-mixed", "cpu", scaler)]
+    overrides = [f"model={model}", *SMALL.get(model, [])]
+    fitted = fit(overrides, 2, tmp_path, trainer={"plugins": plugins, "precision": None})
+    players = len(fitted.model.players)
+    if model in ("began", "ali", "vae_gan"):  # all at once: one loss each, then one update of all
+        scales = [8.0] * players + [16.0] * players
+        assert scaled == unscaled == scales
+    else:  # one after the other; the three players of DC-VAE's discriminator, or two and the generator, at once
+        assert sorted(set(scaled)) == sorted(set(unscaled)) == [8.0 * 2**i for i in range(len(scaled))]
+    assert scaler.get_scale() == 2 * unscaled[-1] and "update" not in vars(scaler)
