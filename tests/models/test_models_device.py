@@ -28,11 +28,15 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from genlab import floats
 from genlab.cli import running
 from genlab.data.spec import Batch
+from genlab.metrics.ais import _Chains
 from genlab.models import base
 from genlab.models.aae import SupervisedAAE
 from genlab.models.base import CAPABILITIES, Turn
 from genlab.models.gan import GAN
 from genlab.randomness import Drawing
+from genlab.sampling.ddls import DDLS
+from genlab.sampling.latents import slerp
+from genlab.sampling.prior import Truncated
 from tests.cli.helpers import REPO
 from tests.models.helpers import config, fit
 
@@ -47,7 +51,7 @@ SMALL = {
     "gated_pixelcnn": ["model.network.layers=2"],
     "pixelcnn": ["model.network.layers=2"],
     "pixelvae": ["likelihood.layers=2"],
-    "unrolled": ["model.unroll_steps=2"],
+    "unrolled": ["model.unroll_steps=1"],
     "dc_vae": ["model.n_critic=2"],
     "draw": ["model.steps=2"],
     "rbm": ["model.chain_steps=4"],
@@ -267,6 +271,8 @@ class Device:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             patch.setattr(torch, "autocast", Autocast)
+            gpus = torch.cuda.device_count()  # where there is none, every operation would look for one again
+            patch.setattr(torch.cuda, "device_count", lambda: gpus)
             patch.setattr(floats, "DEVICES_WITHOUT", [DEVICE])
             with self.fake, HalfPrecision(), Places(copies):
                 yield
@@ -381,8 +387,9 @@ def test_every_part_runs_on_a_device(overrides):
     assert left_behind(made.model) == []
 
 
-@pytest.mark.parametrize("name", ["gan", "dc_vae", "vqvae", "rbm_pcd"])
-@pytest.mark.parametrize("moved_first", [False, True])
+@pytest.mark.parametrize(
+    ("name", "moved_first"), [("gan", False), ("gan", True), ("dc_vae", False), ("vqvae", True), ("rbm_pcd", False)]
+)
 def test_a_checkpoint_of_the_cpu_goes_on_on_a_device(name, moved_first, tmp_path):
     """Weights, averages, earlier fakes and past means come from the CPU, and none of them stays there.
 
@@ -486,3 +493,24 @@ def test_a_tensor_that_is_no_buffer_is_found(monkeypatch):
     assert left_behind(made.model) == ["model._modules.generator.shift"]
     with pytest.raises(AssertionError, match="convert all Tensors to FakeTensors"):
         made.train(steps=1)
+
+
+# Float64 where the device has none: it goes by the CPU, and what comes back is on the device.
+
+
+def test_samplers_and_chains_on_a_device_without_float64():
+    made, rng = device("gan"), torch.Generator().manual_seed(0)
+    with made.running(copies=True):
+        z = made.model.noise(4, rng)
+        truncated = Truncated(threshold=1.0).latents(made.model, 4, rng)
+        arc = slerp(z, z.flip(0), torch.linspace(0, 1, 3).to(DEVICE))
+        assert truncated.device == arc.device == z.device and truncated.dtype == arc.dtype == torch.float32
+        chain = DDLS()
+        energy, slope = chain.energy(made.model, z)
+        assert energy.dtype == torch.float64 and energy.device.type == "cpu" and slope.device == z.device
+        assert chain._log_proposal(z, z, slope).device.type == "cpu"
+    made = device("vae")
+    with made.running(copies=True), made.model.inference(gradients=True):
+        chains = _Chains(made.model, made.batch(0).x[:2], 3, rng)
+        accepted = chains.move(0.5, torch.full_like(chains.accepted, 0.1))
+        assert accepted.device.type == chains.log_likelihood.device.type == "cpu" and chains.z.device.type == DEVICE
