@@ -118,9 +118,9 @@ def _of_batch(model: PosteriorModel, x: Tensor, samples: int, rng: torch.Generat
         z, log_q = model.sample_posterior(x, k=k, rng=rng)
         flat = z.flatten(0, 1)
         repeated = x.unsqueeze(0).expand(k, *x.shape).flatten(0, 1)
-        log_joint = model.log_joint(repeated, flat).unflatten(0, (k, n)).double().cpu()
-        log_prior = model.log_prior(flat).unflatten(0, (k, n)).double().cpu()
-        log_q = log_q.double().cpu()
+        log_joint = model.log_joint(repeated, flat).unflatten(0, (k, n)).cpu().double()
+        log_prior = model.log_prior(flat).unflatten(0, (k, n)).cpu().double()
+        log_q = log_q.cpu().double()
         weights = log_joint - log_q
         sums += torch.stack([weights, log_joint - log_prior, log_q - log_prior]).sum(dim=1)
         log_w = torch.logaddexp(log_w, weights.logsumexp(dim=0))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from genlab.floats import in_float64
 from genlab.metrics.features import FeatureStats
 from genlab.metrics.scores import Scores
 from genlab.metrics.ssim import ssim
@@ -34,7 +35,7 @@ def reconstruction_scores(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores:
         if x.shape != x_recon.shape or x.ndim != 4:
             raise ValueError(f"Images of one shape wanted, got {tuple(x.shape)} and {tuple(x_recon.shape)}.")
         a, b = ((each.float().clamp(-1, 1) + 1) / 2 for each in (x, x_recon))
-        squares.append((a - b).double().square().flatten(1).mean(dim=1).cpu())
+        squares.append(in_float64(a - b).square().flatten(1).mean(dim=1).cpu())
         side = min(x.shape[2:])
         window = min(11, side - 1 + side % 2)
         if window >= 3:

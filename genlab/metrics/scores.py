@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.floats import in_float64
 from genlab.metrics.features import FeatureStats
 
 MIN_IMAGES = 20
@@ -237,7 +238,7 @@ def distances(x: Tensor, y: Tensor, reduce: Callable[[Tensor], Tensor], chunk: i
     Memory is chunk * M numbers. Float64, and centred: the product form |x|^2 + |y|^2 - 2xy in float32 would leave a
     planted copy at a distance of 1e-3.
     """
-    x, y = x.double(), y.double()
+    x, y = in_float64(x), in_float64(y)
     centre = y.mean(dim=0)
     x, y = x - centre, y - centre
     y_square = y.square().sum(dim=1)

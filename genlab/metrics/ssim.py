@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genlab.floats import in_float64
+
 K1, K2 = 0.01, 0.03  # Wang et al. (2004): constants beside means and variances, as shares of the range
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. (2003): weights of the scales, finest first
 
@@ -49,7 +51,7 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
         ValueError: If the shapes differ or the window is even or larger than the image.
     """
     _check(x, y, window, 1)
-    return _terms(x.double(), y.double(), window, sigma)[0]
+    return _terms(in_float64(x), in_float64(y), window, sigma)[0]
 
 
 def ms_ssim(x: Tensor, y: Tensor, scales: int = 5, window: int = 11, sigma: float = 1.5) -> Tensor:
@@ -74,7 +76,7 @@ def ms_ssim(x: Tensor, y: Tensor, scales: int = 5, window: int = 11, sigma: floa
     if not 1 <= scales <= len(BETAS):
         raise ValueError(f"MS-SSIM has 1 to {len(BETAS)} scales, got {scales}.")
     _check(x, y, window, scales)
-    x, y = x.double(), y.double()
+    x, y = in_float64(x), in_float64(y)
     result = torch.ones(len(x), dtype=torch.float64, device=x.device)
     for scale, beta in enumerate(BETAS[:scales]):
         whole, structure = _terms(x, y, window, sigma)
