@@ -26,6 +26,6 @@ def load(run: Any, *, device: str = "cpu", allow_targets: tuple[str, ...] = ()) 
     Raises:
         UserError: If there is no readable checkpoint, or its config names something that is not allowed.
     """
-    from genlab.cli.runs import load_model
+    from genlab.runs.folder import load_model
 
     return load_model(run, device=device, allow_targets=allow_targets)

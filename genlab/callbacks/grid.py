@@ -10,9 +10,10 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from genlab.metrics.images import image_grid, save_gif, save_png
+from genlab.looks.images import image_grid, save_gif, save_png
+from genlab.looks.pictures import beside, sample_picture, some_real
+from genlab.looks.sheets import latent_scatter
 from genlab.models.base import GenerativeModel
-from genlab.pictures import beside, latent_scatter, sample_picture, some_real
 from genlab.sampling.latents import go_through
 from genlab.seeding import preserved_random_states
 

@@ -92,14 +92,3 @@ class CSVLog(Logger):
             self._file.close()
             self._file = None
             self._resume_step, self._reopened = 10**12, True  # a later write appends to what there is
-
-
-def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The curves in a `metrics.csv`: name to (iterations, values)."""
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            steps, values = curves.setdefault(row["metric"], ([], []))
-            steps.append(int(row["step"]))
-            values.append(float(row["value"]))
-    return curves

@@ -8,15 +8,18 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import genlab
 from genlab.cli import app
-from genlab.cli.sample import parse
-from genlab.cli.samplers import sampler_config, sampler_stem, take_sampler
-from genlab.cli.scoring import (
+from genlab.config.arguments import parse, take_path
+from genlab.config.samplers import sampler_config, sampler_stem, take_sampler
+from genlab.errors import UserError
+from genlab.files import write_json
+from genlab.judging.cards import BETTER, PROTOCOL, REPEATED, kind_of, refusal, title_of
+from genlab.judging.records import FORMAT, find_runs
+from genlab.judging.subject import (
     FEWEST,
     IMAGES,
     POINTS,
@@ -31,12 +34,8 @@ from genlab.cli.scoring import (
     record_of,
     tells_classes,
 )
-from genlab.errors import UserError
-from genlab.files import write_json
-from genlab.metrics.cards import BETTER, PROTOCOL, REPEATED, kind_of, refusal, title_of
 
 log = logging.getLogger("genlab")
-FORMAT = 1  # of the files in scores/
 HELP = f"""genlab-evaluate: score a trained model, or any images, and keep the protocol with the scores.
 
   genlab-evaluate run=outputs/latest                    against the test split of the run's own data
@@ -105,7 +104,7 @@ def main() -> None:
             print(HELP)
             return
         named, options = read_options(sys.argv[1:])
-        from genlab.metrics.sharing import joined
+        from genlab.sharing import joined
 
         with joined() as first:
             if first:
@@ -152,7 +151,7 @@ def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     sampler, settings, arguments = take_sampler(arguments)
     sampler_config(sampler or "prior", settings)  # says what is wrong with them, before anything is read
     runs = [a.partition("=")[2] for a in arguments if a.startswith("run=")]
-    typed = {key: app.take_path(arguments, key)[0] for key in TEXT}
+    typed = {key: take_path(arguments, key)[0] for key in TEXT}
     rest = [a for a in arguments if a.partition("=")[0] not in TEXT]
     known = {key: value for key, value in DEFAULTS.items() if key != "sampler_settings"}
     options = {**parse(rest, known), **{key: value for key, value in typed.items() if value not in (None, "null")}}
@@ -170,36 +169,6 @@ def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         if not empty and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise UserError(f"{key} must be a whole number from {least} on, got {value!r}.")
     return runs, options
-
-
-def find_runs(named: Sequence[str | Path]) -> list[Path]:
-    """The runs and checkpoints that are meant; a folder of runs (a multirun) stands for all in it.
-
-    Raises:
-        UserError: If nothing is named, or a folder holds no run.
-    """
-    if not named:
-        raise UserError("Say what to score: run=outputs/latest, several run=..., or real=PATH fake=PATH.")
-    found: dict[Path, Path] = {}
-    for path in (Path(name).expanduser() for name in named):
-        alone = path.is_file() or not path.exists() or (path / "checkpoints").is_dir()
-        runs = [path] if alone else runs_in(path)  # `find_run` explains what is wrong with one, if something is
-        if not runs:
-            raise UserError(f"{path} is neither a run folder nor a folder of runs: nothing in it holds a run.json.")
-        found |= {run.resolve(): run for run in runs if run.resolve() not in found}
-    return list(found.values())
-
-
-def runs_in(folder: Path, depth: int = 2) -> list[Path]:
-    """The run folders below a folder (multiruns and stages included), without links and hidden folders."""
-    if (folder / "run.json").is_file():
-        return [folder]
-    below = [p for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
-    return [run for p in sorted(below, key=_natural) for run in runs_in(p, depth - 1)] if depth >= 0 else []
-
-
-def _natural(path: Path) -> tuple[int, str]:
-    return (int(path.name) if path.name.isdigit() else 10**9, path.name)  # multirun folders are called 0, 1, ..., 10
 
 
 # --- One run --------------------------------------------------------------------------------------------------------
@@ -220,10 +189,11 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
     Raises:
         UserError: If the run cannot be scored as asked.
     """
-    from genlab.cli import runs
     from genlab.metrics.files import file_checksum
-    from genlab.metrics.sharing import by_first, first_then_others
+    from genlab.runs import folder as runs
+    from genlab.runs.samplers import ready_sampler
     from genlab.seeding import preserved_random_states
+    from genlab.sharing import by_first, first_then_others
 
     options = {**DEFAULTS, **(options or {})}
     allow = tuple(options["allow_targets"])
@@ -233,7 +203,8 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
         model = genlab.load(path, device=options["device"], allow_targets=allow)
         config = model.run_config
         data = first_then_others(lambda: runs.load_data(config, options["data.root"], allow))
-        job = Scoring(model, data, options, path)
+        name, settings, root = options["sampler"] or "prior", options["sampler_settings"], options["data.root"]
+        job = Scoring(model, data, options, lambda: ready_sampler(name, settings, model, path, root, allow))
         job.work()
     record = {
         "format": FORMAT,
@@ -291,12 +262,12 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     import torch
 
-    from genlab.cli.image_sets import load_image_sets
+    from genlab.judging.image_sets import load_image_sets
+    from genlab.judging.suite import GROUPS, image_scores, slices
     from genlab.metrics.cache import cached_stats
     from genlab.metrics.features import features_of
-    from genlab.metrics.sharing import by_first, first_then_others
-    from genlab.metrics.suite import GROUPS, image_scores, slices
     from genlab.seeding import fixed_choice, preserved_random_states
+    from genlab.sharing import by_first, first_then_others
 
     options = {**DEFAULTS, **(options or {})}
     if options["sampler"] is not None:

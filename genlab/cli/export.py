@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import genlab
 from genlab.cli import app
-from genlab.cli.sample import parse
+from genlab.config.arguments import parse, take_path
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def main() -> None:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(HELP)
             return
-        typed = {key: app.take_path(sys.argv[1:], key)[0] for key in TEXT}
+        typed = {key: take_path(sys.argv[1:], key)[0] for key in TEXT}
         options = parse([a for a in sys.argv[1:] if a.partition("=")[0] not in TEXT], DEFAULTS)
         options |= {key: value for key, value in typed.items() if value not in (None, "null")}
         folder, spec = export(options)
@@ -84,8 +84,8 @@ def export(options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """
     import torch
 
-    from genlab.cli.runs import find_run, read_checkpoint
     from genlab.files import write_json
+    from genlab.runs.folder import find_run, read_checkpoint
     from genlab.seeding import preserved_random_states
 
     options = {**DEFAULTS, **options}
@@ -160,7 +160,7 @@ def _model_of(content: bytes, config: Any, data: Any, allow_targets: Sequence[st
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from genlab.cli.instantiate import check_allowed, check_signatures, instantiate
+    from genlab.config.instantiate import check_allowed, check_signatures, instantiate
     from genlab.data.spec import DataSpec
 
     check_allowed(config, allow_targets)

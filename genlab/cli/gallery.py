@@ -1,49 +1,14 @@
-"""The gallery: every method on real digits for the same CPU time, 64 samples of each, and looks inside.
-
-`python scripts/gallery.py` trains what is missing, one after the other or several at a time, and writes a page with the
-pictures beside it. A row is a model, or an objective of the plain GAN; files of `configs` are all that it asks.
-"""
+"""`python scripts/gallery.py`: draws what every method makes of digits after the same CPU time."""
 
 from __future__ import annotations
 
-import contextlib
-import shlex
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
-from genlab.cli import app, runs
-from genlab.cli.instantiate import locate
-from genlab.errors import UserError
-
-RUNS = Path("outputs") / "gallery"
-QUALITY = 75  # of the pictures
-WIDTH = 16  # of networks made for large images, which would have few iterations at their usual size
-LOOKS = ("reconstructions", "traversals", "categories")  # beside the samples, where a model has them
-DEFAULTS: dict[str, Any] = {
-    "rows": "all",
-    "data": "digits",
-    "seconds": 60,
-    "least": 500,
-    "seed": 0,
-    "n_jobs": 1,
-    "out": "docs/gallery",
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training of the gallery: its name, what it is, and its part of the command."""
-
-    name: str
-    title: str
-    overrides: tuple[str, ...]
-    looks: bool = True  # whether it is looked into, beside its samples
-    own_data: bool = False  # whether it trains on nothing but the data that its config chooses
+from genlab.benchmarks.gallery import gallery, parse
+from genlab.cli import app
+from genlab.cli.sample import sample
+from genlab.cli.visualize import visualize
 
 
 def main() -> None:
@@ -61,157 +26,15 @@ def main() -> None:
             print(main.__doc__)
             return
         options = parse(sys.argv[1:])
-        print(f"Written to {gallery(options)}")
+        print(f"Written to {gallery(options, draw)}")
 
 
-def parse(arguments: list[str]) -> dict[str, Any]:
-    """The options over `DEFAULTS`.
+def draw(run: Path, look: str, place: Path) -> dict[str, Path]:
+    """The pictures of a run, of one look, in a folder; paths by title.
 
     Raises:
-        UserError: If a key is unknown, a number is none, or a row is not there.
+        UserError: If the model has no such look.
     """
-    options = dict(DEFAULTS)
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key not in options:
-            raise UserError(f"{argument!r} is no option; there are {', '.join(options)}.")
-        if isinstance(DEFAULTS[key], int):
-            if not value.isdigit() or (int(value) < 1 and key != "seed"):
-                raise UserError(f"{key} must be a whole number of at least 1, got {value!r}.")
-            options[key] = int(value)
-        else:
-            options[key] = value
-    known = {row.name: row for row in rows()}
-    names = list(known) if options["rows"] == "all" else options["rows"].split(",")
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UserError(f"There is no row {unknown[0]!r}; there are {', '.join(known)}.")
-    options["rows"] = [known[name] for name in names]
-    return options
-
-
-def rows() -> list[Row]:
-    """A row for each model that trains by itself, and for each objective of the plain GAN."""
-    from genlab.losses.adversarial import AdversarialLoss
-
-    found = []
-    for name in app.options("model"):
-        network = app.insisted(name, "network")
-        small = (f"network.width={WIDTH}",) if network and "width" in app.read_option("network", network) else ()
-        own = app.insisted(name, "data") is not None
-        found.append(Row(name, app.first_line("model", name), (f"model={name}", *small), own_data=own))
-    for loss in app.options("loss"):
-        kind = locate(str(app.read_option("loss", loss)["_target_"]), "loss")
-        if issubclass(kind, AdversarialLoss):
-            found.append(Row(f"loss={loss}", app.first_line("loss", loss), ("model=gan", f"loss={loss}"), looks=False))
-    return found
-
-
-def command(row: Row, options: dict[str, Any], steps: int | None = None) -> list[str]:
-    """The arguments that train a row for its seconds or, where that is not enough, for so many iterations."""
-    timed = [f"max_cpu_time={options['seconds']}", "trainer.max_steps=10000000"]
-    budget = timed if steps is None else [f"trainer.max_steps={steps}"]
-    data = [] if row.own_data else [f"data={options['data']}"]
-    return [*row.overrides, *data, *budget, f"seed={options['seed']}", "trainer=cpu", "threads=1", "metrics=none"]
-
-
-def gallery(options: dict[str, Any]) -> Path:
-    """Trains what is missing, draws all, and writes the page; its path."""
-    with ThreadPoolExecutor(options["n_jobs"]) as pool:
-        folders = list(pool.map(lambda row: trained(row, options), options["rows"]))
-    home = Path(options["out"])
-    home.mkdir(parents=True, exist_ok=True)
-    parts = [entry(row, folder, home, options) for row, folder in zip(options["rows"], folders, strict=True)]
-    page = home.with_suffix(".md")
-    page.write_text("\n".join([HEAD.format(**options), *parts]))
-    return page
-
-
-def trained(row: Row, options: dict[str, Any]) -> Path | None:
-    """The folder of a row's finished run, which is trained if it is not there; None if it cannot be."""
-    folder = RUNS / f"{row.name.replace('=', '_')}_{options['data']}_{options['seconds']}s_seed{options['seed']}"
-    if not done(folder) and not timed_out(folder, options):
-        print(f"{row.name}: {shlex.join(command(row, options))}", flush=True)
-        rest = ["logger=csv", "callbacks=none", f"hydra.run.dir={folder}", "resume=auto"]
-        if not goes(row.name, [*command(row, options), *rest]):
-            return None
-    least = options["least"]
-    if timed_out(folder, options) and int(runs.record_of(folder)["iterations"]) < least:
-        print(f"{row.name} goes on to {least:,} iterations", flush=True)
-        if not goes(row.name, [f"resume={folder}", "max_cpu_time=null", f"trainer.max_steps={least}"]):
-            return None
-    return folder
-
-
-def done(folder: Path) -> bool:
-    """Whether a run came to its end."""
-    return bool((runs.record_of(folder).get("sessions") or [{}])[-1].get("status") == "done")
-
-
-def timed_out(folder: Path, options: dict[str, Any]) -> bool:
-    """Whether a run has had its seconds: PCA is done before."""
-    return float(runs.record_of(folder).get("cpu_seconds") or 0) >= options["seconds"]
-
-
-def steps_of(folder: Path | None) -> int | None:
-    """For how many iterations a run went on after its seconds, by its own config; None if it did not."""
-    config = {} if folder is None else runs.read_config(folder)
-    return int(config["trainer"]["max_steps"]) if config and config["max_cpu_time"] is None else None
-
-
-def goes(name: str, arguments: list[str]) -> bool:
-    """Trains in a process of its own; False, with what it said, if that failed."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "genlab.cli.train", *arguments], check=False, capture_output=True, text=True
-    )
-    if ended.returncode:
-        print(f"{name} failed: {(ended.stderr or ended.stdout).strip().splitlines()[-1:]}", file=sys.stderr)
-    return ended.returncode == 0
-
-
-def entry(row: Row, folder: Path | None, home: Path, options: dict[str, Any]) -> str:
-    """The part of the page about one row; its pictures are drawn."""
-    from genlab.cli.sample import DEFAULTS as SAMPLE
-    from genlab.cli.sample import sample
-    from genlab.cli.visualize import visualize
-
-    arguments = command(row, options, steps_of(folder))
-    told = f"\n## `{row.name}`\n\n{row.title}\n\n    python train.py {shlex.join(arguments)}\n"
-    if folder is None:
-        return f"{told}\nThis training failed.\n"
-    pictures: dict[str, Path] = {}
-    name = row.name.replace("=", "_")
-    with TemporaryDirectory() as place:
-        try:
-            drawn = {"64 samples": sample({**SAMPLE, "run": str(folder), "out": str(Path(place) / "samples.png")})}
-        except UserError as error:
-            drawn = {}
-            told += f"\nNo samples: {error}\n"
-        for look in LOOKS if row.looks else ():
-            with contextlib.suppress(UserError):  # it has no such look
-                drawn |= visualize({"run": str(folder), "what": look, "out": place})
-        for look, path in drawn.items():
-            pictures[look] = smaller(path, home / f"{name}_{look.removeprefix('64 ')}.webp")
-    length = int(runs.record_of(folder)["iterations"])
-    images = "\n".join(f"![{look} of {row.name}]({home.name}/{path.name})" for look, path in pictures.items())
-    return f"{told}\n{length:,} iterations.\n\n{images}\n"
-
-
-def smaller(path: Path, to: Path) -> Path:
-    """A picture at half its size, in a format that takes a tenth of the room; where it is."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS)
-        half.save(to, quality=QUALITY, method=6)
-    return to
-
-
-HEAD = """# Gallery
-
-Every method of genlab on `data={data}` (but for those that need data of their own), each for {seconds} s of CPU time of
-one thread, or {least:,} iterations where these take longer (on a machine whose other work slows the seconds, not their
-number), seed {seed}, with its default settings, save the width of networks made for large images: nothing is tuned for
-the picture, and what fails is shown failing. 64 samples in a row of the seed's noise; where a method encodes, test
-images beside their reconstructions, and rows in which one latent moves. Written by `python scripts/gallery.py`.
-"""
+    if look == "samples":
+        return {"64 samples": sample({"run": str(run), "out": str(place / "samples.png")})}
+    return visualize({"run": str(run), "what": look, "out": str(place)})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.cli import app
+from genlab.config.arguments import parse, take_path
 from genlab.errors import UserError
 
 HELP = """genlab-sample: draw from a trained model.
@@ -54,38 +55,12 @@ def read_options(arguments: list[str]) -> dict[str, Any]:
     Raises:
         UserError: If a key is unknown or a value has the wrong type.
     """
-    from genlab.cli.samplers import take_sampler
+    from genlab.config.samplers import take_sampler
 
     name, settings, rest = take_sampler(arguments)
-    root, rest = app.take_path(rest, "data.root")
+    root, rest = take_path(rest, "data.root")
     known = {key: value for key, value in DEFAULTS.items() if key != "sampler_settings"}
     return {**parse(rest, known), "sampler": name, "sampler_settings": settings, "data.root": root}
-
-
-def parse(arguments: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`key=value` arguments over defaults; values are read as yaml where the default is no text.
-
-    Raises:
-        UserError: If a key is unknown or a value has the wrong type.
-    """
-    import difflib
-
-    import yaml
-
-    options = dict(defaults)
-    for argument in arguments:
-        key, equals, text = argument.partition("=")
-        if not equals or key not in defaults:
-            near = difflib.get_close_matches(key, defaults, n=1)
-            hint = f"Did you mean {near[0]}=?" if near else f"The keys are {', '.join(defaults)}."
-            raise UserError(f"{argument!r} is not understood. {hint}")
-        is_text = key in ("run", "out", "real", "fake")
-        value = text if is_text else yaml.safe_load(text)
-        default = defaults[key]
-        if isinstance(default, int) and not isinstance(default, bool) and not isinstance(value, int):
-            raise UserError(f"{key} must be a whole number, got {text!r}.")
-        options[key] = value
-    return options
 
 
 def sample(options: dict[str, Any]) -> Path:
@@ -104,8 +79,8 @@ def sample(options: dict[str, Any]) -> Path:
     from rich.progress import track
 
     import genlab
-    from genlab.cli.runs import find_run
-    from genlab.cli.samplers import ready_sampler
+    from genlab.runs.folder import find_run
+    from genlab.runs.samplers import ready_sampler
 
     options = {**DEFAULTS, **options}
     n, kind = options["n"], options["format"]
@@ -156,8 +131,8 @@ def write(spec: Any, x: Any, y: int | None, kind: str, out: str | None, default:
     import numpy as np
 
     from genlab.files import write_atomic
-    from genlab.metrics.images import save_png
-    from genlab.pictures import sample_picture
+    from genlab.looks.images import save_png
+    from genlab.looks.pictures import sample_picture
 
     if kind == "grid":
         path = Path(out or default.with_suffix(".png"))

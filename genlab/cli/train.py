@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from genlab.cli import app, sweeps
-from genlab.cli.runs import check_unused, find_checkpoint, find_run, lock, read_config
+from genlab.cli import app
+from genlab.config import composition
+from genlab.config.arguments import take_path
 from genlab.errors import TrainingStopped, UserError
+from genlab.runs import sweeps
+from genlab.runs.folder import check_unused, find_checkpoint, find_run, lock, read_config
 
 log = logging.getLogger("genlab")
 
@@ -24,8 +27,8 @@ def main() -> None:
             return app.list_options(after[0] if after else "model")
         if {"-h", "--help"} & set(arguments):
             return app.print_help("train", arguments)
-        resume, arguments = app.take_path(arguments, "resume")
-        run_dir, _ = app.take_path(arguments, "hydra.run.dir")
+        resume, arguments = take_path(arguments, "resume")
+        run_dir, _ = take_path(arguments, "hydra.run.dir")
         if resume is not None and sweeps.is_sweep(resume):
             return app.hydra_app(_task, "train", sweeps.command(resume, arguments))
         if resume == "auto":
@@ -53,10 +56,10 @@ def _task(config: Any) -> float | None:
     many = hydra.mode == RunMode.MULTIRUN
     run_dir = Path(hydra.runtime.output_dir)
     try:
-        resolved = app.resolve(config, dict(hydra.runtime.choices))
+        resolved = composition.resolve(config, dict(hydra.runtime.choices))
         if many:
             return _job(resolved, run_dir)
-        from genlab.cli.running import train
+        from genlab.runs.start import train
 
         monitored = train(resolved, run_dir).monitored
         if resolved["dry_run"] and {p.name for p in run_dir.iterdir()} <= {".hydra", "train.log"}:
@@ -80,7 +83,7 @@ def _job(config: dict[str, Any], run_dir: Path) -> float | None:
     if before is not None and before.done:
         log.info("%s is done.", run_dir)
         return before.score
-    from genlab.cli.running import train
+    from genlab.runs.start import train
 
     if before is not None:
         saved = config if before.checkpoint is None else sweeps.with_lengths(read_config(run_dir), config)
@@ -90,7 +93,7 @@ def _job(config: dict[str, Any], run_dir: Path) -> float | None:
 
 def _resume(path: str, overrides: list[str]) -> None:
     """Goes on with a run, in its folder and on its own config; only lengths and places may be changed."""
-    from genlab.cli.running import train
+    from genlab.runs.start import train
 
     folder = Path(path)
     if (folder / "config.yaml").is_file():
@@ -141,7 +144,7 @@ def _earlier_start(arguments: list[str], run_dir: str | None) -> str | None:
     flags = [a for a in arguments if a.startswith("-")]
     if flags:
         raise UserError(f"resume=auto goes with overrides only, not with {flags[0]}.")
-    wanted = sweeps.comparable(app.compose([a for a in arguments if not a.startswith("hydra.")]))
+    wanted = sweeps.comparable(composition.compose([a for a in arguments if not a.startswith("hydra.")]))
     if run_dir is not None:
         if not (Path(run_dir) / "config.yaml").is_file():
             return None

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.cli import app
+from genlab.config import composition
+from genlab.config.arguments import take_path
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ def main() -> None:
         if {"-h", "--help"} & set(arguments):
             print(HELP)
             return
-        out, arguments = app.take_path(arguments, "out")
-        device, arguments = app.take_path(arguments, "device")
+        out, arguments = take_path(arguments, "out")
+        device, arguments = take_path(arguments, "device")
         extractor = train(arguments, out, device or "cpu")
         size = "x".join(str(n) for n in extractor.shape)
         print(
@@ -52,14 +54,14 @@ def train(overrides: list[str], out: str | None = None, device: str = "cpu") -> 
     """
     import torch
 
-    from genlab.cli.instantiate import check_signatures, instantiate
+    from genlab.config.instantiate import check_signatures, instantiate
+    from genlab.judging.judge import dataset_classifier
     from genlab.metrics.classifier import ClassifierExtractor, save_classifier
-    from genlab.metrics.judge import dataset_classifier
 
     for override in overrides:
         if override.partition("=")[0].partition(".")[0] != "data":
             raise UserError(f"{override!r} is not understood. The keys are data, data.*, out and device.")
-    config = app.compose(overrides)["data"]
+    config = composition.compose(overrides)["data"]
     check_signatures(config, "data")
     data: Any = instantiate(config)
     if data.spec.kind != "image":

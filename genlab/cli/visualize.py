@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import genlab
 from genlab.cli import app
-from genlab.cli.sample import parse
+from genlab.config.arguments import parse, take_path
 from genlab.errors import UserError
-from genlab.floats import in_float64
+from genlab.looks.looks import WHAT, Looks
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
-
-    from genlab.data.module import ArrayData
-    from genlab.data.store import ArrayStore
-    from genlab.metrics.features import Extractor
     from genlab.models.base import GenerativeModel
 
-WHAT = (
-    "interpolations",
-    "mirror",
-    "traversals",
-    "categories",
-    "reconstructions",
-    "neighbours",
-    "latent_map",
-    "factors",
-    "frames",
-)
 HELP = """genlab-visualize: look into a trained model; the pictures go to RUN/pictures/.
 
   genlab-visualize run=outputs/latest                      all that the model can show
@@ -69,12 +51,6 @@ DEFAULTS: dict[str, Any] = {
     "device": "cpu",
     "allow_targets": [],
 }
-FRAMES = 10  # of an interpolation, and of samples step by step at most
-VALUES = 11  # of a traversal
-STARTS = 1024  # prior draws that a search for latents starts from
-ACTIVE = 0.01  # variance of a code, Burda et al. (2016)
-CODES = 5000  # test samples encoded at most
-YARDSTICK = 200  # test images whose distance to the training images is what samples' distances are held against
 
 
 def main() -> None:
@@ -83,7 +59,7 @@ def main() -> None:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(HELP)
             return
-        typed = {key: app.take_path(sys.argv[1:], key)[0] for key in TEXT}
+        typed = {key: take_path(sys.argv[1:], key)[0] for key in TEXT}
         options = parse([a for a in sys.argv[1:] if a.partition("=")[0] not in TEXT], DEFAULTS)
         options |= {key: value for key, value in typed.items() if value not in (None, "null")}
         for path in visualize(options).values():
@@ -102,8 +78,8 @@ def visualize(options: dict[str, Any]) -> dict[str, Path]:
     Raises:
         UserError: If the run cannot be read, or a look that was asked for by name does not fit it.
     """
-    from genlab.cli.runs import find_run
-    from genlab.metrics.images import save_png
+    from genlab.looks.images import save_png
+    from genlab.runs.folder import find_run
     from genlab.seeding import preserved_random_states
 
     options = {**DEFAULTS, **options}
@@ -121,7 +97,7 @@ def visualize(options: dict[str, Any]) -> dict[str, Path]:
     left_out: list[str] = []
     with preserved_random_states():
         model = genlab.load(path, device=options["device"], allow_targets=tuple(options["allow_targets"]))
-        looks = Looks(model, options)
+        looks = looks_into(model, options)
         for name in wanted:
             try:
                 picture = getattr(looks, name)()
@@ -138,6 +114,20 @@ def visualize(options: dict[str, Any]) -> dict[str, Path]:
     return drawn
 
 
+def looks_into(model: GenerativeModel, options: dict[str, Any]) -> Looks:
+    """The looks into a loaded model, with its own data and the network that its run was judged by."""
+    from genlab.judging.judge import network_of_run
+    from genlab.runs.folder import load_data
+
+    allow = tuple(options["allow_targets"])
+    return Looks(
+        model,
+        options,
+        lambda: load_data(model.run_config, options["data.root"], allow),
+        lambda data: network_of_run(model.run_config.get("metrics") or {}, data, model.device),
+    )
+
+
 def _wanted(what: str | Sequence[str]) -> tuple[str, ...]:
     """The looks that a user names: one, several between commas, or all."""
     names = tuple(what.strip("[]").replace(" ", "").split(",")) if isinstance(what, str) else tuple(what)
@@ -147,363 +137,6 @@ def _wanted(what: str | Sequence[str]) -> tuple[str, ...]:
     if unknown:
         raise UserError(f"what={unknown[0]} is not to be seen; there are {', '.join(WHAT)} and all.")
     return names
-
-
-class Looks:
-    """The looks into one model. Each returns a picture, uint8 [H, W, 3], or raises a `UserError` that says why not."""
-
-    def __init__(self, model: GenerativeModel, options: dict[str, Any]) -> None:
-        """Takes the model and the options of `HELP`; data are read when a look needs them."""
-        import torch
-
-        self.model, self.spec, self.options = model, model.spec, options
-        self.n: int = options["n"]
-        self.rng = torch.Generator()
-        choices = model.run_config.get("choices", {})
-        on = f" on {choices['data']}" if "data" in choices else ""
-        self.name = f"{type(model).__name__}{on}"
-
-    # --- What the looks are made of -------------------------------------------------------------------------------
-
-    @cached_property
-    def data(self) -> ArrayData:
-        """The run's data."""
-        from genlab.cli.runs import load_data
-
-        return load_data(self.model.run_config, self.options["data.root"], tuple(self.options["allow_targets"]))
-
-    @property
-    def store(self) -> ArrayStore:
-        """The split that is shown."""
-        return self.data.split(self.options["split"])
-
-    def real(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """At most n samples of the split and their labels, chosen by the seed, as the model knows them."""
-        return _some(self.store, n, self.options["seed"])
-
-    def latents(self, n: int) -> Tensor:
-        """Prior draws [n, Z], always the same from one seed."""
-        self.rng.manual_seed(self.options["seed"])
-        return self.model.noise(n, self.rng)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Samples [..., *shape] of latents [..., Z], on the CPU."""
-        import torch
-
-        flat = z.flatten(0, -2).to(self.model.device)
-        return torch.cat([self.model.decode(part).cpu() for part in flat.split(256)]).unflatten(0, z.shape[:-1])
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Codes [N, Z] of samples, on the CPU."""
-        import torch
-
-        return torch.cat([self.model.encode(part.to(self.model.device)).cpu() for part in x.split(256)])
-
-    def need(self, look: str, *capabilities: str) -> None:
-        """Refuses a look that the model has no means for."""
-        for capability in capabilities:
-            if not self.model.can(capability):
-                raise UserError(f"{type(self.model).__name__} has no `{capability}`, which {look} needs.")
-
-    def need_plane_or_images(self, look: str) -> None:
-        """Refuses data that can neither be drawn as images nor in a plane."""
-        if self.spec.kind != "image" and self.spec.shape != (2,):
-            raise UserError(f"The look {look} is for images and points in the plane, not {self.spec.kind} data.")
-
-    def need_images(self, look: str) -> None:
-        """Refuses data that are no images."""
-        if self.spec.kind != "image":
-            raise UserError(f"The look {look} is for images, not {self.spec.kind} data.")
-
-    def images(self, x: Tensor) -> Tensor:
-        """Samples [..., C, H, W] as uint8."""
-        return self.spec.render(x.flatten(0, -4)).unflatten(0, x.shape[:-3])
-
-    @property
-    def way(self) -> str:
-        """How one goes from one latent to another."""
-        return "along the arc (slerp)" if self.model.latent_prior == "normal" else "in a straight line"
-
-    # --- The looks ------------------------------------------------------------------------------------------------
-
-    def interpolations(self) -> np.ndarray:
-        """Rows from one prior draw to another."""
-        from genlab.sampling.latents import interpolate
-        from genlab.sheets import image_sheet, point_ways
-
-        self.need("interpolations", "decode")
-        self.need_plane_or_images("interpolations")
-        a, b = self.latents(2 * self.n).chunk(2)
-        points = self.spec.kind != "image"
-        x = self.decode(interpolate(a, b, 100 if points else FRAMES, self.model.latent_prior))
-        title = f"{self.name}: interpolations"
-        if points:
-            return point_ways(x, self.real(2000)[0], title, f"From one prior draw to another (dot), {self.way}.")
-        return image_sheet([("", self.images(x))], title, f"Each row: from one prior draw to another, {self.way}.")
-
-    def mirror(self) -> np.ndarray:
-        """Rows from a real image to its mirror image, through the latents that come nearest to both.
-
-        Berthelot, Schumm & Metz (2017), arXiv:1703.10717, section 4.3.
-        """
-        import torch
-
-        from genlab.sampling.latents import find_latents, interpolate
-        from genlab.sheets import image_sheet
-
-        self.need("mirror", "decode")
-        self.need_images("mirror")
-        x, _ = self.real(self.n)
-        both = torch.cat([x, x.flip(-1)])
-        bound = 1.0 if self.model.latent_prior == "uniform" else None
-        with self.model.inference(gradients=True):
-            z, distance = find_latents(
-                self.model.decode,
-                both.to(self.model.device),
-                self.latents(STARTS),
-                steps=self.options["steps"],
-                bound=bound,
-            )
-        a, b = z.cpu().chunk(2)
-        frames = self.decode(interpolate(a, b, FRAMES, self.model.latent_prior))
-        ends = [self.images(each[:, None]) for each in both.chunk(2)]
-        shown = [("real", ends[0]), ("nearest samples, and between them", self.images(frames)), ("mirrored", ends[1])]
-        note = (
-            f"Outside: test images and their mirror images. Inside: the samples nearest to them (mean |x - G(z)| "
-            f"{distance.mean():.3f} in [-1, 1], Adam on z, {self.options['steps']} steps) and what lies between "
-            f"their latents, {self.way}."
-        )
-        return image_sheet(shown, f"{self.name}: mirror interpolations", note)
-
-    def traversals(self) -> np.ndarray:
-        """Rows in which one latent moves; those that say most about the data, or else move the sample most."""
-        from genlab.sampling.latents import activity, traverse
-        from genlab.sheets import image_sheet, point_ways
-
-        self.need("traversals", "decode")
-        self.need_plane_or_images("traversals")
-        start = self.latents(16).cpu()
-        base, values, from_where = start[0], None, "a prior draw"
-        if self.model.can("encode"):
-            codes = self.encode(self.real(CODES)[0])
-            if codes.shape[1:] == start.shape[1:]:  # codes that are latents
-                base, values, from_where = codes[0], activity(codes), f"the code of one {self.options['split']} sample"
-        if values is None:
-            values = self._sensitivity(start)
-            which, measure = f"of {len(values)} that move it most", "mean change of the sample from end to end"
-            count = min(self.n, len(values))
-        else:
-            active = int((values > ACTIVE).sum())
-            which = f"most active of {len(values)} ({active} active: above {ACTIVE})"
-            measure = "variance of its code over the data"
-            count = min(self.n, active or len(values))
-        classes = [d for group in self.model.one_hot_latents for d in group]  # no place between 0 and 1 is a latent
-        if len(classes) == len(values):
-            raise UserError("All latents are one-hot: see what=categories.")
-        values[classes] = -1
-        count = min(count, len(values) - len(classes))
-        dims = values.topk(count).indices
-        points = self.spec.kind != "image"
-        reach = 3 if self.model.latent_prior == "normal" else 1
-        x = self.decode(traverse(base, dims, 100 if points else VALUES, self.model.latent_prior))
-        labels = [f"z{d}: {v:.2f}" for d, v in zip(dims.tolist(), values[dims].tolist(), strict=True)]
-        title = f"{self.name}: traversals"
-        if points:
-            note = (
-                f"One latent goes from -{reach} to {reach} (dot), others stay at {from_where}. Beside each: {measure}."
-            )
-            return point_ways(x, self.real(2000)[0], title, note, labels)
-        note = (
-            f"Each row: one latent goes from -{reach} to {reach}, the others stay at {from_where}. "
-            f"The {count} {which}; beside each the {measure}."
-        )
-        return image_sheet([("", self.images(x))], title, note, labels)
-
-    def categories(self) -> np.ndarray:
-        """Rows in which a one-hot part of the latent goes through its classes and the rest stays."""
-        from genlab.sampling.latents import go_through
-        from genlab.sheets import image_sheet
-
-        self.need("categories", "decode")
-        self.need_images("categories")
-        groups = self.model.one_hot_latents
-        if not groups:
-            raise UserError(f"{type(self.model).__name__} has no one-hot latents to go through.")
-        z = go_through(self.latents(self.n).cpu(), groups[: self.n])
-        each = "another draw of the rest" if len(groups) == 1 else "another variable of one draw"
-        note = f"Each column: one class; each row: {each}."
-        return image_sheet([("", self.images(self.decode(z)))], f"{self.name}: categories", note)
-
-    def _sensitivity(self, start: Tensor) -> Tensor:
-        """How far the sample moves with each latent, [Z]: mean |difference| between its ends, over some others."""
-        import torch
-
-        from genlab.sampling.latents import traverse
-
-        dims = torch.arange(start.shape[1])
-        moved = [
-            (self.decode(traverse(z, dims, 2, self.model.latent_prior)).diff(dim=1)).abs().flatten(1).mean(dim=1)
-            for z in start
-        ]
-        return torch.stack(moved).mean(dim=0)
-
-    def reconstructions(self) -> np.ndarray:
-        """Pairs of a real sample and its reconstruction."""
-        import torch
-
-        from genlab.sheets import image_sheet, point_ways
-
-        self.need("reconstructions", "reconstruct")
-        self.need_plane_or_images("reconstructions")
-        points = self.spec.kind != "image"
-        x, _ = self.real(200 if points else 6 * self.n)
-        made = torch.cat([self.model.reconstruct(part.to(self.model.device)).cpu() for part in x.split(256)])
-        error = (x - made).square().mean()
-        title = f"{self.name}: reconstructions"
-        if points:
-            note = f"Lines from {self.options['split']} points to what the model makes of them (dot)."
-            note += f" Mean squared error {error:.3g}."
-            return point_ways(torch.stack([x, made], dim=1), self.real(2000)[0], title, note)
-        pairs = [
-            ("real, model", self.images(torch.stack([a, b], dim=1)))
-            for a, b in zip(x.split(self.n), made.split(self.n), strict=True)
-            if len(a) == self.n
-        ]
-        if not pairs:
-            raise UserError(f"The {self.options['split']} split holds {len(x)} samples, fewer than n={self.n}.")
-        note = f"{self.options['split'].capitalize()} images, and what the model makes of each to the right of it. "
-        return image_sheet(pairs, title, f"{note}Mean squared error {error:.4f} in [-1, 1].")
-
-    def neighbours(self) -> np.ndarray:
-        """Samples and the training images that are nearest to each, in pixels and in features."""
-        import torch
-
-        from genlab.metrics.neighbours import nearest
-        from genlab.sheets import image_sheet
-
-        self.need("neighbours", "sample")
-        self.need_images("neighbours")
-        self.rng.manual_seed(self.options["seed"])
-        samples = self.spec.render(self.model.sample(self.n, rng=self.rng).cpu())
-        train = self.data.judged("train")
-        rows = _choice(len(train), self.options["train_images"], self.options["seed"])
-        k = min(5, len(rows))
-
-        def parts() -> Iterator[Tensor]:
-            return (train.gather(part) for part in rows.split(1024))
-
-        unseen = self.spec.render(self.real(YARDSTICK)[0])
-        places, distance = nearest(torch.cat([samples, unseen]), parts(), k)
-        yardstick = distance[len(samples) :, 0].median().clamp_min(1e-12)
-        labels = [f"{d / yardstick:.2f}" for d in distance[: len(samples), 0]]
-        columns = [
-            ("sample", samples[:, None]),
-            ("nearest in pixels", self._gathered(train, rows, places, len(samples))),
-        ]
-        judge = self._extractor()
-
-        def features(images: Tensor) -> Tensor:
-            return torch.cat([judge(part.to(self.model.device))[0].cpu() for part in images.split(256)])
-
-        places, _ = nearest(features(samples), (features(part) for part in parts()), k)
-        columns.append((f"nearest in features of {judge.name}", self._gathered(train, rows, places, len(samples))))
-        note = (
-            f"Of {len(rows)} training images. On the left: the distance to the nearest one in pixels, over the median "
-            f"of {len(unseen)} {self.options['split']} images; 0 is a copy."
-        )
-        return image_sheet(columns, f"{self.name}: samples and their nearest training images", note, labels)
-
-    def frames(self) -> np.ndarray:
-        """Rows of samples at the steps in which they come about."""
-        import torch
-
-        from genlab.sheets import image_sheet
-
-        self.need("frames", "frames")
-        self.need_images("frames")
-        self.rng.manual_seed(self.options["seed"])
-        x = self.model.frames(self.n, rng=self.rng).cpu().transpose(0, 1)
-        last = x.shape[1] - 1
-        shown = torch.linspace(0, last, min(last + 1, FRAMES)).round().long()
-        note = f"Each row: one sample at steps {', '.join(map(str, shown.tolist()))}."
-        return image_sheet([("", self.images(x[:, shown]))], f"{self.name}: step by step", note)
-
-    def _gathered(self, store: ArrayStore, rows: Tensor, places: Tensor, n: int) -> Tensor:
-        """The images at the first n rows of places [N, k] among the chosen rows of a store, uint8 [n, k, C, H, W]."""
-        chosen = rows[places[:n].flatten()]
-        return store.gather(chosen).unflatten(0, (n, -1))
-
-    def _extractor(self) -> Extractor:
-        """The network that the run was judged by; the classifier where its weights are not at hand."""
-        from genlab.metrics.judge import network_for
-
-        judge = self.model.run_config.get("metrics") or {}
-        kind, where = judge.get("extractor") or "classifier", self.model.device
-        try:
-            return network_for(kind, self.data, where, judge.get("inception_weights"))
-        except UserError:
-            if kind != "inception":
-                raise
-            return network_for("classifier", self.data, where)
-
-    def latent_map(self) -> np.ndarray:
-        """The codes of the split in the plane."""
-        import torch
-
-        from genlab.sheets import code_map
-
-        self.need("latent_map", "encode")
-        x, y = self.real(CODES)
-        codes = self.encode(x).flatten(1)
-        note = f"The codes of {len(x)} {self.options['split']} samples"
-        names = [f"z{i}" for i in range(codes.shape[1])]
-        if codes.shape[1] == 1:
-            codes = torch.cat([codes, (torch.zeros(len(x)) if y is None else y)[:, None].to(codes)], dim=1)
-            names.append("class")
-        elif codes.shape[1] > 2:
-            centred = in_float64(codes) - in_float64(codes).mean(dim=0)
-            _, values, directions = torch.linalg.svd(centred, full_matrices=False)
-            shares = values.square() / values.square().sum().clamp_min(1e-300)
-            names = [f"principal component {i + 1} ({shares[i]:.0%} of the variance)" for i in range(2)]
-            note += f", {codes.shape[1]} numbers each, in their first two principal components"
-            codes = centred @ directions[:2].T
-        note += "." if y is None else ", coloured by class."
-        return code_map(codes, y, self.spec.class_names, f"{self.name}: latent map", note, names)
-
-    def factors(self) -> np.ndarray:
-        """|corr| of latents and known factors: those that stand for one, then those that tell most."""
-        from genlab.metrics.factors import coded, correlations
-        from genlab.sheets import heat_map
-
-        self.need("factors", "encode")
-        names = self.spec.factor_names
-        if not names:
-            raise UserError("The look factors needs data whose factors are known, such as data=shapes.")
-        split = self.options["split"]
-        codes, factor = coded(self.model, self.data.batches(split, 256, limit=CODES))
-        matrix = correlations(codes, factor)
-        first = list(getattr(self.model, "factor_units", ()))
-        others = [i for i in matrix.amax(dim=1).argsort(descending=True).tolist() if i not in first]
-        rows = [*first, *others][: max(self.n, len(first), len(names))]
-        note = f"|corr| of latents and factors over {len(codes)} {split} samples; {len(rows)} of {len(matrix)} latents."
-        return heat_map(matrix[rows], [f"z{i}" for i in rows], names, f"{self.name}: factors", note)
-
-
-def _choice(size: int, n: int, seed: int) -> Tensor:
-    """At most n positions below size, in order; chosen by the seed."""
-    import torch
-
-    if n >= size:
-        return torch.arange(size)
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:n]
-
-
-def _some(store: ArrayStore, n: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """At most n samples of a store, in [-1, 1] where they are images, and their labels; chosen by the seed."""
-    from genlab.data.stream import normalise
-
-    rows = _choice(len(store), n, seed)
-    return normalise(store.gather(rows)), store.labels(rows)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from genlab.data.decode import default_workers
+from genlab.data.mixture import Mixture
 from genlab.data.spec import Batch, DataSpec
 from genlab.data.store import ArrayStore
 from genlab.data.stream import FixedBatches, NamedStreams, Stream, binarise, stable_seed
 from genlab.errors import UserError
-from genlab.metrics.toy import Mixture
 
 log = logging.getLogger("genlab")
 

@@ -68,7 +68,7 @@ class DataSpec:
         """
         if self.kind != "image":
             raise UserError(f"Samples of kind {self.kind!r} cannot be shown as images; choose an image data set.")
-        from genlab.metrics.images import to_uint8  # the one place that converts; metrics know torch only
+        from genlab.fields.image import to_uint8  # the one place that converts; metrics know torch only
 
         return to_uint8(x)
 

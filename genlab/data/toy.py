@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genlab.data.mixture import Mixture
 from genlab.data.module import ArrayData
 from genlab.data.store import ArrayStore
 from genlab.data.stream import stable_seed
-from genlab.metrics.toy import Mixture
 
 SIZES = {"train": 100_000, "val": 10_000, "test": 10_000}
 

@@ -18,7 +18,7 @@ from genlab.errors import UserError
 from genlab.floats import in_float64
 from genlab.metrics.features import module_device
 from genlab.metrics.scores import Scores
-from genlab.metrics.sharing import shared, stream
+from genlab.sharing import shared, stream
 
 SHARPNESS = 4.0  # of the sigmoid schedule, as in the authors' code
 LEAPFROGS = 10  # steps of each trajectory

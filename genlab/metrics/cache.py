@@ -14,7 +14,7 @@ import torch
 from genlab.files import cache_dir as default_cache
 from genlab.files import write_atomic
 from genlab.metrics.features import FeatureStats
-from genlab.metrics.sharing import agreed, is_first
+from genlab.sharing import agreed, is_first
 
 log = logging.getLogger("genlab")
 FORMAT = 1  # of the file; a file of another format is made anew

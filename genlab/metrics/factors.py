@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from genlab.metrics.scores import Scores
-from genlab.metrics.sharing import shared
+from genlab.sharing import shared
 
 HIGHER = ("factor_corr", "factor_gap", "factor_r2", "factor_unit")  # is better
 

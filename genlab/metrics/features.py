@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.floats import in_float64, without_tf32
-from genlab.metrics.sharing import place, shared
+from genlab.sharing import place, shared
 
 KEEP = 50_000  # rows kept for KID, IS, precision and recall: 410 MB of Inception features, 200 MB of logits
 

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
+from genlab.fields.image import to_rgb
 from genlab.metrics.features import full_float32
 from genlab.metrics.files import file_checksum, tensors_checksum
-from genlab.metrics.images import to_rgb
 
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAME}"

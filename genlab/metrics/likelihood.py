@@ -14,7 +14,7 @@ from torch import Tensor
 from genlab.errors import UserError
 from genlab.metrics.features import module_device
 from genlab.metrics.scores import Scores
-from genlab.metrics.sharing import shared, stream
+from genlab.sharing import shared, stream
 
 ACTIVE = 0.01  # Burda et al. (2016): variance over the data of a unit's posterior mean, from which on it counts
 SURE = 3.0  # standard errors between an idle unit and the threshold, or active units are not counted

@@ -1,7 +1,8 @@
 """Mode coverage on toy mixtures, where the truth is known: which modes are hit, how cleanly, how evenly."""
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,22 +17,6 @@ def high_quality_ceiling(dim: int = 2, radius: float = 3.0) -> float:
     What a perfect sampler reaches; more than that means that the modes have shrunk.
     """
     return torch.special.gammainc(torch.tensor(dim / 2).double(), torch.tensor(radius**2 / 2).double()).item()
-
-
-class Mixture(NamedTuple):
-    """Equal isotropic Gaussians, and what passes for a sample of one of them.
-
-    Attributes:
-        centres: [K, D].
-        std: Standard deviation of each, per coordinate in which it spreads.
-        radius: Distance to the nearest centre within which a sample is of high quality, in standard deviations.
-        dim: In how many of the D coordinates the Gaussians spread; None: in all.
-    """
-
-    centres: Tensor
-    std: float
-    radius: float = 3.0
-    dim: int | None = None
 
 
 def mode_coverage(x: Tensor, centres: Tensor, std: float, radius: float = 3.0, dim: int | None = None) -> Scores:

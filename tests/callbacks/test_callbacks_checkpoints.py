@@ -10,13 +10,13 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CleanStop
-from genlab.cli import running
-from genlab.cli.app import compose
-from genlab.cli.runs import find_checkpoint, find_run
+from genlab.config.composition import compose
 from genlab.errors import Interrupted, TrainingStopped
 from genlab.files import write_atomic, write_json, write_text
-from genlab.metrics.bounds import LikelihoodJudge
-from genlab.metrics.judge import Judge
+from genlab.judging.judge import Judge
+from genlab.judging.likelihood import LikelihoodJudge
+from genlab.runs import running
+from genlab.runs.folder import find_checkpoint, find_run
 from tests.models.helpers import METHODS, SGD, config, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")

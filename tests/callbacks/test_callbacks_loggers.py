@@ -8,7 +8,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from genlab.callbacks import loggers
-from genlab.callbacks.loggers import CSVLog, TensorBoard, read_metrics
+from genlab.callbacks.loggers import CSVLog, TensorBoard
+from genlab.looks.curves import read_metrics
 from tests.models.helpers import METHODS, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")

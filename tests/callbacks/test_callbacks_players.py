@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from genlab.callbacks.players import Players
-from genlab.cli import running
-from genlab.cli.app import compose
+from genlab.config.composition import compose
+from genlab.runs import running
 from tests.callbacks.test_callbacks_scores import same
 from tests.models.helpers import METHODS, QUIET, RING, Memory, config
 

@@ -9,7 +9,7 @@ import torch
 
 from genlab.callbacks.checkpoints import Checkpoints
 from genlab.callbacks.scores import Scores
-from genlab.cli import running
+from genlab.runs import running
 from genlab.seeding import preserved_random_states
 from tests.models.helpers import METHODS, Memory, config
 

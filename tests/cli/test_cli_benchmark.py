@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 
+from genlab.benchmarks import speed
+from genlab.benchmarks.rivals import Pythae, Turnstile, by_hand
+from genlab.benchmarks.speed import Case, Training, race, race_images, tables, times_as_fast
 from genlab.cli import benchmark
-from genlab.cli.benchmark import Case, Training, race, race_images, tables, times_as_fast
-from genlab.cli.benchmark_rivals import Pythae, Turnstile, by_hand
 from genlab.errors import UserError
 
 RING = ("data=ring", "network.hidden=[8]", "data.batch_size=16", "threads=1")
@@ -17,9 +18,9 @@ RING = ("data=ring", "network.hidden=[8]", "data.batch_size=16", "threads=1")
 @pytest.fixture(autouse=True, scope="module")
 def _short():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "PARTS_SECONDS", 0.1)
-        patch.setattr(benchmark, "WARM_SECONDS", 0.05)
-        patch.setattr(benchmark, "ROUND_SECONDS", 0.05)
+        patch.setattr(speed, "PARTS_SECONDS", 0.1)
+        patch.setattr(speed, "WARM_SECONDS", 0.05)
+        patch.setattr(speed, "ROUND_SECONDS", 0.05)
         yield
 
 
@@ -42,8 +43,8 @@ def test_contestants_take_turns_and_who_goes_first_changes():
         return run
 
     laps = race({"a": runner("a", 1.0), "b": runner("b", 3.0)}, 0.0, lambda: now[0])
-    assert order[:4] == ["a", "b", "b", "a"] and len(laps["a"]) == benchmark.LEAST_ROUNDS
-    assert [lap for lap, _ in laps["b"]] == [3.0] * benchmark.LEAST_ROUNDS
+    assert order[:4] == ["a", "b", "b", "a"] and len(laps["a"]) == speed.LEAST_ROUNDS
+    assert [lap for lap, _ in laps["b"]] == [3.0] * speed.LEAST_ROUNDS
     assert times_as_fast(laps["a"], laps["b"]) == {"median": 3.0, "first": 3.0, "third": 3.0}
     assert times_as_fast(laps["a"], laps["b"], work=2.0)["median"] == 6.0
 
@@ -75,9 +76,9 @@ def test_the_step_by_hand_is_the_frameworks(tmp_path):
     """Same weights after three iterations on the same batches, where both draw no noise: the fight is a fair one."""
     overrides = (*RING, "model=vae", "likelihood=gaussian", "network=mlp")
     with pytest.raises(UserError, match="No step was written by hand for VAE"):
-        by_hand(benchmark._build(overrides), torch.device("cpu"), freeze=False)
+        by_hand(speed._build(overrides), torch.device("cpu"), freeze=False)
     overrides = ("model=vae", "network=mlp", "data=digits", "network.hidden=[8]", "threads=1", "metrics=none")
-    parts = benchmark._build(overrides)
+    parts = speed._build(overrides)
     training = Training(overrides, tmp_path / "run")
     start = copy.deepcopy(parts.model.state_dict())
     parts.model.load_state_dict(training.parts.model.state_dict())
@@ -104,13 +105,13 @@ def test_the_step_by_hand_is_the_frameworks(tmp_path):
 @pytest.fixture(scope="module")
 def row():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "_peaks", lambda case: {"exact": {"before": 1.0, "peak": 2.0}})
+        patch.setattr(speed, "_peaks", lambda case: {"exact": {"before": 1.0, "peak": 2.0}})
         case = Case("tiny", RING, {"exact": ()}, {("exact", "plain"): 1e-9, ("exact", "pythae"): 1.0})
-        return benchmark.measure(case, 0.01)
+        return speed.measure(case, 0.01)
 
 
 def test_a_composition_is_measured(row):
-    assert row["clock"] == "CPU time" and row["rounds"] >= benchmark.LEAST_ROUNDS and row["images_per_iteration"] == 16
+    assert row["clock"] == "CPU time" and row["rounds"] >= speed.LEAST_ROUNDS and row["images_per_iteration"] == 16
     assert set(row["ms"]) == {"exact", "plain", "plain+freeze", "plain again"}
     assert set(row["times_as_fast"]["exact"]) == {"plain", "plain+freeze"} and all(ms > 0 for ms in row["ms"].values())
     parts = row["parts_ms"]["exact"]
@@ -128,15 +129,15 @@ def test_tables_say_what_was_reached_missed_and_not_run(row):
 
 
 def test_what_has_no_step_by_hand_is_held_against_itself(monkeypatch):
-    monkeypatch.setattr(benchmark, "_peaks", lambda case: {})
+    monkeypatch.setattr(speed, "_peaks", lambda case: {})
     overrides = ("data=digits", "model=began", "network.width=4", "data.batch_size=4", "threads=1", "metrics=none")
-    found = benchmark.measure(Case("began", overrides, {"exact": ()}), 0.01)
+    found = speed.measure(Case("began", overrides, {"exact": ()}), 0.01)
     assert found["times_as_fast"] == {"exact": {}} and found["control"]["median"] > 0
     assert "No step was written by hand for BEGAN" in tables({"steps": [found], "data": []})
 
 
 def test_image_pipelines_are_measured(monkeypatch):
-    monkeypatch.setattr(benchmark, "BATCHES", 3)
+    monkeypatch.setattr(speed, "BATCHES", 3)
     found = race_images(16, None, 0.01, count=60)
     assert found["images"] == 60 and found["rounds"] >= 5 and found["bar"] is None
     assert {"genlab", "torchvision", "preparation"} <= set(found["images_per_second"])
@@ -144,7 +145,7 @@ def test_image_pipelines_are_measured(monkeypatch):
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own():
-    peaks = benchmark._peaks(Case("tiny", RING, {"exact": ()}))
+    peaks = speed._peaks(Case("tiny", RING, {"exact": ()}))
     assert set(peaks) == {"exact", "plain"}
     assert all(100 < each["before"] <= each["peak"] for each in peaks.values())  # MiB: torch alone takes more
 
@@ -152,7 +153,7 @@ def test_peak_memory_is_that_of_a_process_of_its_own():
 def test_pythae_that_is_missing_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install pythae"):
-        Pythae(benchmark._build((*RING, "model=vae", "likelihood=gaussian")), tmp_path)
+        Pythae(speed._build((*RING, "model=vae", "likelihood=gaussian")), tmp_path)
 
 
 @pytest.mark.parametrize("argument", ["seconds=none", "seconds=-1", "seconds=0"])

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import genlab
-from genlab.cli.app import compose, read_option
-from genlab.cli.running import train
+from genlab.config.composition import compose, read_option
 from genlab.errors import UserError
+from genlab.runs.start import train
 from tests.cli.helpers import REPO, command
 
 QUICK = ["trainer.max_steps=3", "callbacks=none", "logger=csv"]
@@ -173,8 +173,8 @@ def test_dry_run_trains_nothing(tmp_path):
 
 def test_a_dry_runs_time_is_that_of_iterations(monkeypatch):
     """Neither starting a run nor WGAN's long first iterations count as more than their share."""
-    from genlab.cli import dry_run, running
     from genlab.models.gan import GAN
+    from genlab.runs import dry_run, running
 
     pause = 0.03
     monkeypatch.setattr(GAN, "training_step", lambda self, batch, batch_idx: time.sleep(pause))

@@ -16,16 +16,19 @@ import torch
 from PIL import Image
 
 import genlab
-from genlab.cli import evaluate, report, train_classifier
-from genlab.cli.app import compose
-from genlab.cli.evaluate import evaluate_images, evaluate_run, find_runs
-from genlab.cli.running import train
-from genlab.cli.runs import load_data
-from genlab.cli.scoring import Scoring
+from genlab.cli import evaluate, train_classifier
+from genlab.cli.evaluate import evaluate_images, evaluate_run
+from genlab.config.composition import compose
 from genlab.errors import UserError
-from genlab.metrics.cards import differences
-from genlab.metrics.judge import FROM_LABELS, ImageJudge
+from genlab.judging.cards import differences
+from genlab.judging.judge import FROM_LABELS, ImageJudge
+from genlab.judging.records import find_runs
+from genlab.judging.subject import Scoring
 from genlab.models.base import GenerativeModel, inference
+from genlab.reports import report
+from genlab.runs.folder import load_data
+from genlab.runs.start import train
+from genlab.sampling.prior import Prior
 from genlab.seeding import fixed_choice
 from tests.cli.helpers import REPO, command
 
@@ -90,7 +93,7 @@ def test_the_figures_are_the_runs_own(runs, gan_record):
     own = json.loads((runs / "gan" / "run.json").read_text())
     for name in ("fid/classifier-digits", "is/classifier-digits", "is_real/classifier-digits"):
         assert gan_record["scores"][name] == pytest.approx(own["scores"][f"test/{name}"], rel=1e-9)
-    from genlab.metrics.cards import card_of
+    from genlab.judging.cards import card_of
 
     mine = gan_record["cards"]["fid"]
     assert differences([mine, card_of("fid/classifier-digits", own["cards"]["classifier-digits"])]) == []
@@ -132,7 +135,7 @@ def test_scores_taken_later_join_those_of_the_same_checkpoint(runs):
 
 
 def test_real_statistics_are_extracted_once(runs, monkeypatch):
-    from genlab.metrics import judge
+    from genlab.judging import judge
 
     def refuse(*_, **__):
         raise AssertionError("the statistics should come from the cache")
@@ -145,7 +148,7 @@ def test_real_statistics_are_extracted_once(runs, monkeypatch):
 
 
 def test_likelihood_and_reconstruction(runs, monkeypatch):
-    from genlab.cli.scoring import Scoring
+    from genlab.judging.subject import Scoring
 
     options = {"scores": ["likelihood", "reconstruction"], "iwae_samples": 20, "likelihood_images": 60}
     looked_at, real = [], Scoring.real
@@ -245,7 +248,7 @@ def test_a_model_of_classes_is_asked_for_the_real_ones(runs):
     """With their frequencies, from the seed; in a run's own scores too."""
     data = load_data(genlab.load(runs / "gan").run_config)
     options = {**evaluate.DEFAULTS, "scores": ["fid"]}
-    jobs = [Scoring(OfClass(), data, {**options, "seed": seed}, runs) for seed in (2020, 2020, 2021)]
+    jobs = [Scoring(OfClass(), data, {**options, "seed": seed}, Prior) for seed in (2020, 2020, 2021)]
     images = [job.draw(3000) for job in jobs]
     assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
     asked = torch.bincount((images[0].float().mean(dim=(1, 2, 3)) / (255 / 9)).round().long(), minlength=10)
@@ -259,7 +262,7 @@ def test_a_model_of_classes_is_asked_for_the_real_ones(runs):
     unlabelled = load_data(genlab.load(runs / "gan").run_config)
     unlabelled.split("test").y = None
     with pytest.raises(UserError, match="OfClass draws samples of given classes, and the data have no labels"):
-        Scoring(OfClass(), unlabelled, options, runs).draw(30)
+        Scoring(OfClass(), unlabelled, options, Prior).draw(30)
 
 
 # ------------------------------------------------------------------------------------------------------- two processes

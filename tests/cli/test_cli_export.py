@@ -9,10 +9,10 @@ import torch
 
 import genlab
 from genlab.cli import export as module
-from genlab.cli.app import compose
 from genlab.cli.export import CHECKED, FILES, TOLERANCE, export, keep_averages, load_export, trace
-from genlab.cli.running import train
+from genlab.config.composition import compose
 from genlab.errors import UserError
+from genlab.runs.start import train
 
 QUICK = ["metrics=none", "callbacks=none", "logger=none", "trainer=cpu", "threads=1", "ema.decay=0.9"]
 

@@ -5,10 +5,11 @@ import sys
 import pytest
 from PIL import Image
 
-from genlab.cli import gallery
-from genlab.cli.app import options
-from genlab.cli.runs import record_of
+from genlab.benchmarks import gallery
+from genlab.cli.gallery import draw, main
+from genlab.config.composition import options
 from genlab.errors import UserError
+from genlab.runs.folder import record_of
 
 
 def test_there_is_a_row_for_each_model_and_each_objective_of_the_gan():
@@ -41,7 +42,7 @@ def test_the_page_has_the_pictures_and_the_commands(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     asked = ["rows=vae,loss=hinge", "seconds=1", "n_jobs=2", "out=page"]
     monkeypatch.setattr(sys, "argv", ["gallery.py", *asked, "least=10"])
-    gallery.main()
+    main()
     page = (tmp_path / "page.md").read_text()
     pictures = {"vae_samples", "vae_reconstructions", "vae_traversals", "loss_hinge_samples"}
     assert {path.stem for path in (tmp_path / "page").iterdir()} == pictures
@@ -51,22 +52,22 @@ def test_the_page_has_the_pictures_and_the_commands(tmp_path, monkeypatch, capsy
             assert min(picture.size) > 100
     assert "    python train.py model=gan loss=hinge data=digits max_cpu_time=1 " in page
     assert "vae:" in capsys.readouterr().out
-    gallery.main()
+    main()
     assert "vae:" not in capsys.readouterr().out and (tmp_path / "page.md").read_text() == page
     folder = tmp_path / "outputs" / "gallery" / "vae_digits_1s_seed0"
     least = int(record_of(folder)["iterations"]) + 5
     monkeypatch.setattr(sys, "argv", ["gallery.py", "rows=vae", "seconds=1", "out=page", f"least={least}"])
-    gallery.main()
+    main()
     assert record_of(folder)["iterations"] == least
     told = f"python train.py model=vae data=digits trainer.max_steps={least} seed=0"
     assert told in (tmp_path / "page.md").read_text()
     monkeypatch.setattr(sys, "argv", ["gallery.py", "rows=vae", "seconds=1", "out=page", "least=10"])
-    gallery.main()  # the page tells what was run, whatever is asked for now
+    main()  # the page tells what was run, whatever is asked for now
     assert told in (tmp_path / "page.md").read_text()
 
 
 def test_a_training_that_fails_is_said_to(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     row = gallery.Row("broken", "A mistake", ("model=gan", "model.latent_dim=0"))
-    made = gallery.gallery({**gallery.DEFAULTS, "rows": [row], "seconds": 1, "out": "page"})
+    made = gallery.gallery({**gallery.DEFAULTS, "rows": [row], "seconds": 1, "out": "page"}, draw)
     assert "This training failed." in made.read_text() and "broken failed" in capsys.readouterr().err

@@ -8,11 +8,11 @@ import tarfile
 import pytest
 import torch
 
-from genlab.cli.app import compose, insisted, options, read_option
-from genlab.cli.instantiate import locate
-from genlab.cli.running import train
+from genlab.config.composition import compose, insisted, options, read_option
+from genlab.config.instantiate import locate
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
+from genlab.runs.start import train
 
 pytestmark = pytest.mark.slow
 STEPS = 300

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from genlab.cli.app import compose
-from genlab.cli.running import train
+from genlab.config.composition import compose
 from genlab.errors import UserError
+from genlab.runs.start import train
 from tests.cli.helpers import command
 
 QUICK = ["trainer.max_steps=2", "callbacks=none", "logger=csv"]

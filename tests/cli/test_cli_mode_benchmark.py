@@ -9,12 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from genlab.cli import mode_benchmark, sweeps
-from genlab.cli.app import compose
-from genlab.cli.running import build, train
-from genlab.cli.runs import read_config, record_of
+from genlab.benchmarks import modes as benchmark
+from genlab.cli import mode_benchmark as door
+from genlab.config.composition import compose
 from genlab.errors import UserError
 from genlab.models.gan import GAN
+from genlab.runs import sweeps
+from genlab.runs.folder import read_config, record_of
+from genlab.runs.running import build
+from genlab.runs.start import train
 from tests.cli.helpers import command, main
 
 SHORT = ["experiment=mode_benchmark/gan", "data=ring", "network.hidden=[8]", "data.batch_size=8", "data.limit_train=64"]
@@ -86,7 +89,7 @@ def test_other_runs_know_no_cpu_time(clock, tmp_path):
 
 def test_rows_share_networks_batch_and_budget():
     """Each row is the config it says, differs in method, and in nothing that all can share."""
-    titles = mode_benchmark.rows()
+    titles = benchmark.rows()
     assert next(iter(titles)) == "gan" and len(titles) >= 25 and all(titles.values())
     composed = set()
     for row in titles:
@@ -107,13 +110,13 @@ def test_minibatch_discrimination_has_fewer_kernels_here():
 
 
 def test_arguments():
-    plan = mode_benchmark.parse([])
-    assert set(plan.rows) == set(mode_benchmark.rows()) and plan.data == ("ring", "grid", "highdim")
-    plan = mode_benchmark.parse(["rows=lsgan,gan", "data=grid", "seeds=4,2", "seconds=2.5", "out=here", "n_jobs=1"])
+    plan = benchmark.parse([])
+    assert set(plan.rows) == set(benchmark.rows()) and plan.data == ("ring", "grid", "highdim")
+    plan = benchmark.parse(["rows=lsgan,gan", "data=grid", "seeds=4,2", "seconds=2.5", "out=here", "n_jobs=1"])
     assert (plan.rows, plan.data, plan.seeds, plan.n_jobs) == (("lsgan", "gan"), ("grid",), (4, 2), 1)
     assert plan.run("gan", "grid", 4) == Path("here/runs_2.5s/mode_benchmark/gan/grid/seed_4")
-    assert "hydra/launcher=joblib" not in mode_benchmark.command(plan, "grid", plan.rows)
-    assert "model.latent_dim=254" in mode_benchmark.command(plan, "highdim", ["gan"])
+    assert "hydra/launcher=joblib" not in benchmark.command(plan, "grid", plan.rows)
+    assert "model.latent_dim=254" in benchmark.command(plan, "highdim", ["gan"])
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,7 @@ def test_arguments():
 def test_mistakes_are_one_sentence(argument, words, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["mode_benchmark.py", argument])
     with pytest.raises(SystemExit) as stopped:
-        mode_benchmark.main()
+        door.main()
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and all(word in error for word in words) and "Traceback" not in error
 
@@ -152,14 +155,14 @@ def made_up(folder, modes, hq, seconds=2.0, status="done"):
 
 def test_means_and_standard_errors(tmp_path):
     """By hand: 6, 7, 8 have the mean 7 and the standard error 1 / sqrt(3); runs that are not done do not count."""
-    plan = mode_benchmark.parse(["rows=gan,lsgan,wgan", "data=ring", "seeds=0,1,2", "seconds=2", f"out={tmp_path}"])
+    plan = benchmark.parse(["rows=gan,lsgan,wgan", "data=ring", "seeds=0,1,2", "seconds=2", f"out={tmp_path}"])
     for seed, modes in enumerate((6, 7, 8)):
         made_up(plan.run("gan", "ring", seed), modes, 0.9)
     made_up(plan.run("lsgan", "ring", 0), 8, 0.5)
     made_up(plan.run("lsgan", "ring", 1), 1, 0.1, seconds=1.0)  # half its time
     made_up(plan.run("wgan", "ring", 0), 1, 0.1, status="failed")
     assert plan.missing("ring") == ["lsgan", "wgan"]
-    results = mode_benchmark.gather(plan)
+    results = benchmark.gather(plan)
     gan, lsgan, wgan = results["data"]["ring"]["rows"].values()
     assert gan["mean_and_se"]["modes"] == pytest.approx((7, 1 / math.sqrt(3)))
     assert gan["mean_and_se"]["hq"] == pytest.approx((0.9, 0))
@@ -167,7 +170,7 @@ def test_means_and_standard_errors(tmp_path):
     assert wgan["failed"] == [0] and len(results["missing"]) == 5
     assert "max_cpu_time=2" in gan["command"] and "experiment=mode_benchmark/gan " in gan["command"]
 
-    text = mode_benchmark.tables(json.loads(json.dumps(results)))
+    text = benchmark.tables(json.loads(json.dumps(results)))
     ring = text.partition("## ring")[2].partition("## Published")[0]
     cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in ring.splitlines() if "|" in line}
     assert cells["gan"][:6] == ["7.0 ± 0.6", "90.0 ± 0.0", "0.500 ± 0.000", "700 ± 58", "2.0 ± 0.0", "3/3"]
@@ -179,7 +182,7 @@ def test_means_and_standard_errors(tmp_path):
 
 
 def test_the_perfect_sampler_in_many_dimensions():
-    found, card = mode_benchmark.perfect("highdim")
+    found, card = benchmark.perfect("highdim")
     assert found and all(each["modes"] == 10 and each["hq"] > 0.99 for each in found)
     assert card["dim"] == 1200 and card["num_modes"] == 10
 
@@ -198,15 +201,15 @@ class InThisProcess:
 
 def test_from_end_to_end_and_on_from_where_it_was_cut_short(tmp_path, monkeypatch, capsys):
     """Two rows, one of which had begun: both get their time, and a second call has nothing to do."""
-    monkeypatch.setattr(mode_benchmark, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": InThisProcess}))
+    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": InThisProcess}))
     line = ["rows=gan,lsgan", "data=ring", "seeds=0", "seconds=0.3", "n_jobs=1", f"out={tmp_path}"]
-    plan = mode_benchmark.parse(line)
-    begun = [a for a in mode_benchmark.command(plan, "ring", ["gan"]) if a != "-m" and not a.startswith("hydra")]
+    plan = benchmark.parse(line)
+    begun = [a for a in benchmark.command(plan, "ring", ["gan"]) if a != "-m" and not a.startswith("hydra")]
     folder = plan.run("gan", "ring", 0)
     train(compose([*begun, "max_cpu_time=1000", "trainer.max_steps=1"]), folder)
 
     monkeypatch.setattr("sys.argv", ["mode_benchmark.py", *line])
-    mode_benchmark.main()
+    door.main()
     output = capsys.readouterr().out
     assert [s["status"] for s in record_of(folder)["sessions"]] == ["done", "done"]
     assert record_of(folder)["iterations"] > 1 and record_of(folder)["cpu_seconds"] >= 0.3
@@ -217,8 +220,8 @@ def test_from_end_to_end_and_on_from_where_it_was_cut_short(tmp_path, monkeypatc
     def none(*args, **kwargs):
         raise AssertionError("nothing is left to train")
 
-    monkeypatch.setattr(mode_benchmark.subprocess, "Popen", none)
-    mode_benchmark.main()
+    monkeypatch.setattr(benchmark.subprocess, "Popen", none)
+    door.main()
     assert len(record_of(folder)["sessions"]) == 2
     assert json.loads((tmp_path / "mode_benchmark_0.3s.json").read_text()) == results
 

@@ -9,9 +9,9 @@ from hydra.errors import CompactHydraException
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from genlab.cli import preflight
-from genlab.cli.app import compose, config_dir, options
-from genlab.cli.schema import TrainConfig
+from genlab.config import checks
+from genlab.config.composition import compose, config_dir, options
+from genlab.config.schema import TrainConfig
 from genlab.errors import UserError
 
 GROUPS = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and list(path.glob("*.yaml")))
@@ -102,7 +102,7 @@ def outcome(typed):
         "composed", or "refused" where one of genlab's sentences or one of Hydra's own messages says why.
     """
     try:
-        preflight.check(compose(typed))
+        checks.check(compose(typed))
     except UserError as error:
         assert str(error).strip() and "Traceback" not in str(error)
         return "refused"
@@ -156,4 +156,4 @@ def test_ten_thousand_random_overrides():
 )
 def test_what_random_overrides_have_found(typed, words):
     with pytest.raises((UserError, CompactHydraException), match=words):
-        preflight.check(compose(typed))
+        checks.check(compose(typed))

@@ -18,11 +18,13 @@ import yaml
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from genlab.callbacks.loggers import read_metrics
-from genlab.cli import processes
-from genlab.cli.app import compose, insisted, options, read_option
-from genlab.cli.running import build, make_trainer, train
+from genlab import launch
+from genlab.config.composition import compose, insisted, options, read_option
 from genlab.errors import UserError
+from genlab.looks.curves import read_metrics
+from genlab.runs import processes
+from genlab.runs.running import build, make_trainer
+from genlab.runs.start import train
 from tests.cli.helpers import REPO, assert_identical, main, signal_in, weights
 from tests.cli.two_processes import last_iteration
 
@@ -306,11 +308,11 @@ def env(monkeypatch):
 
 
 def test_who_started_this_process():
-    assert processes.launch({}) is None
-    assert processes.launch(TORCHRUN) == processes.Launch("torchrun", 5, 8, 2)
-    assert processes.launch(STEP) == processes.Launch("srun", 1, 4, 2)
-    assert processes.launch(BATCH) is None  # a batch script that starts one process itself
-    assert processes.launch({**STEP, "SLURM_STEP_NUM_TASKS": "1"}) is None
+    assert launch.launch({}) is None
+    assert launch.launch(TORCHRUN) == launch.Launch("torchrun", 5, 8, 2)
+    assert launch.launch(STEP) == launch.Launch("srun", 1, 4, 2)
+    assert launch.launch(BATCH) is None  # a batch script that starts one process itself
+    assert launch.launch({**STEP, "SLURM_STEP_NUM_TASKS": "1"}) is None
 
 
 def test_ddp_takes_the_processes_that_were_started(env):
@@ -329,11 +331,11 @@ def test_other_numbers_than_were_started_are_refused(env, tmp_path):
 
 
 def test_one_folder_for_all_processes_of_a_step(env):
-    first, second = processes.stamp(), processes.stamp()
+    first, second = launch.stamp(), launch.stamp()
     assert len(first) == len("2026-01-01_00-00-00-000") and first <= second
     assert processes.quiet_overrides() == []
     env(STEP)
-    assert processes.stamp() == "slurm_77.3"
+    assert launch.stamp() == "slurm_77.3"
     assert processes.quiet_overrides() == ["hydra.output_subdir=null", "hydra.job.name=train_process_1"]
 
 

@@ -1,7 +1,7 @@
 """What the README promises of two commands, at full length."""
 
-from genlab.cli.app import compose
-from genlab.cli.running import train
+from genlab.config.composition import compose
+from genlab.runs.start import train
 
 
 def test_the_default_run_draws_digits(tmp_path):

@@ -9,10 +9,10 @@ import yaml
 from PIL import Image
 
 from genlab.cli import report as cli
-from genlab.cli.report import cell, collect, draw_boxes, markdown, number
-from genlab.cli.report_page import html_page
 from genlab.errors import UserError
-from genlab.metrics.images import save_png
+from genlab.looks.images import save_png
+from genlab.reports.page import html_page
+from genlab.reports.report import cell, collect, draw_boxes, markdown, number
 
 FID = "fid/classifier-digits"
 CARD = {"extractor": "classifier-digits", "checksum": "c" * 64, "n_real": 359, "n_fake": 359, "split": "test"}
@@ -138,7 +138,7 @@ def test_all_settings_of_a_method_make_one_box(tmp_path):
         return np.zeros((4, 4, 3), np.uint8)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("genlab.pictures.box_plots", spy)
+        patch.setattr("genlab.looks.pictures.box_plots", spy)
         draw_boxes(report, tmp_path / "again.png")
     assert panels["FID (classifier-digits) (lower is better)"] == {"gan": [10, 16], "vae": [20, 40]}
     with pytest.raises(UserError, match="has no choice of 'loss'. Try by=data"):

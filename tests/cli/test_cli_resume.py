@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from genlab.cli.app import compose
-from genlab.cli.running import train
-from genlab.cli.runs import find_run, read_config
+from genlab.config.composition import compose
+from genlab.runs.folder import find_run, read_config
+from genlab.runs.start import train
 from tests.cli.helpers import REPO, assert_identical, command, main, weights
 
 FIVE = {

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from genlab.cli import app, sample
-from genlab.cli.app import compose
-from genlab.cli.running import train
-from genlab.cli.samplers import build_sampler, sampler_config, take_sampler
+from genlab.cli import sample
+from genlab.config import composition
+from genlab.config.composition import compose
 from genlab.errors import UserError
+from genlab.runs.samplers import build_sampler, sampler_config, take_sampler
+from genlab.runs.start import train
 from tests.cli.helpers import command
 
 COMMON = ["trainer=cpu", "trainer.max_steps=20", "logger=none", "metrics=none", "network.hidden=[16]"]
@@ -45,7 +46,7 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", app.options("sampler"))
+@pytest.mark.parametrize("name", composition.options("sampler"))
 def test_every_sampler_config_builds_what_it_names(name):
     if name == "flow":
         pytest.importorskip("zuko", reason="the extra `flows` is not installed")
@@ -70,7 +71,7 @@ def test_a_fit_is_kept_and_taken_again(runs, monkeypatch):
     def no_data(*_):
         raise UserError("The data have gone.")
 
-    monkeypatch.setattr("genlab.cli.runs.load_data", no_data)
+    monkeypatch.setattr("genlab.runs.folder.load_data", no_data)
     assert np.array_equal(draw(runs / "gan", "sampler=drs", *SMALL_TEXT), first)
     other = draw(runs / "gan", "sampler=drs", "sampler.gamma_percentile=99", *SMALL_TEXT)  # no part of the fit
     assert not np.array_equal(other, first)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import yaml
 
-from genlab.cli.app import check_plugins
+from genlab.config.composition import check_plugins
 from genlab.errors import UserError
 from tests.cli.helpers import command
 

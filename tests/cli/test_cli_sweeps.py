@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genlab.cli import sweeps
-from genlab.cli.app import check_plugins, compose
-from genlab.cli.running import train
+from genlab.config.composition import check_plugins, compose
 from genlab.errors import UserError
+from genlab.runs import sweeps
+from genlab.runs.start import train
 from tests.cli.helpers import REPO, assert_identical, main, signal_in, weights
 
 QUICK = ["data=ring", "trainer=cpu", "callbacks=none", "logger=csv", "metrics=none", "network.hidden=[16]"]

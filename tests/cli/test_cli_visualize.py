@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-import genlab.sheets
-from genlab.cli.app import compose
-from genlab.cli.running import train
-from genlab.cli.visualize import DEFAULTS, FRAMES, WHAT, Looks, main, visualize
+import genlab.looks.sheets
+from genlab.cli.visualize import DEFAULTS, looks_into, main, visualize
+from genlab.config.composition import compose
 from genlab.errors import UserError
+from genlab.looks.looks import FRAMES, WHAT
 from genlab.models.base import GenerativeModel, inference
+from genlab.runs.start import train
 from genlab.sampling.latents import go_through
 from tests.cli.helpers import command
 
@@ -42,13 +43,13 @@ def seen(monkeypatch):
     calls = {}
 
     def spy(name):
-        draw = getattr(genlab.sheets, name)
+        draw = getattr(genlab.looks.sheets, name)
 
         def noted(*args, **kwargs):
             calls[name] = (args, kwargs)
             return draw(*args, **kwargs)
 
-        monkeypatch.setattr(genlab.sheets, name, noted)
+        monkeypatch.setattr(genlab.looks.sheets, name, noted)
 
     for name in ("image_sheet", "point_ways", "code_map"):
         spy(name)
@@ -60,7 +61,7 @@ def read(path):
 
 
 def looks(run, **options):
-    return Looks(genlab.load(run), {**DEFAULTS, "n": 4, **options})
+    return looks_into(genlab.load(run), {**DEFAULTS, "n": 4, **options})
 
 
 def test_all_looks_of_a_vae(runs, capsys):
@@ -143,7 +144,7 @@ def linear(runs):
 
 
 def test_mirror_finds_the_latents_of_an_image_and_of_its_mirror_image(linear, seen, monkeypatch):
-    look = Looks(linear, {**DEFAULTS, "n": 2, "steps": 800})
+    look = looks_into(linear, {**DEFAULTS, "n": 2, "steps": 800})
     z = torch.randn(2, 4, generator=torch.Generator().manual_seed(5))
     x = linear.decode(z)
     monkeypatch.setattr(look, "real", lambda n: (x, None))
@@ -158,7 +159,7 @@ def test_mirror_finds_the_latents_of_an_image_and_of_its_mirror_image(linear, se
 
 
 def test_traversals_show_the_active_latents(linear, seen):
-    look = Looks(linear, {**DEFAULTS, "n": 8})
+    look = looks_into(linear, {**DEFAULTS, "n": 8})
     look.traversals()
     (groups, _, note, labels), _ = seen["image_sheet"]
     assert groups[0][1].shape[:2] == (3, 11)  # of four latents one does nothing

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from genlab.cli.app import compose
-from genlab.cli.processes import stamp
-from genlab.cli.running import build, make_trainer, train
-from genlab.cli.runs import find_run, read_config
+from genlab.config.composition import compose
+from genlab.launch import stamp
+from genlab.runs.folder import find_run, read_config
+from genlab.runs.running import build, make_trainer
+from genlab.runs.start import train
 
 
 def last_iteration(config):

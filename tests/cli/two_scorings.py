@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from genlab.cli import evaluate
-from genlab.cli.app import compose
-from genlab.cli.running import train
-from genlab.metrics.sharing import joined
+from genlab.config.composition import compose
+from genlab.runs.start import train
+from genlab.sharing import joined
 
 torch.set_num_threads(1)
 scorings, trainings = (json.loads(argument) for argument in sys.argv[1:])

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-from genlab.cli.instantiate import instantiate
+from genlab.config.instantiate import instantiate
 from genlab.data.images import Digits
 from genlab.data.module import ArrayData
 from genlab.data.spec import Batch

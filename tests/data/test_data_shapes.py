@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from genlab.cli.app import compose
+from genlab.config.composition import compose
 from genlab.data.shapes import CLASSES, FACTORS, RADII, REACH, Shapes, coverage, render
 from genlab.data.spec import Batch, DataSpec
 from genlab.data.stream import normalise

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from genlab.cli.app import compose
-from genlab.cli.running import train
+from genlab.config.composition import compose
+from genlab.runs.start import train
 
 TINY = ["data=ring", "trainer=cpu", "callbacks=none", "logger=csv", "metrics=none", "network.hidden=[16]", "threads=1"]
 LINE = [*TINY, "trainer.max_steps=8", "checkpoint.every_n_steps=2", "checkpoint.keep=3"]

@@ -18,10 +18,12 @@ import torch
 
 from genlab import files
 from genlab.callbacks import checkpoints
-from genlab.cli import app, running, runs, summary
 from genlab.cli import train as cli
+from genlab.config import composition
 from genlab.data import images, toy  # noqa: F401  (what the children would import each)
 from genlab.models import base
+from genlab.runs import folder as runs
+from genlab.runs import running, summary
 
 TRAINING, WRITING = "training", "writing"
 
@@ -124,7 +126,7 @@ def main():
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     torch.set_num_threads(1)
     summary.write_pictures = lambda *_: None  # no part of what is compared, and half of the time
-    parts = running.build(app.compose(["data=ring", "callbacks=none", "logger=csv", "metrics=none"]))
+    parts = running.build(composition.compose(["data=ring", "callbacks=none", "logger=csv", "metrics=none"]))
     running.make_trainer(parts, Path("nowhere"))  # what it imports, each child has
     for line in sys.stdin:
         job = json.loads(line)

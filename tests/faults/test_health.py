@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from genlab.callbacks.health import Rollbacks, rollback_seed
-from genlab.cli.app import compose
-from genlab.cli.running import train
+from genlab.config.composition import compose
 from genlab.data.toy import Ring
 from genlab.errors import NotFinite, TrainingStopped
 from genlab.losses.adversarial import NonSaturating
 from genlab.models.gan import GAN
+from genlab.runs.start import train
 from tests.cli.helpers import assert_identical, main, weights
 from tests.faults.conftest import LINE, TINY
 

@@ -8,17 +8,18 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from genlab.cli import evaluate, running
+from genlab.cli import evaluate
 from genlab.errors import UserError
+from genlab.judging.cards import BETTER, kind_of, title_of
 from genlab.losses.likelihoods import Bernoulli, Gaussian
 from genlab.metrics import ais as module
 from genlab.metrics.ais import ais, ais_scores, can_anneal, schedule
-from genlab.metrics.cards import BETTER, kind_of, title_of
 from genlab.metrics.likelihood import importance_bounds
 from genlab.models.iwae import IWAE
 from genlab.models.vae import VAE
 from genlab.networks.posteriors import DiagonalGaussian
 from genlab.networks.priors import StandardNormal
+from genlab.runs import running
 from tests.models.helpers import config, fit
 
 SIGMA, LATENT, DIM, COUNT = 0.5, 2, 4, 12
@@ -190,7 +191,7 @@ def test_the_judge_takes_it_on_test_data_alone(tmp_path):
     whole = config(VAE_ON_DIGITS, 2)
     whole["metrics"] |= {"ais_steps": 5, "ais_samples": 2, "num_samples": 20}
     parts = running.build(
-        {**whole, "metrics": {**whole["metrics"], "_target_": "genlab.metrics.bounds.LikelihoodJudge"}}
+        {**whole, "metrics": {**whole["metrics"], "_target_": "genlab.judging.likelihood.LikelihoodJudge"}}
     )
     scores = parts.judge.final(parts.model, parts.data)
     assert {"test/ais_5", "test/ais_5_se", "test/ais_ess", "test/ais_acceptance"} <= scores.keys()

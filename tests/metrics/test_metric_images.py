@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from genlab.fields.image import to_rgb, to_uint8
 from genlab.files import write_atomic
+from genlab.looks.images import image_grid, save_png
 from genlab.metrics.files import tensors_checksum
-from genlab.metrics.images import image_grid, save_png, to_rgb, to_uint8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -13,13 +13,13 @@ from genlab.data.images import CIFAR10
 from genlab.data.module import ArrayData
 from genlab.data.store import ArrayStore
 from genlab.errors import NotNumbers, UserError
-from genlab.metrics.cards import SEEN
+from genlab.judging.cards import SEEN
+from genlab.judging.judge import ImageJudge, PointJudge, dataset_classifier
+from genlab.judging.suite import image_scores, memorisation
 from genlab.metrics.classifier import ClassifierExtractor, RandomExtractor, epochs_for, train_classifier
 from genlab.metrics.diversity import nearest_neighbour_ratio
 from genlab.metrics.features import FeatureStats, features_of
-from genlab.metrics.judge import ImageJudge, PointJudge, dataset_classifier
 from genlab.metrics.scores import fid, inception_score, rarest_class
-from genlab.metrics.suite import image_scores, memorisation
 
 
 def images(n, side=8, channels=1, seed=0):

@@ -8,9 +8,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from genlab.errors import UserError
+from genlab.judging.cards import differences, refusal, title_of
+from genlab.judging.suite import image_scores, memorisation, noised
 from genlab.losses.likelihoods import Bernoulli, Gaussian
 from genlab.metrics.cache import cached_stats, load_stats
-from genlab.metrics.cards import differences, refusal, title_of
 from genlab.metrics.features import FeatureStats
 from genlab.metrics.likelihood import (
     active_units,
@@ -21,7 +22,6 @@ from genlab.metrics.likelihood import (
     likelihood_scores,
 )
 from genlab.metrics.reconstruction import feature_error, reconstruction_scores
-from genlab.metrics.suite import image_scores, memorisation, noised
 from genlab.models.vae import VAE
 from genlab.seeding import fixed_choice
 

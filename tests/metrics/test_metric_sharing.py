@@ -5,10 +5,10 @@ import threading
 import pytest
 import torch
 
+from genlab import sharing
 from genlab.errors import NotNumbers, UserError
-from genlab.metrics import sharing
 from genlab.metrics.features import features_of
-from genlab.metrics.sharing import agreed, by_first, first_then_others, joined, shared, stream
+from genlab.sharing import agreed, by_first, first_then_others, joined, shared, stream
 
 
 class Pixels:

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from genlab.cli.app import compose
-from genlab.cli.instantiate import instantiate
-from genlab.cli.running import train
+from genlab.config.composition import compose
+from genlab.config.instantiate import instantiate
 from genlab.data.images import Digits
 from genlab.data.stacked import StackedDigits
 from genlab.errors import UserError
-from genlab.metrics.stacked import StackedJudge, perfect_coverage, tuple_coverage
+from genlab.judging.stacked import StackedJudge
+from genlab.metrics.stacked import perfect_coverage, tuple_coverage
+from genlab.runs.start import train
 
 
 def stacks(**changes):

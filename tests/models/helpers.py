@@ -10,8 +10,8 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from torch.testing import assert_close
 
-from genlab.cli import running
-from genlab.cli.app import compose
+from genlab.config.composition import compose
+from genlab.runs import running
 
 QUIET = [
     "callbacks=none",

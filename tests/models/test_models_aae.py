@@ -10,11 +10,11 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.testing import assert_close
 
-from genlab.cli.running import build
 from genlab.errors import UserError
 from genlab.losses.adversarial import Minimax
 from genlab.models.base import CAPABILITIES
 from genlab.networks.latent import LatentDiscriminator
+from genlab.runs.running import build
 from genlab.sampling.latents import go_through
 from tests.models.helpers import SGD, Memory, assert_moves, config, fit, log_d, log_not_d, moved, snapshot
 from tests.models.pairs import LINE

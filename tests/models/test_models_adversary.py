@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from genlab.cli.running import build
 from genlab.errors import UserError
+from genlab.runs.running import build
 from tests.models.helpers import Losses, assert_moves, config, fit, log_d, log_not_d
 
 pytestmark = pytest.mark.usefixtures("one_thread")

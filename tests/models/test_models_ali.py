@@ -127,14 +127,14 @@ def test_pairs_become_alike(tmp_path):
 
 
 def test_it_refuses_an_encoder_of_another_width():
-    from genlab.cli.running import build
+    from genlab.runs.running import build
 
     with pytest.raises(ValueError, match="must give 32 numbers, not 5"):
         build(config(["model=ali", *SMALL, "model.encoder_features=5"]))
 
 
 def test_it_refuses_losses_whose_sides_are_not_each_others_mirror():
-    from genlab.cli.preflight import check
+    from genlab.config.checks import check
     from genlab.errors import UserError
 
     with pytest.raises(UserError, match="loss=least_squares: it needs a NonSaturating"):

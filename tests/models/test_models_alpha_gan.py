@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from genlab.cli.running import build
 from genlab.errors import UserError
 from genlab.losses.divergences import kl_standard_normal
+from genlab.runs.running import build
 from tests.models.helpers import Losses, assert_moves, config, fit, log_d, log_not_d
 
 pytestmark = pytest.mark.usefixtures("one_thread")

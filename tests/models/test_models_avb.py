@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from genlab.cli.running import build
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Gaussian
 from genlab.models.avb import AVB
 from genlab.networks.posteriors import Diagonal
+from genlab.runs.running import build
 from tests.models.helpers import RING, Losses, Memory, assert_moves, config, fit, log_d, log_not_d
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -103,7 +103,7 @@ def test_estimates_are_not_called_bounds(tmp_path):
     overrides += ["metrics.ais_samples=2", "metrics.num_samples=20", "trainer.log_every_n_steps=1", "callbacks=none"]
     fitted = fit(overrides, 1, tmp_path, trainer={"logger": [memory]})
     judge = fitted.model, fitted.data
-    from genlab.metrics.bounds import LikelihoodJudge
+    from genlab.judging.likelihood import LikelihoodJudge
 
     found = LikelihoodJudge(num_samples=20, ais_steps=3, ais_samples=2).score(*judge, "test")
     assert {"loss", "recon", "kl_estimate", "elbo_estimate"} <= found.keys()

@@ -13,10 +13,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.testing import assert_close
 
 import genlab
-from genlab.cli import running
 from genlab.errors import TrainingStopped, UserError
 from genlab.models.base import CAPABILITIES, WATCHED_AT_MOST, GenerativeModel, Turn, WindowedPlateau, averaged_names
 from genlab.networks.codebook import Codebook
+from genlab.runs import running
 from tests.models.helpers import METHODS, ORDER, SGD, Batches, Each, Memory, Updates, config, fit, snapshot
 from tests.models.toys import Walk, Weights
 

@@ -256,14 +256,14 @@ def test_reconstructions_become_those_of_their_images(tmp_path):
     ],
 )
 def test_mistakes(override, error, words):
-    from genlab.cli.running import build
+    from genlab.runs.running import build
 
     with pytest.raises(error, match=words):
         build(config([*SMALL, override]))
 
 
 def test_batch_norm_would_betray_the_keys():
-    from genlab.cli.running import build
+    from genlab.runs.running import build
 
     overrides = ["model=dc_vae", "network=dcgan", "network.critic_norm=batch", "data.image_size=16"]
     with pytest.raises(UserError, match="Batch norm"):

@@ -26,7 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from genlab import floats
-from genlab.cli import running
 from genlab.data.spec import Batch
 from genlab.metrics.ais import _Chains
 from genlab.models import base
@@ -34,6 +33,7 @@ from genlab.models.aae import SupervisedAAE
 from genlab.models.base import CAPABILITIES, Turn
 from genlab.models.gan import GAN
 from genlab.randomness import Drawing
+from genlab.runs import running
 from genlab.sampling.ddls import DDLS
 from genlab.sampling.latents import slerp
 from genlab.sampling.prior import Truncated

@@ -5,12 +5,13 @@ import torch
 from pytorch_lightning.plugins import MixedPrecision
 
 from genlab.callbacks.checkpoints import AtomicCheckpointIO
-from genlab.cli import speed
-from genlab.cli.app import compose
-from genlab.cli.running import build, train
+from genlab.config import speed
+from genlab.config.composition import compose
 from genlab.errors import UserError
 from genlab.floats import without_tf32
 from genlab.models.gan import GAN
+from genlab.runs.running import build
+from genlab.runs.start import train
 from tests.models.helpers import QUIET, fit
 from tests.models.test_models_device import SMALL
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from genlab.cli.running import build
 from genlab.losses.contraction import squared_jacobian, squared_jacobian_of_sigmoid_layer
 from genlab.losses.contrastive import info_nce
 from genlab.losses.energy import pulling_away
@@ -17,6 +16,7 @@ from genlab.models.rbm import Machine
 from genlab.networks import began, dcgan, mlp, resnet
 from genlab.networks.minibatch import MinibatchDiscrimination
 from genlab.networks.priors import GaussianMixture
+from genlab.runs.running import build
 from tests.models.helpers import config, fit
 from tests.models.test_models_device import MODELS, SMALL, objectives_in_float32
 

@@ -103,7 +103,7 @@ def test_without_weight_the_generator_ignores_it(tmp_path):
     [("model.latent_dim=12", "must exceed categories"), ("model.categories=1", "categories >= 2")],
 )
 def test_it_refuses(override, words):
-    from genlab.cli.running import build
+    from genlab.runs.running import build
 
     with pytest.raises(ValueError, match=words):
         build(config([*RING, override]))

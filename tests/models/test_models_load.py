@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import genlab
-from genlab.cli.app import PARTS, compose, options, read_option
-from genlab.cli.instantiate import check_allowed
+from genlab.config.composition import PARTS, compose, options, read_option
+from genlab.config.instantiate import check_allowed
 from genlab.errors import UserError
 from genlab.models.base import CHECKPOINT_FORMAT
 from tests.models import toys
@@ -167,7 +167,7 @@ def test_weights_of_another_shape(tampered):
         "torch.load",
         "torch.nn.modules.module.torch.hub.load",  # torch.nn.* by name, torch.hub by what it is
         "torch.optim.optimizer.functools.partial",
-        "genlab.cli.runs.subprocess.run",
+        "genlab.runs.folder.subprocess.run",
         "genlab.models.base.random.seed",
         "builtins.eval",
         "os.system",
@@ -203,7 +203,7 @@ def test_targets_that_the_user_allows(tampered):
 
 def test_a_first_stage_from_a_stranger(tampered, tmp_path):
     """Training over another run builds that run's model: it may name no more than what is loaded."""
-    from genlab.cli.running import train
+    from genlab.runs.start import train
     from tests.models.helpers import SGD, config
 
     def change(checkpoint):

@@ -100,7 +100,7 @@ def test_every_mode_is_reached_through_the_encoder(model, tmp_path):
 
 @pytest.mark.parametrize("model", ["reg_gan", "mdgan"])
 def test_the_encoder_must_give_latents(model):
-    from genlab.cli.running import build
+    from genlab.runs.running import build
 
     with pytest.raises(ValueError, match="latents of size 16, not 3"):
         build(config([f"model={model}", *RING, "model.encoder_features=3"]))

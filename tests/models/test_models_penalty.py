@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from genlab.cli.app import options
-from genlab.cli.running import build
+from genlab.config.composition import options
 from genlab.errors import UserError
 from genlab.losses.penalties import gradient_norms
+from genlab.runs.running import build
 from tests.models.helpers import METHODS, SGD, config, fit, snapshot
 
 

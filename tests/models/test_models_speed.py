@@ -5,11 +5,12 @@ import shutil
 import pytest
 import torch
 
-from genlab.cli import speed
-from genlab.cli.app import compose
-from genlab.cli.running import build, train
+from genlab.config import speed
+from genlab.config.composition import compose
 from genlab.errors import UserError
 from genlab.models.base import Speed
+from genlab.runs.running import build
+from genlab.runs.start import train
 from tests.cli.helpers import assert_identical, weights
 from tests.models.helpers import QUIET, SGD, Each, fit
 

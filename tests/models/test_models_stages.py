@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import genlab
-from genlab.cli import running, runs
 from genlab.cli import train as command
 from genlab.errors import UserError
+from genlab.runs import folder as runs
+from genlab.runs import running
 from tests.models.helpers import SGD, config, moved
 from tests.models.toys import Prior
 

@@ -291,14 +291,14 @@ def test_it_reconstructs_after_a_short_training(tmp_path):
     ],
 )
 def test_mistakes(override, error, words):
-    from genlab.cli.running import build
+    from genlab.runs.running import build
 
     with pytest.raises(error, match=words):
         build(config([*SMALL, override]))
 
 
 def test_it_is_for_images_and_judges_without_batch_norm():
-    from genlab.cli.running import build
+    from genlab.runs.running import build
 
     with pytest.raises(UserError, match="image"):
         build(config(["model=swapping_autoencoder", "data=ring"]))

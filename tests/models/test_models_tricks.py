@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from genlab.cli.app import compose, options
-from genlab.cli.running import build, train
+from genlab.config.composition import compose, options
 from genlab.errors import UserError
 from genlab.losses.adversarial import NonSaturating
 from genlab.losses.features import feature_matching
 from genlab.models.base import ALL_TRICKS, GenerativeModel, Settings, Tricks, Turn
 from genlab.networks.packing import Packed
 from genlab.networks.virtual_batch_norm import VirtualBatchNorm, VirtuallyNormalised
+from genlab.runs.running import build
+from genlab.runs.start import train
 from tests.cli.helpers import assert_identical, weights
 from tests.models.helpers import METHODS, QUIET, config, fit
 

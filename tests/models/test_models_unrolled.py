@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from genlab.cli.running import build
 from genlab.models.unrolled import check_unrollable, unroll
+from genlab.runs.running import build
 from tests.models.helpers import SGD, Each, assert_moves, config, fit, moved, snapshot
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -145,7 +145,7 @@ def test_free_bits_keep_latents_in_use(tmp_path):
 
 def test_validation_has_the_weights_of_training(tmp_path):
     """`objective` under `inference`, on the training batch: the same loss as training recorded, EMA aside."""
-    from genlab.metrics.bounds import LikelihoodJudge
+    from genlab.judging.likelihood import LikelihoodJudge
 
     overrides = [*RING, "kl=warm_up", "kl.steps=10", "model.kl_weight=4", "ema.decay=0"]
     fitted = fit(overrides, 5, tmp_path)
@@ -161,7 +161,7 @@ def test_validation_has_the_weights_of_training(tmp_path):
 
 @pytest.mark.parametrize(("binarize", "named"), [("none", "objective"), ("static", "elbo")])
 def test_grey_values_under_a_bernoulli_have_no_likelihood(binarize, named, tmp_path):
-    from genlab.metrics.bounds import LikelihoodJudge
+    from genlab.judging.likelihood import LikelihoodJudge
 
     fitted = fit([*DIGITS, f"data.binarize={binarize}"], 2, tmp_path)
     judge = LikelihoodJudge(num_samples=30, iwae_samples=5)

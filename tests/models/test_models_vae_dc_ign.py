@@ -6,15 +6,16 @@ from torch import nn
 from torch.testing import assert_close
 
 import genlab
-from genlab.cli.app import compose
 from genlab.cli.evaluate import evaluate_run
-from genlab.cli.running import build, train
 from genlab.cli.visualize import visualize
+from genlab.config.composition import compose
 from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Bernoulli
 from genlab.metrics.factors import factor_scores
 from genlab.models.dc_ign import DCIGN
+from genlab.runs.running import build
+from genlab.runs.start import train
 from tests.cli.helpers import assert_identical, weights
 from tests.models.helpers import fit
 

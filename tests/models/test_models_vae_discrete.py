@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from genlab.cli import running
-from genlab.cli.runs import load_model
 from genlab.errors import UserError
 from genlab.metrics.likelihood import importance_bounds
+from genlab.runs import running
+from genlab.runs.folder import load_model
 from tests.models.helpers import Memory, assert_moves, config, fit, moved
 
 pytestmark = pytest.mark.usefixtures("one_thread")

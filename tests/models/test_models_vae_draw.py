@@ -7,14 +7,15 @@ from PIL import Image
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from genlab.cli.app import compose
-from genlab.cli.running import build, train
 from genlab.cli.visualize import visualize
+from genlab.config.composition import compose
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Bernoulli
 from genlab.metrics.likelihood import importance_bounds
 from genlab.models.draw import DRAW
 from genlab.networks.draw import Attention, filterbank
+from genlab.runs.running import build
+from genlab.runs.start import train
 from tests.cli.helpers import assert_identical, weights
 from tests.models.helpers import assert_moves, fit
 

@@ -7,10 +7,10 @@ import torch
 from torch.testing import assert_close
 
 import genlab
-from genlab.cli import running
 from genlab.errors import UserError
 from genlab.metrics.likelihood import active_units, importance_bounds
 from genlab.networks.autoregressive import Autoregressive
+from genlab.runs import running
 from tests.models.helpers import assert_moves, config, fit, moved
 
 pytestmark = pytest.mark.usefixtures("one_thread")

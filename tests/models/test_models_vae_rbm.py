@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from genlab.cli.app import compose
-from genlab.cli.running import build, train
+from genlab.config.composition import compose
 from genlab.errors import UserError
 from genlab.models.rbm import RBM
+from genlab.runs.running import build
+from genlab.runs.start import train
 from tests.cli.helpers import assert_identical, weights
 from tests.models.helpers import assert_moves, fit
 

@@ -10,13 +10,13 @@ from torch import nn
 from torch.testing import assert_close
 
 import genlab
-from genlab.cli import running
-from genlab.cli.runs import load_model
 from genlab.errors import UserError
 from genlab.metrics.likelihood import importance_bounds
 from genlab.models.conditional_pixelcnn import ConditionalPixelCNN
 from genlab.models.vqvae import VQVAE
 from genlab.networks.pixelcnn import draw_tokens
+from genlab.runs import running
+from genlab.runs.folder import load_model
 from tests.models.helpers import Memory, assert_moves, config, fit, moved
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from genlab.cli import running
 from genlab.errors import UserError
+from genlab.runs import running
 from genlab.sampling.ddls import DDLS
 from genlab.sampling.prior import Prior, Truncated
 from tests.models.helpers import config

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from genlab.metrics.images import image_grid
-from genlab.pictures import new_figure, to_array
+from genlab.looks.images import image_grid
+from genlab.looks.pictures import new_figure, to_array
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
+
+    from genlab.data.module import ArrayData
 
 CELL = 60  # pixels that an image is wide at least, after growing by a whole factor
 MARGIN, GUTTER, TITLE, TEXT = 16, 22, 16, 12  # pixels; the last two are sizes of letters
@@ -147,6 +149,21 @@ def code_map(
     axes.set_xlabel(axes_names[0], fontsize=9)
     axes.set_ylabel(axes_names[1], fontsize=9)
     return to_array(figure)
+
+
+def latent_scatter(model: Any, data: ArrayData, n: int) -> np.ndarray | None:
+    """The codes of n validation samples, coloured by class; None where codes are no points in the plane."""
+    import torch
+
+    found = [(model.encode(b.x.to(model.device)).cpu(), b.y) for b in data.batches("val", batch_size=256, limit=n)]
+    codes = torch.cat([code for code, _ in found])
+    if codes.shape[1:] != (2,):
+        return None
+    labels = [y.cpu() for _, y in found if y is not None]
+    y = torch.cat(labels) if labels else None
+    mean, std = (", ".join(f"{v:.2f}" for v in values.tolist()) for values in (codes.mean(dim=0), codes.std(dim=0)))
+    note = f"The codes of {len(codes)} validation samples: mean ({mean}), standard deviation ({std})."
+    return code_map(codes, y, model.spec.class_names, "latents", note, ("z0", "z1"))
 
 
 def heat_map(values: Tensor, rows: Sequence[str], columns: Sequence[str], title: str, note: str) -> np.ndarray:

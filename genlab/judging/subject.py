@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.errors import UserError
-from genlab.metrics.cards import SEEN, common_card
+from genlab.judging.cards import SEEN, common_card
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from genlab.cli.image_sets import ImageSet
     from genlab.data.module import ArrayData
+    from genlab.judging.image_sets import ImageSet
     from genlab.metrics.scores import Scores
     from genlab.models.base import GenerativeModel
+    from genlab.sampling.base import Sampler
 
 SCORES = (
     "fid",
@@ -41,10 +42,20 @@ IMAGES, POINTS, FEWEST = 10_000, 2_500, 20
 class Scoring:
     """Scores one model on one split: asks what the model can, never what it is called."""
 
-    def __init__(self, model: GenerativeModel, data: ArrayData, options: dict[str, Any], checkpoint: Path) -> None:
+    def __init__(
+        self, model: GenerativeModel, data: ArrayData, options: dict[str, Any], make_sampler: Callable[[], Sampler]
+    ) -> None:
+        """Takes the model and what it is scored by.
+
+        Args:
+            model: Loaded.
+            data: Those that it was trained on.
+            options: See `genlab-evaluate`.
+            make_sampler: Makes the sampler that `options` name, ready to draw.
+        """
         from genlab.seeding import fixed_choice
 
-        self.model, self.data, self.options, self.checkpoint = model, data, options, checkpoint
+        self.model, self.data, self.options, self.make_sampler = model, data, options, make_sampler
         self.sampler = options["sampler"] or "prior"
         self.kind, self.split, self.seed = data.spec.kind, options["split"], options["seed"]
         self.store = data.judged(self.split)
@@ -141,15 +152,10 @@ class Scoring:
         import torch
         from rich.progress import track
 
-        from genlab.cli.samplers import ready_sampler
-        from genlab.metrics.judge import finite, sample_batches, wanted_classes
-        from genlab.metrics.sharing import first_then_others, is_first, shared
+        from genlab.judging.judge import finite, sample_batches, wanted_classes
+        from genlab.sharing import first_then_others, is_first, shared
 
-        options = self.options
-        root, allow = options["data.root"], tuple(options["allow_targets"])
-        sampler = first_then_others(
-            lambda: ready_sampler(self.sampler, options["sampler_settings"], self.model, self.checkpoint, root, allow)
-        )
+        sampler = first_then_others(self.make_sampler)
 
         def draw(size: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
             x = finite(sampler.sample(self.model, size, y=y, rng=rng))
@@ -164,8 +170,8 @@ class Scoring:
     @property
     def drawn(self) -> dict[str, Any]:
         """What the cards of generated samples state besides."""
-        from genlab.cli.samplers import sampler_text
-        from genlab.metrics.judge import FROM_LABELS
+        from genlab.config.samplers import sampler_text
+        from genlab.judging.judge import FROM_LABELS
 
         card = {"sampler": sampler_text(self.sampler, self.options["sampler_settings"])}
         return {**card, "y": FROM_LABELS} if getattr(self.model, "conditional", False) else card
@@ -174,10 +180,10 @@ class Scoring:
         """FID and friends, diversity, memorisation."""
         import torch
 
+        from genlab.judging.judge import real_stats
+        from genlab.judging.suite import GROUPS, image_scores, slices
         from genlab.metrics.features import features_of
-        from genlab.metrics.judge import real_stats
-        from genlab.metrics.sharing import by_first
-        from genlab.metrics.suite import GROUPS, image_scores, slices
+        from genlab.sharing import by_first
 
         wanted = [g for g in GROUPS if self.wants(g)]
         with self.clock("samples"):
@@ -244,12 +250,12 @@ class Scoring:
         """MSE, PSNR and SSIM of images, and how they look to the judge: FID, lost features. MSE of all else."""
         import torch
 
+        from genlab.judging.judge import real_stats
+        from genlab.judging.suite import slices
         from genlab.metrics.features import features_of
-        from genlab.metrics.judge import real_stats
         from genlab.metrics.reconstruction import feature_error, reconstruction_scores
         from genlab.metrics.scores import Scores, fid
-        from genlab.metrics.sharing import shared
-        from genlab.metrics.suite import slices
+        from genlab.sharing import shared
 
         device, parts = self.model.device, self.rows.split(self.options["batch_size"])
         recons = shared(parts, lambda rows: self.model.reconstruct(self.real(rows).to(device)).cpu())
@@ -274,7 +280,7 @@ class Scoring:
 
     def classification(self) -> None:
         """How often the model's own classes are wrong."""
-        from genlab.metrics.classification import classification_scores
+        from genlab.judging.classification import classification_scores
 
         scores = classification_scores(self.model, self.data, self.split, self.n, self.options["batch_size"])
         self.groups |= {"classification": scores} if scores else {}
@@ -301,8 +307,8 @@ class Scoring:
             likelihood_scores,
         )
         from genlab.metrics.scores import Scores
-        from genlab.metrics.sharing import is_first
         from genlab.seeding import fixed_choice
+        from genlab.sharing import is_first
 
         support = getattr(getattr(self.model, "likelihood", None), "support", "real")
         most = self.options["likelihood_images"] or self.n
@@ -391,8 +397,8 @@ def find_extractor(asked: str, options: dict[str, Any], data: ArrayData | Labell
     """
     import torch
 
-    from genlab.metrics.judge import EXTRACTORS, check_precision, network_for
-    from genlab.metrics.sharing import first_then_others
+    from genlab.judging.judge import EXTRACTORS, check_precision, network_for
+    from genlab.sharing import first_then_others
 
     with our_keys():
         check_precision(asked, options["precision"])
@@ -428,7 +434,7 @@ def default_extractor(data: LabelledSets, weights: str | None) -> str:
 
 def judge_notes(extractor: Any, groups: dict[str, Scores]) -> list[str]:
     """What must be known of the judge when its scores are read."""
-    from genlab.metrics.judge import UNTRAINED
+    from genlab.judging.judge import UNTRAINED
 
     if extractor is None:
         return []

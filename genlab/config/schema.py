@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from genlab.cli import processes
+from genlab import launch
 
 
 @dataclass
@@ -151,9 +151,9 @@ def register() -> None:
     OmegaConf.register_new_resolver("genlab.where", lambda condition, a, b: a if condition else b, replace=True)
     OmegaConf.register_new_resolver("genlab.logistic_mixture_shape", logistic_mixture_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.feature_shape", feature_shape, replace=True)
-    OmegaConf.register_new_resolver("genlab.stamp", processes.stamp, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("genlab.devices", processes.devices, replace=True)
-    OmegaConf.register_new_resolver("genlab.nodes", processes.nodes, replace=True)
+    OmegaConf.register_new_resolver("genlab.stamp", launch.stamp, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("genlab.devices", launch.devices, replace=True)
+    OmegaConf.register_new_resolver("genlab.nodes", launch.nodes, replace=True)
 
 
 register()

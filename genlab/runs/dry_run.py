@@ -5,21 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
 
-if TYPE_CHECKING:
-    from genlab.cli.running import Parts, Result
+from genlab.runs.running import Parts, Result, make_trainer
 
 
 def describe(parts: Parts) -> Result:
     """Prints the resolved composition, the players, steps, disk and an estimate of time and memory."""
     from rich.console import Console
     from rich.table import Table
-
-    from genlab.cli.running import Result
 
     config, model = parts.config, parts.model
     shown = {k: v for k, v in config.items() if v not in (None, {}, []) and k != "choices"}
@@ -56,7 +53,6 @@ def _trial(parts: Parts) -> tuple[float, int]:
 
     from pytorch_lightning.callbacks import Callback
 
-    from genlab.cli.running import make_trainer
     from genlab.data.spec import Batch
     from genlab.data.stream import Chunks
 

@@ -6,16 +6,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.cli.app import PARTS
-from genlab.pictures import curves
+from genlab.config.composition import PARTS
+from genlab.looks.pictures import curves
 
 if TYPE_CHECKING:
-    from genlab.cli.running import Parts
+    from genlab.runs.running import Parts
 
 
 def write_pictures(parts: Parts, run_dir: Path) -> None:
     """Draws `curves.png` from the run's metrics, where they were kept."""
-    from genlab.callbacks.loggers import read_metrics
+    from genlab.looks.curves import read_metrics
 
     if (run_dir / "metrics.csv").is_file():
         curves(read_metrics(run_dir / "metrics.csv"), run_dir / "curves.png")

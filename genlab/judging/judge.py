@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from genlab.data.mixture import Mixture
 from genlab.errors import NotNumbers, UserError
+from genlab.fields.image import to_uint8
+from genlab.judging.cards import SEEN, common_card
 from genlab.metrics.cache import cached_stats
-from genlab.metrics.cards import SEEN, common_card
 from genlab.metrics.factors import HIGHER, coded, factor_lines, factor_scores
 from genlab.metrics.features import Extractor, FeatureStats, features_of
-from genlab.metrics.images import to_uint8
 from genlab.metrics.scores import MIN_IMAGES, Scores, fid, inception_score, kid, precision_recall, rarest_class
-from genlab.metrics.sharing import by_first, is_first, stream
-from genlab.metrics.toy import Mixture, energy_distance, mode_coverage
+from genlab.metrics.toy import energy_distance, mode_coverage
 from genlab.seeding import fixed_choice
+from genlab.sharing import by_first, is_first, stream
 
 log = logging.getLogger("genlab")
 HIGHER_IS_BETTER = {"is", "precision", "recall", "density", "coverage", "rarest_class", "modes", "hq", *HIGHER}
@@ -127,6 +128,23 @@ def network_for(
             log.warning("%s has no labels to train a judge on (class sub-folders give them). %s", data.name, UNTRAINED)
         return RandomExtractor(data.spec.shape).to(device)
     return found
+
+
+def network_of_run(metrics: Mapping[str, Any], data: Pictures, device: torch.device) -> Extractor:
+    """The network that a run was judged by; the classifier where Inception's weights are not at hand any more.
+
+    Args:
+        metrics: The run's `metrics`.
+        data: Its data.
+        device: Where the network is wanted.
+    """
+    kind = metrics.get("extractor") or "classifier"
+    try:
+        return network_for(kind, data, device, metrics.get("inception_weights"))
+    except UserError:
+        if kind != "inception":
+            raise
+        return network_for("classifier", data, device)
 
 
 def check_precision(extractor: str, precision: str) -> None:

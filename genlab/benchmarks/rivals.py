@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from genlab.cli.running import Parts
+    from genlab.runs.running import Parts
 
 Runner = Callable[[int], object]
 """Runs so many iterations."""
@@ -118,7 +118,7 @@ def has_idle_player(parts: Parts) -> bool:
 def _step(parts: Parts, device: torch.device, freeze: bool) -> Step:
     from dataclasses import asdict
 
-    from genlab.cli.schema import TricksConfig
+    from genlab.config.schema import TricksConfig
     from genlab.losses.kl import Constant
     from genlab.losses.likelihoods import Bernoulli
     from genlab.models.gan import GAN

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import genlab
-from genlab.cli.instantiate import check_allowed, check_signatures, instantiate
+from genlab.config.instantiate import check_allowed, check_signatures, instantiate
 from genlab.errors import UserError
 from genlab.files import FolderLock, write_json, write_text
 

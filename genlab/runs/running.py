@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.cli import preflight, processes, runs, speed
-from genlab.cli.instantiate import instantiate
+from genlab.config import checks, speed
+from genlab.config.instantiate import instantiate
 from genlab.errors import Interrupted, NotFinite, TrainingStopped, UserError
 from genlab.files import FolderLock, free_mib, remove_temporaries
+from genlab.runs import folder, processes
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -65,19 +66,19 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     """Checks a resolved config and builds its parts; no data are read.
 
     Args:
-        config: Plain containers, as `genlab.cli.app.compose` and `runs.read_config` give them.
+        config: Plain containers, as `genlab.config.composition.compose` and `runs.read_config` give them.
         rollbacks: How often the run was rolled back: each time it goes on with other seeds.
 
     Raises:
         UserError: If parts do not fit each other or take no such arguments.
     """
     _import_torchvision()
-    preflight.check(config)
+    checks.check(config)
     import pytorch_lightning as pl
 
     from genlab.callbacks.health import rollback_seed
-    from genlab.cli.stages import freeze_first_stage
     from genlab.models.base import GenerativeModel, Settings, Tricks
+    from genlab.runs.first_stage import freeze_first_stage
 
     seed, data_config = rollback_seed(config["seed"], rollbacks), config["data"]
     if rollbacks and "seed" in data_config:
@@ -92,8 +93,8 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
         raise UserError(model.wants_groups)
     model.spec, model.run_config = data.spec, config
     freeze_first_stage(model)
-    preflight.warn_of_unbounded_critic(model, config["choices"])
-    preflight.check_batch_norm(model, data_config.get("batch_size", 0))
+    checks.warn_of_unbounded_critic(model, config["choices"])
+    checks.check_batch_norm(model, data_config.get("batch_size", 0))
     switches, precision = speed.resolve(config, model)
     asked = config.get("tricks") or {}
     model.settings = Settings(
@@ -181,71 +182,74 @@ def make_trainer(
         raise UserError(f"trainer={config['choices'].get('trainer')} cannot run here: {error}") from error
 
 
-def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one_device: bool = False) -> Result:
-    """Trains a resolved config in a run folder.
+@contextmanager
+def session(config: dict[str, Any], run_dir: Path, one_device: bool = False) -> Iterator[FolderLock]:
+    """What a run holds from its start to its end: threads, the folder's lock, signals as interrupts.
 
     Args:
         config: Plain containers.
         run_dir: Where everything goes.
-        resume: A checkpoint of the same run to go on from.
         one_device: Whether this is one of several jobs of a sweep, which must not start processes of its own.
 
     Raises:
-        UserError: If something the user asked for cannot be done.
-        TrainingStopped: If training broke off; the last good checkpoint is whole.
-        SystemExit: With 128 + n when signal n ended the run, after its checkpoint.
+        UserError: If such a job wants several devices, or another process trains in the folder.
     """
     import torch
 
     from genlab.callbacks.checkpoints import interrupts
-    from genlab.cli.stages import train_stages
 
     if one_device and config["trainer"]["devices"] not in (1, "1"):
         raise UserError("A sweep (-m) trains each run on one device. Try trainer=auto, or start the runs one by one.")
     torch.set_num_threads(config["threads"] or _default_threads(config))
     with FolderLock(run_dir) as lock, interrupts(), _errors_of_threads_elsewhere():
-        if _first_process() and not config["dry_run"] and run_dir.is_dir():
-            runs.lock(run_dir, lock)
-        if config.get("stages"):
-            return train_stages(config, run_dir)
-        if resume is None and _first_process():
-            runs.check_unused(run_dir)
+        if is_first_process() and not config["dry_run"] and run_dir.is_dir():
+            folder.lock(run_dir, lock)
+        yield lock
+
+
+def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one_device: bool = False) -> Result:
+    """Trains a resolved config of one stage in a run folder. See `genlab.runs.start.train`."""
+    with session(config, run_dir, one_device) as lock:
+        if resume is None and is_first_process():
+            folder.check_unused(run_dir)
         try:
             prepared = _prepare(config, run_dir, resume, one_device, lock)
         except Interrupted:
             print("Stopped before the first iteration.")
             raise
-        return prepared if isinstance(prepared, Result) else _fit(*prepared, run_dir, resume)
+        return _fit(*prepared, run_dir, resume)
+
+
+def ready(config: dict[str, Any], resume: Path | None = None) -> tuple[Parts, dict[str, Any] | None]:
+    """The parts of a run with the weights that it starts from, and the checkpoint that it goes on from, if any."""
+    from genlab.callbacks.health import Rollbacks
+    from genlab.runs.first_stage import attach_first_stage, load_first_stage
+
+    if resume is None:
+        config = attach_first_stage(config)
+    checkpoint = None if resume is None else folder.read_checkpoint(resume)
+    if checkpoint is not None:
+        folder.check_resumable(checkpoint, resume or Path())
+    parts = build(config, 0 if checkpoint is None else Rollbacks.count_in(checkpoint))
+    if config["init_from"] and resume is None:
+        _, source = folder.find_run(config["init_from"])
+        folder.load_weights(parts.model, folder.read_checkpoint(source), source)
+    if config.get("first_stage") and resume is None:
+        load_first_stage(parts.model, config["first_stage"], tuple(config["allow_targets"]))
+    return parts, checkpoint
 
 
 def _prepare(
     config: dict[str, Any], run_dir: Path, resume: Path | None, one_device: bool, lock: FolderLock
-) -> Result | tuple[Parts, pl.Trainer, runs.RunRecord | None]:
+) -> tuple[Parts, pl.Trainer, folder.RunRecord | None]:
     """All that comes before the first iteration: parts, weights to start from, data, and the run folder at last."""
-    from genlab.callbacks.health import Rollbacks
-    from genlab.cli.stages import attach_first_stage, load_first_stage
-
-    if resume is None:
-        config = attach_first_stage(config)
-    checkpoint = None if resume is None else runs.read_checkpoint(resume)
-    if checkpoint is not None:
-        runs.check_resumable(checkpoint, resume or Path())
-    parts = build(config, 0 if checkpoint is None else Rollbacks.count_in(checkpoint))
-    if config["init_from"] and resume is None:
-        _, source = runs.find_run(config["init_from"])
-        runs.load_weights(parts.model, runs.read_checkpoint(source), source)
-    if config.get("first_stage") and resume is None:
-        load_first_stage(parts.model, config["first_stage"], tuple(config["allow_targets"]))
-    if config["dry_run"]:
-        from genlab.cli.dry_run import describe
-
-        return describe(parts)
-
+    parts, checkpoint = ready(config, resume)
+    config = parts.config
     began = (run_dir / "config.yaml").is_file()  # and came to no checkpoint: its curves are hidden
     resume_step = (0 if began else None) if checkpoint is None else int(checkpoint["global_step"])
     if checkpoint is not None:  # says in a sentence what does not fit
-        runs.load_weights(parts.model, checkpoint, resume or Path())
-        runs.load_averages(parts.model, checkpoint, resume or Path())
+        folder.load_weights(parts.model, checkpoint, resume or Path())
+        folder.load_averages(parts.model, checkpoint, resume or Path())
     trainer = make_trainer(parts, run_dir, resume_step)
     processes.check(trainer, config["data"].get("batch_size", 0))
     if resume_step is not None and resume_step >= trainer.max_steps:
@@ -262,14 +266,14 @@ def _prepare(
     _prepare_data(parts, trainer)  # before anything is written: files may be missing or broken
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        runs.lock(run_dir, lock)
+        folder.lock(run_dir, lock)
         if resume is None:
-            runs.check_unused(run_dir)  # once more, now that nobody else can come in between
+            folder.check_unused(run_dir)  # once more, now that nobody else can come in between
         remove_temporaries(run_dir)
-        record = runs.RunRecord(run_dir, config)
-        runs.write_config(run_dir, config)
+        record = folder.RunRecord(run_dir, config)
+        folder.write_config(run_dir, config)
         if not one_device:
-            runs.point_latest(run_dir)
+            folder.point_latest(run_dir)
         record.write(
             parameters={name: sum(p.numel() for p in ps) for name, ps in parts.model.players.items()},
             speed={**dataclasses.asdict(parts.model.settings.speed), "precision": parts.precision},
@@ -288,7 +292,7 @@ def _prepare_data(parts: Parts, trainer: pl.Trainer) -> None:
 
 
 def _fit(
-    parts: Parts, trainer: pl.Trainer, record: runs.RunRecord | None, run_dir: Path, resume: Path | None
+    parts: Parts, trainer: pl.Trainer, record: folder.RunRecord | None, run_dir: Path, resume: Path | None
 ) -> Result:
     """Trains to the end, rolled back where a NaN turns up and that is asked for, and reports."""
     from genlab.floats import without_tf32
@@ -301,7 +305,7 @@ def _fit(
                     trainer.fit(parts.model, datamodule=parts.data, ckpt_path=resume, weights_only=True)
                 break
             except NotFinite as error:
-                good = runs.find_checkpoint(run_dir) if _checkpoints(trainer).saved else resume
+                good = folder.find_checkpoint(run_dir) if _checkpoints(trainer).saved else resume
                 health = {**HEALTH, **(parts.config.get("health") or {})}
                 if health["on_nan"] != "rollback" or good is None:
                     raise
@@ -323,7 +327,7 @@ def _fit(
         raise
     except (TrainingStopped, OSError) as error:
         reason = _unwritable(error, run_dir) if isinstance(error, OSError) else str(error)
-        kept = runs.find_checkpoint(run_dir)
+        kept = folder.find_checkpoint(run_dir)
         tail = f" The last good checkpoint is {kept}." if kept else " No checkpoint had been written yet."
         raise TrainingStopped(f"Training stopped: {reason}{tail}") from error
     finally:
@@ -333,13 +337,13 @@ def _fit(
 
 
 def _rolled_back(
-    parts: Parts, good: Path, run_dir: Path, record: runs.RunRecord | None, error: NotFinite, spent: float
+    parts: Parts, good: Path, run_dir: Path, record: folder.RunRecord | None, error: NotFinite, spent: float
 ) -> tuple[Parts, pl.Trainer]:
     """The run as its last good checkpoint has it, with other seeds for the data's order and the noise."""
     from genlab.callbacks.health import rollback_seed
 
     count, config = parts.rollbacks + 1, parts.config
-    step = int(runs.read_checkpoint(good)["global_step"])
+    step = int(folder.read_checkpoint(good)["global_step"])
     parts = build(config, count)
     trainer = make_trainer(parts, run_dir, step, random_states=False, spent=spent)
     if record:
@@ -353,11 +357,11 @@ def _rolled_back(
     return parts, trainer
 
 
-def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: runs.RunRecord | None) -> Result:
+def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: folder.RunRecord | None) -> Result:
     """Scores the test split, draws the pictures, prints the summary; or says how to resume what was interrupted."""
     from genlab.callbacks.checkpoints import CleanStop
     from genlab.callbacks.scores import judged
-    from genlab.cli import summary
+    from genlab.runs import summary
 
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     stop = next(c for c in callbacks if isinstance(c, CleanStop))
@@ -408,8 +412,8 @@ def _check_cpu_time_left(config: dict[str, Any], checkpoint: dict[str, Any] | No
     Raises:
         UserError: If it has.
     """
-    limit, spent = _cpu_seconds(config), 0.0 if checkpoint is None else runs.cpu_seconds(checkpoint)
-    if limit is not None and spent >= limit and (runs.record_of(run_dir).get("scores") is not None):
+    limit, spent = _cpu_seconds(config), 0.0 if checkpoint is None else folder.cpu_seconds(checkpoint)
+    if limit is not None and spent >= limit and (folder.record_of(run_dir).get("scores") is not None):
         raise UserError(
             f"{run_dir} has already been trained for its {spent:.0f} seconds of CPU time. "
             f"To go on further: max_cpu_time={2 * limit:g}"
@@ -449,7 +453,7 @@ def _strategy(trainer: dict[str, Any]) -> Any:
     return "ddp_find_unused_parameters_true"
 
 
-def _first_process() -> bool:
+def is_first_process() -> bool:
     """Whether this is the process that writes, before any process group exists (the others find its files there)."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 

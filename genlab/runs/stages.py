@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from genlab.cli import runs
-from genlab.cli.instantiate import check_allowed, targets
+from genlab.config.instantiate import targets
 from genlab.errors import UserError
-
-if TYPE_CHECKING:
-    from genlab.cli.running import Result
+from genlab.runs import folder as runs
+from genlab.runs.dry_run import describe
+from genlab.runs.running import Result, build, train
 
 
 def stage_configs(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -42,42 +41,8 @@ def _merge(old: Any, new: Any) -> Any:
     return new
 
 
-def freeze_first_stage(model: Any) -> None:
-    """A first stage is a fixed part of the model on it: no gradients, and no statistics that move."""
-    if getattr(model, "first_stage", None) is not None:
-        model.first_stage.requires_grad_(False).eval()
-
-
-def attach_first_stage(config: dict[str, Any]) -> dict[str, Any]:
-    """Puts the model config of the run named by `first_stage` into the model, so that checkpoints stand alone.
-
-    `first_stage=RUN` becomes `model.first_stage`, the config of that run's model; the model's constructor takes the
-    built model under that name. Its weights come from that run when training starts, and from then on from the
-    run's own checkpoints: the first run may be moved or deleted.
-
-    Raises:
-        UserError: If the run cannot be found or read.
-    """
-    if not config.get("first_stage"):
-        return config
-    _, path = runs.find_run(config["first_stage"])
-    first = runs.read_checkpoint(path)["genlab"]["config"]
-    check_allowed(first["model"], config["allow_targets"])
-    return {**config, "model": {**config["model"], "first_stage": first["model"]}}
-
-
-def load_first_stage(model: Any, run: str, allow_targets: tuple[str, ...] = ()) -> None:
-    """Gives the model's frozen first stage the weights of its run (averaged where it kept an average)."""
-    _, path = runs.find_run(run)
-    first = runs.load_model(path, allow_targets=allow_targets)
-    model.first_stage.load_state_dict(first.state_dict())
-
-
-def _describe_stages(config: dict[str, Any]) -> Result:
+def describe_stages(config: dict[str, Any]) -> Result:
     """What each stage would be; the one before it is there untrained."""
-    from genlab.cli.dry_run import describe
-    from genlab.cli.running import build
-
     before: dict[str, Any] | None = None
     results = []
     for name, stage in stage_configs(config):
@@ -94,10 +59,6 @@ def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
 
     A stage that is done is passed over, one that was interrupted goes on: this is also how such a run is resumed.
     """
-    from genlab.cli.running import train
-
-    if config["dry_run"]:
-        return _describe_stages(config)
     runs.write_config(run_dir, config)
     result: Result | None = None
     before: Path | None = None

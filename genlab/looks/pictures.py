@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.metrics.images import image_grid
+from genlab.looks.images import image_grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def curves(history: dict[str, tuple[list[int], list[float]]], path: Path) -> Non
         history: Name to (iterations, values), from `read_metrics`.
         path: Where to write.
     """
-    from genlab.metrics.images import save_png
+    from genlab.looks.images import save_png
 
     groups: dict[str, list[str]] = {}
     for name in history:
@@ -174,21 +174,6 @@ def to_array(figure: Figure) -> np.ndarray:
     """The drawn figure, uint8 [H, W, 3]."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[attr-defined]
-
-
-def latent_scatter(model: Any, data: ArrayData, n: int) -> np.ndarray | None:
-    """The codes of n validation samples, coloured by class; None where codes are no points in the plane."""
-    from genlab.sheets import code_map
-
-    found = [(model.encode(b.x.to(model.device)).cpu(), b.y) for b in data.batches("val", batch_size=256, limit=n)]
-    codes = torch.cat([code for code, _ in found])
-    if codes.shape[1:] != (2,):
-        return None
-    labels = [y.cpu() for _, y in found if y is not None]
-    y = torch.cat(labels) if labels else None
-    mean, std = (", ".join(f"{v:.2f}" for v in values.tolist()) for values in (codes.mean(dim=0), codes.std(dim=0)))
-    note = f"The codes of {len(codes)} validation samples: mean ({mean}), standard deviation ({std})."
-    return code_map(codes, y, model.spec.class_names, "latents", note, ("z0", "z1"))
 
 
 def some_real(data: ArrayData, n: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""From model outputs to pictures: the one conversion to uint8, grids, png files."""
+"""Grids of images, and files of pictures."""
+
+from __future__ import annotations
 
 import math
 import os
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genlab.fields.image import to_rgb
 from genlab.files import write_atomic
 
 if TYPE_CHECKING:
@@ -19,30 +22,9 @@ if TYPE_CHECKING:
 TINY = 16  # pixels
 
 
-def to_uint8(x: Tensor) -> Tensor:
-    """Images in [-1, 1], any floating type and shape, to uint8 in 0..255.
-
-    The only conversion in genlab, so that grids, files and scores see the same pixels: x * 127.5 + 128, cut off below,
-    which sends -1 to 0 and 1 to 255 and inverts `v / 127.5 - 1` for every byte v. A NaN becomes 0 on every device.
-    """
-    # In float32: bfloat16 has 8 bits of mantissa and would merge neighbouring grey values.
-    return x.float().nan_to_num(nan=-2.0).mul(127.5).add(128).clamp(0, 255).to(torch.uint8)
-
-
-def to_rgb(x: Tensor) -> Tensor:
-    """Images [N, 1 or 3, H, W] as [N, 3, H, W]; grey is repeated.
-
-    Raises:
-        ValueError: If there are neither one nor three channels.
-    """
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"Images must be [N, 1 or 3, H, W], got {tuple(x.shape)}.")
-    return x if x.shape[1] == 3 else x.expand(-1, 3, -1, -1)
-
-
 def image_grid(
     x: Tensor, nrow: int | None = None, *, min_width: int = 512, gap: int = 2, fill: int = 255
-) -> "np.ndarray":
+) -> np.ndarray:
     """Tile images, row by row, into one picture that a screen can show.
 
     Args:
@@ -79,7 +61,7 @@ def image_grid(
     return grid[: grid.shape[0] - gap, : grid.shape[1] - gap].contiguous().numpy()
 
 
-def save_png(path: str | os.PathLike[str], array: "np.ndarray") -> Path:
+def save_png(path: str | os.PathLike[str], array: np.ndarray) -> Path:
     """Write a uint8 picture [H, W, 3], [H, W, 1] or [H, W] as png, whole or not at all; folders are made."""
     import numpy as np
     from PIL import Image
@@ -92,7 +74,7 @@ def save_png(path: str | os.PathLike[str], array: "np.ndarray") -> Path:
     return write_atomic(path, lambda file: Image.fromarray(array).save(file, format="png"))
 
 
-def save_gif(path: str | os.PathLike[str], frames: "Sequence[np.ndarray]", seconds: float = 3.0) -> Path:
+def save_gif(path: str | os.PathLike[str], frames: Sequence[np.ndarray], seconds: float = 3.0) -> Path:
     """Write uint8 pictures [H, W, 3] of one size as an endless animation, whole or not at all; folders are made.
 
     Args:

@@ -22,7 +22,7 @@ def wrapped(model: dict[str, Any], tricks: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         model: Resolved.
-        tricks: The keys of `genlab.cli.schema.TricksConfig`.
+        tricks: The keys of `genlab.config.schema.TricksConfig`.
     """
     model = copy.deepcopy(model)
     for key in judges_of(model):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from genlab.errors import UserError
+from genlab.judging.cards import kind_of
+from genlab.judging.judge import Data, Judge
 from genlab.metrics import factors
 from genlab.metrics.ais import ais, ais_scores, can_anneal, partition_scores
-from genlab.metrics.cards import kind_of
-from genlab.metrics.judge import Data, Judge
 from genlab.metrics.likelihood import (
     bits_per_dim,
     dequantise,
@@ -21,7 +21,7 @@ from genlab.metrics.likelihood import (
     likelihood_scores,
 )
 from genlab.metrics.scores import Scores
-from genlab.metrics.sharing import shared, stream
+from genlab.sharing import shared, stream
 
 HIGHER = (
     *("elbo", "relaxed", "bound", "iwae", "ais", "objective", "ess", "active_units"),

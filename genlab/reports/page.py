@@ -12,8 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.cli.report import Composition, Entry, Report, Row, cell, duration, number
-from genlab.metrics.cards import BETTER, kind_of, section_of, title_of
+from genlab.errors import UserError
+from genlab.files import write_text
+from genlab.judging.cards import BETTER, kind_of, section_of, title_of
+from genlab.reports.report import Composition, Entry, Report, Row, cell, duration, markdown, number
 
 if TYPE_CHECKING:
     Curves = dict[str, tuple[list[int], list[float]]]
@@ -70,6 +72,19 @@ summary { cursor:pointer; font-weight:550 } details dl { padding:10px 0 6px; max
 details dd { text-align:left }
 footer { margin-top:48px; color:var(--soft); font-size:13px }
 """
+
+
+def write(report: Report, page: Path) -> None:
+    """Writes the page, and the table beside it as Markdown.
+
+    Raises:
+        UserError: If the place cannot be written to.
+    """
+    try:
+        write_text(page, html_page(report))
+        write_text(page.with_suffix(".md"), markdown(report) + "\n")
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {page} ({error.strerror}). Try out=FILE.html.") from error
 
 
 def html_page(report: Report) -> str:
@@ -263,7 +278,7 @@ def _notes(report: Report) -> str:
 
 def _curves(report: Report) -> str:
     """Validation scores and losses over iterations, all runs in one panel each."""
-    from genlab.callbacks.loggers import read_metrics
+    from genlab.looks.curves import read_metrics
 
     histories: list[tuple[int, Curves]] = []
     for i, composition in enumerate(report.compositions):

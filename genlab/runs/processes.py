@@ -1,100 +1,22 @@
-"""Several processes and machines: who started this process, one run folder for all, and a place in SLURM's queue."""
+"""Several processes and machines: what they may do together, and a place in SLURM's queue."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from genlab.errors import UserError
+from genlab.launch import launch
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     from torch import nn
 
+
 log = logging.getLogger("genlab")
-STORE_SECONDS = 600  # that processes wait for the first one, which may still be importing torch
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One of the processes that torchrun or srun started for one run.
-
-    Attributes:
-        by: "torchrun" or "srun".
-        rank: Its number, 0 for the one that writes.
-        world: How many there are.
-        nodes: On how many machines.
-    """
-
-    by: str
-    rank: int
-    world: int
-    nodes: int
-
-
-def launch(env: Mapping[str, str] = os.environ) -> Launch | None:
-    """What started this process together with others; None where nothing did (Lightning may still start others)."""
-    if "TORCHELASTIC_RUN_ID" in env:
-        world = int(env["WORLD_SIZE"])
-        return Launch("torchrun", int(env["RANK"]), world, world // int(env["LOCAL_WORLD_SIZE"]))
-    # SLURM sets most of its variables in batch scripts, too; the number of a step only in what srun starts.
-    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
-        world = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
-        nodes = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
-        return Launch("srun", int(env["SLURM_PROCID"]), world, nodes) if world > 1 else None
-    return None
-
-
-def devices(default: int) -> int:
-    """Processes on each machine: as many as were started, else the default. The resolver `genlab.devices`."""
-    started = launch()
-    return default if started is None else started.world // started.nodes
-
-
-def nodes() -> int:
-    """Machines that processes were started on, else 1. The resolver `genlab.nodes`."""
-    started = launch()
-    return 1 if started is None else started.nodes
-
-
-def stamp() -> str:
-    """Now, to the millisecond, and the same in all processes of a run; they would each make a folder otherwise.
-
-    Two runs started within one second still get two folders. Under srun, which has no place to leave word, it is the
-    number of the job and its step.
-    """
-    started = launch()
-    if started is None:
-        return _now()
-    return f"slurm_{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}" if started.by == "srun" else _agreed()
-
-
-@functools.lru_cache(maxsize=1)
-def _agreed() -> str:
-    """The first process's time, through the store of torchrun's agent."""
-    from datetime import timedelta
-
-    from torch.distributed import TCPStore
-
-    env = os.environ
-    store = TCPStore(
-        env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=STORE_SECONDS)
-    )
-    key = f"genlab/{env['TORCHELASTIC_RUN_ID']}/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    if env["RANK"] == "0":
-        store.set(key, _now())
-    return store.get(key).decode()
-
-
-def _now() -> str:
-    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
 
 
 def quiet_overrides() -> list[str]:
@@ -155,7 +77,7 @@ def warn_of_separate_batches(model: nn.Module, trainer: pl.Trainer, config: dict
     """
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from genlab.cli import preflight
+    from genlab.config import checks
 
     asked, world = bool(config["trainer"].get("sync_batchnorm")), trainer.world_size
     if world == 1:
@@ -165,14 +87,14 @@ def warn_of_separate_batches(model: nn.Module, trainer: pl.Trainer, config: dict
             f"model={config['choices'].get('model')} is fitted without gradients, in one process. Try trainer=auto."
         )
     share, sentences = config["data"]["batch_size"] // world, []
-    norms = preflight.networks_with(model, _BatchNorm)
+    norms = checks.networks_with(model, _BatchNorm)
     if asked and trainer.strategy.root_device.type == "cpu":
         raise UserError(
             "trainer.sync_batchnorm=true works on GPUs only, and this run is on CPUs. Leave it out, or take networks "
             "without batch norm."
         )
     if not asked:  # synchronised, the shares are one batch
-        preflight.check_batch_norm(model, share)
+        checks.check_batch_norm(model, share)
     if norms and not asked:
         sentences.append(
             f"Batch norm in the {' and '.join(norms)} normalises over each process's own {share} samples, so "

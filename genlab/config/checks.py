@@ -6,9 +6,9 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
-from genlab.cli import tricks
-from genlab.cli.app import PARTS, options, read_option
-from genlab.cli.instantiate import check_signatures, constructor_hints, locate, targets
+from genlab.config import tricks
+from genlab.config.composition import PARTS, options, read_option
+from genlab.config.instantiate import check_signatures, constructor_hints, locate, targets
 from genlab.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,0 +1,39 @@
+"""Arguments before Hydra sees them, and of commands that do without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genlab.errors import UserError
+
+
+def take_path(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
+    """The value of the last `key=value` as it was typed, and the other arguments."""
+    values = [a.partition("=")[2] for a in arguments if a.partition("=")[0] == key]
+    return (values[-1] if values else None), [a for a in arguments if a.partition("=")[0] != key]
+
+
+def parse(arguments: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`key=value` arguments over defaults; values are read as yaml where the default is no text.
+
+    Raises:
+        UserError: If a key is unknown or a value has the wrong type.
+    """
+    import difflib
+
+    import yaml
+
+    options = dict(defaults)
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or key not in defaults:
+            near = difflib.get_close_matches(key, defaults, n=1)
+            hint = f"Did you mean {near[0]}=?" if near else f"The keys are {', '.join(defaults)}."
+            raise UserError(f"{argument!r} is not understood. {hint}")
+        is_text = key in ("run", "out", "real", "fake")
+        value = text if is_text else yaml.safe_load(text)
+        default = defaults[key]
+        if isinstance(default, int) and not isinstance(default, bool) and not isinstance(value, int):
+            raise UserError(f"{key} must be a whole number, got {text!r}.")
+        options[key] = value
+    return options

@@ -1,0 +1,214 @@
+"""From words to a checked config: overrides, groups and their options, composition. Free of torch."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genlab.config import schema, tricks
+from genlab.errors import UserError
+
+# Values of these keys are paths. Hydra's grammar breaks on `=`, `(` or `[` in a path, so they reach it quoted.
+PATH_KEYS = (
+    "resume",
+    "init_from",
+    "first_stage",
+    "data.root",
+    "metrics.inception_weights",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+)
+PARTS = (
+    "loss",
+    "likelihood",
+    "prior",
+    "posterior",
+    "kl",
+    "penalty",
+    "adversary",
+    "network",
+)  # what a model is composed of, each a group
+GROUPS = ("model", *PARTS, "data", "metrics")
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
+    """Puts the values of path keys into quotes where Hydra's grammar needs it.
+
+    Raises:
+        UserError: If a group is set to what is no name, which Hydra answers with a traceback.
+    """
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and not key.lstrip("+~"):
+            raise UserError(f"{argument!r} names no key; overrides are written key=value.")
+        group = key.lstrip("+~").partition("@")[0]
+        if equals and ("/" in group or (config_dir() / group).is_dir()) and not _chooses(argument):
+            known = options(group)
+            none = f"{group}=none" if "none" in known else f"leave {group} out"
+            raise UserError(f"{argument} means nothing; choose one of {', '.join(known) or 'the group'}, or {none}.")
+        if equals and key.lstrip("+") in PATH_KEYS and re.search(r"[^\w./\-~]", value) and value[0] not in "'\"$":
+            value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        quoted.append(f"{key}{equals}{value}")
+    return quoted
+
+
+def _chooses(argument: str) -> bool:
+    """Whether an override of a group gives what Hydra takes for one: a name, a list of names, or keys to merge."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        value = override.value()
+    except HydraException:  # no override at all, which Hydra itself has words for
+        return True
+    if override.is_delete():
+        return isinstance(value, str)
+    choices = value.list if isinstance(value, ChoiceSweep) else [value]
+    return all(
+        isinstance(c, (str, dict, QuotedString)) or (isinstance(c, list) and all(isinstance(i, str) for i in c))
+        for c in choices
+    )
+
+
+def config_dir() -> Path:
+    """The folder of the shipped configs, in a checkout as in an installed wheel."""
+    import genlab.configs  # a folder of yaml files with an empty __init__.py
+
+    return Path(genlab.configs.__file__).parent
+
+
+PLUGINS = {  # what asks for one of Hydra's plugins, the plugin's module, what it is, and the extra that brings it
+    r"\+?search=optuna\w*|hydra/sweeper=optuna": ("hydra_optuna_sweeper", "Optuna's sweeper", "optuna"),
+    r"hydra/launcher=joblib": ("hydra_joblib_launcher", "the joblib launcher", "sweep"),
+    r"hydra/launcher=(slurm|submitit_\w+)": ("hydra_submitit_launcher", "the submitit launcher", "slurm"),
+}
+
+
+def check_plugins(arguments: Sequence[str]) -> None:
+    """Says how to get a plugin of Hydra, or where to find the cluster, that a sweep asks for and that is missing.
+
+    Raises:
+        UserError: If one is missing.
+    """
+    from importlib.util import find_spec
+
+    for pattern, (module, what, extra) in PLUGINS.items():
+        asked = [a for a in arguments if re.fullmatch(pattern, a)]
+        try:
+            missing = bool(asked) and find_spec(f"hydra_plugins.{module}") is None
+        except ModuleNotFoundError:  # no plugin at all
+            missing = True
+        if missing:
+            raise UserError(f'{asked[0]} needs {what} for Hydra: pip install "genlab[{extra}]"')
+    slurm = [a for a in arguments if a in ("hydra/launcher=slurm", "hydra/launcher=submitit_slurm")]
+    if slurm and shutil.which("sbatch") is None:
+        raise UserError(f"{slurm[0]} hands jobs to SLURM, and there is no sbatch here. Type it on a login node.")
+
+
+def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[str, Any]:
+    """Composes and resolves a config without running anything: what tests, tools and notebooks use.
+
+    Args:
+        overrides: As on the command line, `["model=began", "trainer.max_steps=100"]`.
+        config_name: The primary config.
+
+    Returns:
+        Plain containers, see `resolve`.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+
+    schema.register()
+    with initialize_config_module("genlab.configs", version_base="1.3"):
+        config = hydra_compose(config_name, quote_paths(overrides), return_hydra_config=True)
+        return resolve(config, dict(config.hydra.runtime.choices))
+
+
+def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
+    """A composed config as plain containers without interpolations: what is trained, saved and resumed.
+
+    `PARTS` are left out: they stand, resolved, where the model uses them. What was chosen in each group is kept under
+    `choices`.
+
+    Raises:
+        UserError: If a part that the model asks for is not offered by what was chosen.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+    left_out = {*PARTS, "hydra"}
+    resolved: dict[str, Any] = {"choices": {k: v for k, v in choices.items() if "/" not in k and k != "hydra"}}
+    for key in config:
+        if key in left_out:
+            continue
+        try:
+            value = config[key]  # follows an interpolation in place of the whole node
+            resolved[str(key)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        except InterpolationKeyError as error:
+            raise UserError(_missing_role(str(error), resolved["choices"]) or str(error)) from error
+        except OmegaConfBaseException as error:
+            raise UserError(str(error)) from error
+    for node in ("data", "model"):
+        if resolved.get(node) in (None, "???"):
+            raise UserError(f"{node} is empty. Choose one: {', '.join(options(node))}.")
+    for key, value in resolved.items():
+        if key in ("data", "model", *schema.SECTIONS) and not isinstance(value, dict):
+            raise UserError(f"{key} holds keys of its own, {key}.KEY=..., and cannot be {value!r} itself.")
+    if isinstance(resolved.get("metrics"), dict) and "_target_" not in resolved["metrics"]:
+        resolved["metrics"] = None  # metrics=none, and keys that an experiment has for the judge that is not there
+    if resolved.get("tricks"):
+        resolved["model"] = tricks.wrapped(resolved["model"], resolved["tricks"])
+    resolved["choices"] = {k.partition("@")[0]: v for k, v in resolved["choices"].items() if v is not None}
+    return resolved
+
+
+def _missing_role(message: str, choices: dict[str, str]) -> str | None:
+    """A sentence for a model that asks a network family for a role it does not have."""
+    found = re.search(r"Interpolation key 'network\.(\w+)' not found", message)
+    if not found:
+        return None
+    role = found.group(1)
+    fits = [name for name in options("network") if role in read_option("network", name)]
+    network = next((v for k, v in choices.items() if k.startswith("network")), None)
+    return (
+        f"model={choices.get('model')} needs a network with a part '{role}', which network={network} does not have. "
+        f"It fits: {', '.join(f'network={name}' for name in fits)}."
+    )
+
+
+def options(group: str) -> list[str]:
+    """The shipped options of a config group."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def read_option(group: str, name: str) -> dict[str, Any]:
+    """One option's yaml as it stands, without composition."""
+    import yaml
+
+    return yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text()) or {}
+
+
+def insisted(model: str, group: str) -> str | None:
+    """The option of another group that a model's config, or one that it extends, chooses itself; None if it does not.
+
+    What the command line says wins over it, except that a model may then have nothing to train on.
+    """
+    for line in read_option("model", model).get("defaults", []):
+        found = line.get(f"override /{group}@_global_.{group}") if isinstance(line, dict) else None
+        if found is None and isinstance(line, str) and line != "_self_":
+            found = insisted(line, group)
+        if found is not None:
+            return str(found)
+    return None
+
+
+def first_line(group: str, name: str) -> str:
+    """What an option says of itself, the comment that its yaml begins with; "" without one."""
+    first = (config_dir() / group / f"{name}.yaml").read_text().partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""

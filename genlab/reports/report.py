@@ -1,0 +1,496 @@
+"""Runs side by side: what was scored, how far scores agree, and the Markdown. Free of torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from genlab.config.composition import PARTS
+from genlab.errors import UserError
+from genlab.judging.cards import (
+    BETTER,
+    SEEN,
+    TITLES,
+    TOY,
+    card_of,
+    differences,
+    disagreement,
+    kind_of,
+    run_card,
+    section_of,
+    title_of,
+)
+from genlab.judging.records import FORMAT, find_runs
+
+log = logging.getLogger("genlab")
+# What makes a repetition of the same composition, and where and how it ran.
+NOT_COMPOSITION = (
+    *("seed", "threads", "max_time", "max_cpu_time", "dry_run"),
+    *("logger", "callbacks", "checkpoint", "choices", "health"),
+)
+TOLD = ("model", *PARTS, "data", "experiment")  # groups that a label names
+LABEL_KEYS = 3  # differing keys that a label shows
+
+
+@dataclass
+class Scoring:
+    """One scoring of one run: a file of `genlab-evaluate`, or what the run measured itself."""
+
+    scores: dict[str, float]
+    cards: dict[str, dict[str, Any]]  # by score, with the fields that it depends on
+    checkpoint: str = "last.ckpt"
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Entry:
+    """One run (or one set of images), and all that is known about it."""
+
+    name: str
+    folder: Path | None
+    config: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    scorings: list[Scoring] = field(default_factory=list)
+
+    @property
+    def seed(self) -> Any:
+        """The seed of its training."""
+        return self.config.get("seed", self.record.get("seed"))
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """Seconds of all its sessions."""
+        times = [s.get("wall_seconds") for s in self.record.get("sessions", [])]
+        return sum(t for t in times if isinstance(t, (int, float))) if times else None
+
+    def values(self, score: str) -> list[float]:
+        """The score in each scoring that has it."""
+        return [s.scores[score] for s in self.scorings if score in s.scores]
+
+
+@dataclass
+class Composition:
+    """Runs that differ by their seed alone."""
+
+    label: str
+    entries: list[Entry]
+
+    @property
+    def short(self) -> str:
+        """The label with the names of groups left out, for the heads of tables."""
+        parts = [p.partition("=")[2] if p.partition("=")[0] in TOLD else p for p in self.label.split("  ")]
+        return ", ".join(parts)
+
+    def means(self, score: str) -> list[float]:
+        """One value per run: the mean over its scorings."""
+        return [statistics.fmean(v) for v in (entry.values(score) for entry in self.entries) if v]
+
+    def spread_of_scorings(self, score: str) -> float | None:
+        """Standard deviation between scorings of one run, pooled over runs; None where none was scored twice."""
+        several = [v for v in (entry.values(score) for entry in self.entries) if len(v) > 1]
+        if not several:
+            return None
+        freedom = sum(len(v) - 1 for v in several)
+        return math.sqrt(sum(statistics.variance(v) * (len(v) - 1) for v in several) / freedom)
+
+
+@dataclass
+class Row:
+    """One score over all compositions.
+
+    Attributes:
+        score: Its name.
+        values: Values of the runs, by composition (in the report's order; empty where it has none).
+        reference: What it must be read beside, in words; "" without.
+        differs: Why the cards do not agree, in words; then it is not ranked. None where they agree.
+        mixed: Whether the cards differ within a composition, so that not even its mean means anything.
+        best: Positions of the compositions to mark: the best mean first, then those within one standard deviation.
+    """
+
+    score: str
+    values: list[list[float]]
+    reference: str
+    differs: str | None
+    mixed: list[bool]
+    best: list[int]
+
+    def cell(self, i: int) -> str:
+        """The value of composition i in words: a mean, or the range where the cards of its runs differ."""
+        values = self.values[i]
+        if self.mixed[i] and values:
+            return f"{number(min(values))} to {number(max(values))}, mixed"
+        return cell(values)
+
+
+@dataclass
+class Report:
+    """All that the page and the table show."""
+
+    compositions: list[Composition]
+    rows: list[Row]
+    shared: dict[str, Any]  # choices that all runs have in common
+    notes: list[str]
+
+    @property
+    def ranked(self) -> list[Row]:
+        """Scores whose cards agree."""
+        return [row for row in self.rows if row.differs is None]
+
+    @property
+    def refused(self) -> list[Row]:
+        """Scores whose cards differ or are missing."""
+        return [row for row in self.rows if row.differs is not None]
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why scores are not ranked: a sentence for all that differ alike."""
+        titles: dict[str, list[str]] = {}
+        for row in self.refused:
+            titles.setdefault(row.differs or "", []).append(title_of(row.score))
+        verbs = {words: "is" if len(names) == 1 else "are" for words, names in titles.items()}
+        return [f"{', '.join(names)} {verbs[words]} not ranked: {words}." for words, names in titles.items()]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All runs, in order."""
+        return [entry for composition in self.compositions for entry in composition.entries]
+
+
+def draw_boxes(report: Report, path: Path) -> Path:
+    """A panel for each score whose cards agree, with a box of the runs of each composition and the runs as dots.
+
+    Raises:
+        UserError: If there is no such score.
+    """
+    from genlab.looks.images import save_png
+    from genlab.looks.pictures import box_plots
+
+    panels = {}
+    for row in report.ranked:
+        way = BETTER.get(kind_of(row.score))
+        title = title_of(row.score) + (f" ({way} is better)" if way else "")
+        panels[title] = {c.short: v for c, v in zip(report.compositions, row.values, strict=True) if v}
+    if not panels:
+        raise UserError("There is no score whose cards agree, and so nothing to draw boxes of.")
+    return save_png(path, box_plots(panels))
+
+
+def home_of(named: list[str]) -> Path:
+    """Where the page goes: into the folder, if one alone is named, else into `outputs/`."""
+    path = Path(named[0]).expanduser()
+    return path if len(named) == 1 and path.is_dir() else Path("outputs") if Path("outputs").is_dir() else Path()
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+
+
+def collect(named: list[str], by: str | None = None) -> Report:
+    """Reads runs, folders of runs and score files, and sorts them into compositions.
+
+    Args:
+        named: Paths.
+        by: A group, `model` or `experiment`, whose choice alone tells compositions apart; None for all that was set.
+
+    Raises:
+        UserError: If nothing is named, a path holds no run, or `by` is no group of the runs.
+    """
+    if not named:
+        raise UserError("Say what to report on: runs=outputs/latest, or a folder of runs.")
+    entries: list[Entry] = []
+    for name in named:
+        path = Path(name).expanduser()
+        files = [path] if path.suffix == ".json" else []
+        if path.is_dir() and not any(path.rglob("run.json")):
+            files = sorted(path.glob("*.json"))
+        if files:
+            entries += [entry for file in files if (entry := _read_scores_alone(file)) is not None]
+        else:
+            entries += [_read_run(run) for run in find_runs([path])]
+    unique = list({(entry.folder or entry.name): entry for entry in entries}.values())
+    if not unique:
+        raise UserError(f"There is nothing to report on in {', '.join(named)}.")
+    compositions, shared = _compose(unique) if by is None else _compose_by(unique, by)
+    rows = [_row(score, compositions) for score in _scores(unique)]
+    notes = [note for entry in unique for scoring in entry.scorings for note in scoring.notes]
+    return Report(compositions, rows, shared, list(dict.fromkeys(notes)))
+
+
+def _read_run(run: Path) -> Entry:
+    import yaml
+
+    folder = (run.parent.parent if run.is_file() else run).resolve()
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder: it holds no config.yaml.")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+        path = folder / "run.json"
+        record = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    entry = Entry(folder.name, folder, config, record)
+    wanted = run.name if run.is_file() else None
+    for file in sorted((folder / "scores").glob("*.json")):
+        scoring = _read_scoring(file)
+        if scoring is not None and wanted in (None, scoring.checkpoint):
+            entry.scorings.append(scoring)
+    if wanted is None and any(s.checkpoint == "last.ckpt" for s in entry.scorings):
+        entry.scorings = [s for s in entry.scorings if s.checkpoint == "last.ckpt"]  # never mixed with the best one's
+    if not entry.scorings and record.get("scores"):
+        entry.scorings.append(_own_scores(record))
+    return entry
+
+
+def _own_scores(record: dict[str, Any]) -> Scoring:
+    """What the run measured on its test split when it ended."""
+    scores = {name.removeprefix("test/"): value for name, value in record["scores"].items() if _is_number(value)}
+    return Scoring(scores, {name: run_card(name, record.get("cards", {})) for name in scores})
+
+
+def _read_scoring(file: Path) -> Scoring | None:
+    """A file of genlab-evaluate; None, with a warning, if it is something else."""
+    try:
+        record = json.loads(file.read_text())
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']}")
+        scores = {name: value for name, value in record["scores"].items() if _is_number(value)}
+        found, group = record.get("cards", {}), record.get("group", {})
+        cards = {name: card_of(name, found.get(group.get(name), {})) for name in scores}
+        return Scoring(scores, cards, record.get("checkpoint", {}).get("file", ""), list(record.get("notes", [])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is no score file of this version and is left out (%s).", file, error)
+        return None
+
+
+def _read_scores_alone(file: Path) -> Entry | None:
+    scoring = _read_scoring(file)
+    if scoring is None:
+        return None
+    name = Path(str(json.loads(file.read_text()).get("run", file.stem))).name
+    return Entry(name, None, scorings=[scoring])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# --- Compositions ---------------------------------------------------------------------------------------------------
+
+
+def _compose(entries: list[Entry]) -> tuple[list[Composition], dict[str, Any]]:
+    """Entries by composition, each with the shortest label that tells it from the others; and what all share."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        key = json.dumps(_composition(entry), sort_keys=True, default=str) if entry.config else entry.name
+        groups.setdefault(key, []).append(entry)
+    members = list(groups.values())
+    choices = [m[0].config.get("choices", {}) for m in members]
+    named = [k for k in TOLD if any(k in c for c in choices)]
+    same = {k: choices[0].get(k) for k in named if all(c.get(k) == choices[0].get(k) for c in choices)}
+    leaves = [_leaves(_composition(m[0])) for m in members]
+    labels = []
+    for group, choice, leaf in zip(members, choices, leaves, strict=True):
+        differing = {k: choice[k] for k in named if k not in same and k in choice}
+        label = "  ".join(f"{k}={v}" for k, v in differing.items())
+        twins = [other for c, other in zip(choices, leaves, strict=True) if c == choice]
+        keys = [k for k in leaf if any(other.get(k) != leaf[k] for other in twins)]
+        label = "  ".join(filter(None, [label, *(f"{k}={leaf[k]}" for k in keys[:LABEL_KEYS])]))
+        labels.append(label or "  ".join(f"{k}={choice[k]}" for k in ("model", "data") if k in choice) or group[0].name)
+    for i, label in enumerate(labels):
+        if labels.count(label) > 1:
+            labels[i] = f"{label}  ({members[i][0].name})"
+    shared = same if len(members) > 1 else choices[0]
+    members = [sorted(m, key=lambda e: (str(type(e.seed)), e.seed or 0, e.name)) for m in members]
+    return [Composition(label, m) for label, m in zip(labels, members, strict=True)], {
+        k: v for k, v in shared.items() if k in TOLD
+    }
+
+
+def _compose_by(entries: list[Entry], by: str) -> tuple[list[Composition], dict[str, Any]]:
+    """Entries by their choice in one group; and what all share."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        choice = entry.config.get("choices", {}).get(by)
+        if not choice:
+            known = sorted(k for k, v in entry.config.get("choices", {}).items() if v and k in TOLD)
+            raise UserError(f"{entry.name} has no choice of {by!r}. Try by={known[0] if known else 'model'}.")
+        groups.setdefault(choice, []).append(entry)
+    choices = [entry.config["choices"] for entry in entries]
+    shared = {k: v for k, v in choices[0].items() if k in TOLD and all(c.get(k) == v for c in choices)}
+    return [Composition(f"{by}={choice}", members) for choice, members in groups.items()], shared
+
+
+def _composition(entry: Entry) -> dict[str, Any]:
+    """The part of a config that says what was trained, not where or with which seed."""
+    config = {k: v for k, v in entry.config.items() if k not in NOT_COMPOSITION}
+    data = config.get("data")
+    if isinstance(data, dict):
+        config["data"] = {k: v for k, v in data.items() if k not in ("seed", "root", "download", "num_workers")}
+    return config
+
+
+def _leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """A nested config as dotted keys."""
+    if isinstance(node, dict):
+        return {
+            k: v for key, child in node.items() for k, v in _leaves(child, f"{path}.{key}" if path else key).items()
+        }
+    return {path: node}
+
+
+# --- Scores ---------------------------------------------------------------------------------------------------------
+
+
+def _scores(entries: list[Entry]) -> list[str]:
+    """Names of all scores that get a row, in the order of `TITLES`; spreads and references stand beside theirs."""
+    found = {name for entry in entries for scoring in entry.scorings for name in scoring.scores}
+    order = list(TITLES)
+    shown = [name for name in found if kind_of(name) in order]
+    shown.sort(key=lambda name: (order.index(kind_of(name)), name))
+    sections = list(dict.fromkeys(section_of(name) for name in shown))
+    return sorted(shown, key=lambda name: sections.index(section_of(name)))
+
+
+def _row(score: str, compositions: list[Composition]) -> Row:
+    cards: dict[str, dict[str, Any]] = {}
+    references: list[str] = []
+    mixed = []
+    for composition in compositions:
+        own = []
+        for entry in composition.entries:
+            for scoring in (s for s in entry.scorings if score in s.scores):
+                own.append(scoring.cards.get(score, {}))
+                who = entry.name if entry.name not in cards else f"{entry.name} ({len(cards) + 1})"
+                cards[who] = own[-1]
+                references.append(_reference(score, scoring))
+        mixed.append(bool(differences(own)) or (len(own) > 1 and not all(own)))
+    words = disagreement(cards)
+    values = [composition.means(score) for composition in compositions]
+    best = _best(kind_of(score), values) if words is None else []
+    reference = next((r for r in references if SEEN in r), (references or [""])[0]) if words is None else ""
+    return Row(score, values, reference, words, mixed, best)
+
+
+def _reference(score: str, scoring: Scoring) -> str:
+    """What a score must be read beside: the figure of real or noised data, or the most there is."""
+    kind, _, extractor = score.partition("/")
+    tail = f"/{extractor}" if extractor else ""
+    card = scoring.cards.get(score, {})
+    parts = []
+    if (expected := card.get(f"expected_{kind}")) is not None:
+        parts.append(f"perfect {number(expected)} on average")
+    if (value := scoring.scores.get(f"{kind}_real{tail}")) is not None:
+        # Fresh points of the true distribution are a perfect sampler's; stacks of the split, as a classifier sees them,
+        # are not.
+        of = "real stacks" if "extractor" in card else "perfect"
+        parts.append(f"{of if kind in TOY else 'real'} {number(value)}")
+        if kind == "is" and extractor.startswith("classifier") and scoring.scores[score] > value:
+            parts.append(SEEN)
+    if (value := scoring.scores.get(f"{kind}_noised{tail}")) is not None:
+        parts.append(f"noised {number(value)}")
+    fixed = {"nn_ratio": "unseen 1", "active_units": f"of {card.get('latent_dim')}"}
+    if kind in fixed:
+        parts.append(fixed[kind])
+    if kind == "modes" and not parts:
+        parts.append(f"of {card.get('num_modes')}")
+    if kind == "hq" and not parts:
+        parts.append(f"perfect {number(card.get('hq_ceiling', math.nan))}")
+    if kind == "ess":
+        parts.append(f"of {card.get('iwae_samples')}")
+    return ", ".join(parts)
+
+
+def _best(kind: str, values: list[list[float]]) -> list[int]:
+    """Positions of the best mean and of those whose mean lies within its spread or their own of it."""
+    if kind not in BETTER or sum(bool(v) for v in values) < 2:
+        return []
+    sign = 1 if BETTER[kind] == "higher" else -1
+    means = {i: sign * statistics.fmean(v) for i, v in enumerate(values) if v and not any(map(math.isnan, v))}
+    if not means:
+        return []
+    first = max(means, key=lambda i: means[i])
+    margin = {i: max(spread(values[i]) or 0.0, spread(values[first]) or 0.0) for i in means}
+    tied = [i for i in means if i != first and means[first] - means[i] <= margin[i]]
+    return [first, *tied]
+
+
+def spread(values: list[float]) -> float | None:
+    """Standard deviation over runs (n - 1); None for one."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def number(value: float) -> str:
+    """Four digits, without exponents where they can be avoided."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
+        text = f"{value:.{min(digits, 6)}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{value:.3g}"
+
+
+def cell(values: list[float]) -> str:
+    """`mean ± std`, or the one value, or a dash."""
+    if not values:
+        return "–"
+    around = spread(values)
+    mean = statistics.fmean(values)
+    return number(mean) if around is None else f"{number(mean)} ± {around:.2g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people."""
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# --- Markdown -------------------------------------------------------------------------------------------------------
+
+
+def markdown(report: Report) -> str:
+    """The scores, what is not ranked and why, and the runs, as Markdown."""
+    labels = [c.label.replace("|", "\\|") for c in report.compositions]
+    runs = [f"{len(c.entries)} run{'s' if len(c.entries) > 1 else ''}" for c in report.compositions]
+    lines = []
+    if report.shared:
+        lines += ["All runs: " + " ".join(f"`{k}={v}`" for k, v in report.shared.items()), ""]
+    for title, rows in (
+        ("Scores", report.ranked),
+        ("Not ranked", report.refused),
+    ):
+        if not rows:
+            continue
+        heads = [f"{c.short} ({n})".replace("|", "\\|") for c, n in zip(report.compositions, runs, strict=True)]
+        lines += [f"## {title}", "", _line(["score", "read beside", *heads]), _line(["---"] * (2 + len(heads)))]
+        for row in rows:
+            arrow = {"lower": " ↓", "higher": " ↑"}.get(BETTER.get(kind_of(row.score), ""), "")
+            cells = [row.cell(i) for i in range(len(row.values))]
+            for place, i in enumerate(row.best):
+                cells[i] = f"**{cells[i]}**" if place == 0 else f"{cells[i]} ≈"
+            lines.append(_line([title_of(row.score) + (arrow if row.differs is None else ""), row.reference, *cells]))
+        lines.append("")
+    lines += [f"- {sentence}" for sentence in (*report.refusals, *report.notes)]
+    lines += ["", "## Runs", "", _line(["run", "composition", "seed", "iterations", "wall time", "images/s"])]
+    lines.append(_line(["---"] * 6))
+    for composition, label in zip(report.compositions, labels, strict=True):
+        for entry in composition.entries:
+            speed = entry.record.get("images_per_second")
+            facts = [
+                entry.record.get("iterations", "–"),
+                duration(entry.wall_seconds),
+                f"{speed:,.0f}" if speed else "–",
+            ]
+            lines.append(_line([entry.name, label, entry.seed if entry.seed is not None else "–", *facts]))
+    return "\n".join(lines)
+
+
+def _line(cells: list[Any]) -> str:
+    return "| " + " | ".join(str(c) for c in cells) + " |"

@@ -1,0 +1,35 @@
+"""What a config asks for: a training, one in stages, or a dry run of either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from genlab.runs import folder, running
+from genlab.runs.dry_run import describe
+from genlab.runs.running import Result, is_first_process, ready, session
+from genlab.runs.stages import describe_stages, train_stages
+
+
+def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one_device: bool = False) -> Result:
+    """Trains a resolved config in a run folder, or says what it would train.
+
+    Args:
+        config: Plain containers.
+        run_dir: Where everything goes.
+        resume: A checkpoint of the same run to go on from.
+        one_device: Whether this is one of several jobs of a sweep, which must not start processes of its own.
+
+    Raises:
+        UserError: If something the user asked for cannot be done.
+        TrainingStopped: If training broke off; the last good checkpoint is whole.
+        SystemExit: With 128 + n when signal n ended the run, after its checkpoint.
+    """
+    if not config.get("stages") and not config["dry_run"]:
+        return running.train(config, run_dir, resume, one_device)
+    with session(config, run_dir, one_device):
+        if config.get("stages"):
+            return describe_stages(config) if config["dry_run"] else train_stages(config, run_dir)
+        if resume is None and is_first_process():
+            folder.check_unused(run_dir)
+        return describe(ready(config, resume)[0])
