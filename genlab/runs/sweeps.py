@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
+from genlab.config.stages import stage_configs
 from genlab.errors import UserError
 from genlab.runs import folder as runs
-from genlab.runs.stages import stage_configs
 
 # What a run may have changed when it goes on: lengths and places.
 RESUMABLE = (

@@ -1,0 +1,36 @@
+"""`stages` in a config: one whole config for each of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from genlab.errors import UserError
+
+
+def stage_configs(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """One whole config per stage: the run's own, with what the stage says in place of it.
+
+    A stage is a mapping with a `name` and any top-level keys of a resolved config; a mapping that names a `_target_`
+    replaces, others are merged.
+
+    Raises:
+        UserError: If a stage has no name, or two have one.
+    """
+    configs: list[tuple[str, dict[str, Any]]] = []
+    for i, stage in enumerate(config["stages"]):
+        name = stage.get("name")
+        if not name or name in [n for n, _ in configs]:
+            raise UserError(f"Stage {i + 1} of `stages` needs a name of its own, got {name!r}.")
+        merged = copy.deepcopy({**config, "stages": None})
+        for key, value in stage.items():
+            if key != "name":
+                merged[key] = _merge(merged.get(key), value)
+        configs.append((name, merged))
+    return configs
+
+
+def _merge(old: Any, new: Any) -> Any:
+    if isinstance(old, dict) and isinstance(new, dict) and "_target_" not in new:
+        return {**old, **{key: _merge(old.get(key), value) for key, value in new.items()}}
+    return new
