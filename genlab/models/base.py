@@ -642,7 +642,9 @@ class GenerativeModel(pl.LightningModule):
         names = sorted(self._recorded)
         if not names:
             return
-        values = torch.stack([torch.as_tensor(self._recorded[n], dtype=torch.float64).cpu() for n in names])
+        recorded = (self._recorded[n] for n in names)
+        found = [v.cpu() if isinstance(v, Tensor) else v for v in recorded]  # first: MPS has no float64
+        values = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in found])
         metrics = {f"train/{n}": v for n, v in zip(names, self.averaged(values).tolist(), strict=True)}
         for turn in self._turns.values():
             metrics[f"lr/{turn.name}"] = turn.optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]

@@ -498,6 +498,19 @@ def test_a_tensor_that_is_no_buffer_is_found(monkeypatch):
 # Float64 where the device has none: it goes by the CPU, and what comes back is on the device.
 
 
+def test_records_and_the_watch_on_a_device_without_float64():
+    """Both are read in the end, which a fake cannot be."""
+    made = device("gan")
+    model, kind = made.model, type(made.model)
+    made.train(steps=1)
+    with made.running(copies=True):
+        model._recorded["share"] = 0.5
+        with pytest.raises(DataDependentOutputException):
+            kind._write_records(model)
+        with pytest.raises(DynamicOutputShapeException):
+            kind.check_finite(model)
+
+
 def test_samplers_and_chains_on_a_device_without_float64():
     made, rng = device("gan"), torch.Generator().manual_seed(0)
     with made.running(copies=True):
