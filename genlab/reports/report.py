@@ -33,6 +33,7 @@ NOT_COMPOSITION = (
     *("seed", "threads", "max_time", "max_cpu_time", "dry_run"),
     *("logger", "callbacks", "checkpoint", "choices", "health"),
 )
+NOT_OF_DATA = ("seed", "label_seed", "root", "download", "num_workers")
 TOLD = ("model", *PARTS, "data", "experiment")  # groups that a label names
 LABEL_KEYS = 3  # differing keys that a label shows
 
@@ -329,7 +330,7 @@ def _composition(entry: Entry) -> dict[str, Any]:
     config = {k: v for k, v in entry.config.items() if k not in NOT_COMPOSITION}
     data = config.get("data")
     if isinstance(data, dict):
-        config["data"] = {k: v for k, v in data.items() if k not in ("seed", "root", "download", "num_workers")}
+        config["data"] = {k: v for k, v in data.items() if k not in NOT_OF_DATA}
     return config
 
 

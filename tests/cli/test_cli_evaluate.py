@@ -298,7 +298,7 @@ def two(runs, tmp_path_factory):
     trainings = [[["trainer=ddp", "trainer.accelerator=cpu", *network, *short], str(folder / "trained")]]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
-        [*launch, "-m", "tests.cli.two_scorings", json.dumps(scorings), json.dumps(trainings)],
+        [*launch, "-m", "tests.runs.two_scorings", json.dumps(scorings), json.dumps(trainings)],
         cwd=REPO,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,

@@ -29,7 +29,7 @@ from genlab import floats
 from genlab.data.spec import Batch
 from genlab.metrics.ais import _Chains
 from genlab.models import base
-from genlab.models.aae import SupervisedAAE
+from genlab.models.aae_supervised import SupervisedAAE
 from genlab.models.base import CAPABILITIES, Turn
 from genlab.models.gan import GAN
 from genlab.randomness import Drawing

@@ -26,7 +26,7 @@ from genlab.runs import processes
 from genlab.runs.running import build, make_trainer
 from genlab.runs.start import train
 from tests.cli.helpers import REPO, assert_identical, main, signal_in, weights
-from tests.cli.two_processes import last_iteration
+from tests.runs.two_processes import last_iteration
 
 POINTS = ["data=ring", "network=mlp", "trainer.max_steps=8", "data.batch_size=64", "callbacks=none", "logger=csv"]
 FOUR = {
@@ -95,7 +95,7 @@ def two(tmp_path_factory):
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
-        [*launch, "-m", "tests.cli.two_processes", str(folder / "jobs.json")],
+        [*launch, "-m", "tests.runs.two_processes", str(folder / "jobs.json")],
         cwd=REPO,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,

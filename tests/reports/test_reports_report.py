@@ -25,7 +25,7 @@ def make_run(folder, model="gan", seed=0, scores=None, weight=1.0, card=None, sc
         "seed": seed,
         "choices": {"model": model, "data": "digits"},
         "model": {"_target_": f"genlab.models.{model}", "kl_weight": weight},
-        "data": {"_target_": "genlab.data.images.Digits", "seed": seed, "root": str(folder)},
+        "data": {"_target_": "genlab.data.images.Digits", "seed": seed, "label_seed": seed, "root": str(folder)},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     session = {

@@ -1,0 +1,118 @@
+"""The semi-supervised adversarial autoencoder: a clustering one that some labels have taught."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.errors import UserError
+from genlab.losses.adversarial import AdversarialLoss
+from genlab.losses.likelihoods import Likelihood
+from genlab.models.aae_clustering import ClusteringAAE
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.labels import labels_of
+from genlab.networks.latent import LatentDiscriminator
+
+
+class SemiSupervisedAAE(ClusteringAAE):
+    """Semi-supervised adversarial autoencoder. Makhzani et al. (2016), arXiv:1511.05644, section 5.
+
+    The categories are the classes: after the updates of `ClusteringAAE`, on all samples, comes one of the encoder on
+    the cross-entropy of those that have a label. With the other two weights at 0 that one alone is left: the same
+    classifier, trained on the labelled samples only.
+    """
+
+    conditional = True
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        category_discriminator: LatentDiscriminator,
+        style_discriminator: LatentDiscriminator,
+        loss: AdversarialLoss,
+        latent_dim: int,
+        categories: int | None,
+        style_dim: int,
+        encoder_features: int,
+        e_optimizer: OptimizerFactory,
+        g_optimizer: OptimizerFactory,
+        d_optimizer: OptimizerFactory,
+        recon_weight: float = 1.0,
+        adversarial_weight: float = 1.0,
+        label_weight: float = 1.0,
+        e_scheduler: SchedulerFactory | None = None,
+        g_scheduler: SchedulerFactory | None = None,
+        d_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the players.
+
+        Args:
+            encoder: See `ClusteringAAE`, also for all that follows but label_weight.
+            decoder: Of categories and styles.
+            likelihood: What its raw outputs mean.
+            category_discriminator: Of categories.
+            style_discriminator: Of styles.
+            loss: What discriminators and encoder play for.
+            latent_dim: categories + style_dim.
+            categories: K, the classes of the data.
+            style_dim: Size of the style.
+            encoder_features: Width of the encoder's output, latent_dim.
+            e_optimizer: Makes the encoder's optimizer, for all its updates.
+            g_optimizer: Makes the optimizer of decoder and likelihood.
+            d_optimizer: Makes each discriminator's.
+            recon_weight: Of the reconstruction error.
+            adversarial_weight: Of the encoder's part in the two games.
+            label_weight: Of the cross-entropy, in nats.
+            e_scheduler: Makes the encoder's learning-rate schedule, stepped once per iteration.
+            g_scheduler: Makes the decoder's.
+            d_scheduler: Makes each discriminator's.
+
+        Raises:
+            UserError: If the data have no classes, or a weight is negative.
+        """
+        super().__init__(
+            encoder,
+            decoder,
+            likelihood,
+            category_discriminator,
+            style_discriminator,
+            loss,
+            latent_dim,
+            categories,
+            style_dim,
+            encoder_features,
+            e_optimizer,
+            g_optimizer,
+            d_optimizer,
+            recon_weight,
+            adversarial_weight,
+            e_scheduler,
+            g_scheduler,
+            d_scheduler,
+        )
+        if label_weight < 0:
+            raise UserError(f"model.label_weight must be at least 0, got {label_weight}.")
+        self.label_weight = label_weight
+
+    @inference
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits of the classes [N, K] of samples [N, ...]."""
+        return self.read(x)[0]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Section 5: the updates without labels, then the one of the encoder on the labelled samples."""
+        x, y = batch.x, labels_of(batch)
+        self.unsupervised_updates(x)
+
+        # Encoder: minimise the cross-entropy, a mean over the labelled samples of all processes.
+        with self.turn("encoder") as encoder:
+            known = y >= 0
+            each = F.cross_entropy(self.read(x)[0], y.clamp_min(0), reduction="none")
+            share = self.averaged(known.sum().to(each)).clamp_min(1e-6)  # of this process; 0 where nobody has any
+            cross_entropy = torch.where(known, each, 0).sum() / share
+            encoder.minimise(self.label_weight * cross_entropy)
+        self.record(cross_entropy=cross_entropy)

@@ -1,0 +1,131 @@
+"""The supervised adversarial autoencoder, whose decoder is told the class: codes keep the style alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genlab.data.spec import Batch
+from genlab.losses.adversarial import AdversarialLoss
+from genlab.losses.likelihoods import Likelihood
+from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.capabilities import Coding
+from genlab.models.labels import check_widths, known_classes, labels_of, one_hot
+from genlab.networks.latent import LatentDiscriminator
+
+
+class SupervisedAAE(Coding):
+    """Supervised adversarial autoencoder. Makhzani et al. (2016), arXiv:1511.05644, section 4.
+
+    The decoder is given the label beside the code, and the code is held to the prior whatever the label: what is left
+    for it is style. A latent is the style, then the class, one-hot (all zeros where a label is missing). The updates
+    are those of `AAE`.
+    """
+
+    ema_modules = ("encoder", "decoder", "likelihood")
+    conditional = True
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        latent_discriminator: LatentDiscriminator,
+        loss: AdversarialLoss,
+        latent_dim: int,
+        style_dim: int,
+        classes: int | None,
+        encoder_features: int,
+        e_optimizer: OptimizerFactory,
+        g_optimizer: OptimizerFactory,
+        d_optimizer: OptimizerFactory,
+        adversarial_weight: float = 1.0,
+        e_scheduler: SchedulerFactory | None = None,
+        g_scheduler: SchedulerFactory | None = None,
+        d_scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        """Joins the players.
+
+        Args:
+            encoder: Maps samples [N, ...] to styles [N, style_dim].
+            decoder: Maps latents [N, latent_dim], style and class, to raw outputs, as the likelihood wants them.
+            likelihood: What the raw outputs mean.
+            latent_discriminator: Maps styles to logits [N].
+            loss: What discriminator and encoder play for.
+            latent_dim: style_dim + classes.
+            style_dim: Size of the style, standard normal under the prior.
+            classes: Of the data.
+            encoder_features: Width of the encoder's output, style_dim.
+            e_optimizer: Makes the encoder's optimizer, for both its updates.
+            g_optimizer: Makes the optimizer of decoder and likelihood.
+            d_optimizer: Makes the discriminator's.
+            adversarial_weight: Of the encoder's second update.
+            e_scheduler: Makes the encoder's learning-rate schedule, stepped once per iteration.
+            g_scheduler: Makes the decoder's.
+            d_scheduler: Makes the discriminator's.
+
+        Raises:
+            UserError: If the data have no classes.
+            ValueError: If encoder and latent have other widths.
+        """
+        super().__init__()
+        check_widths(encoder_features, style_dim, latent_dim, style_dim + known_classes(classes))
+        self.encoder, self.decoder, self.likelihood, self.loss = encoder, decoder, likelihood, loss
+        self.latent_discriminator, self.adversarial_weight = latent_discriminator, adversarial_weight
+        self.latent_dim, self.style_dim, self.classes = latent_dim, style_dim, known_classes(classes)
+        self.one_hot_latents = (range(style_dim, latent_dim),)
+        self.add_player("encoder", encoder, e_optimizer, e_scheduler)
+        self.add_player("decoder", [decoder, likelihood], g_optimizer, g_scheduler)
+        self.add_player("latent_discriminator", latent_discriminator, d_optimizer, d_scheduler)
+
+    def joined(self, style: Tensor, y: Tensor) -> Tensor:
+        """Latents [N, latent_dim] of styles [N, style_dim] and labels [N]."""
+        return torch.cat([style, one_hot(y, self.classes).to(style)], dim=1)
+
+    def noise(self, n: int, rng: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+        """Latents [n, latent_dim]: standard normal styles, and classes y [n], drawn evenly where they are not given."""
+        style = self.randn(n, self.style_dim, rng=rng)
+        return self.joined(style, self.drawn_classes(n, rng) if y is None else y)
+
+    def drawn_classes(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """Classes [n], all equally likely."""
+        return (self.rand(n, rng=rng) * self.classes).long().clamp_max(self.classes - 1)
+
+    @inference
+    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws styles and gives E[x | style, y], [n, ...]; the classes y [n] are drawn where they are not given."""
+        return self.likelihood.shown(self.decoder(self.noise(n, rng, y)), rng)
+
+    @inference
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x | style, class] of each sample's style and of the class under which the sample is likeliest."""
+        style = self.encoder(x)
+        every = torch.arange(self.classes, device=x.device).unsqueeze(1).expand(-1, len(x))
+        raws = [self.decoder(self.joined(style, y)) for y in every]
+        best = torch.stack([self.likelihood.log_prob(x, raw) for raw in raws]).argmax(dim=0)
+        return self.likelihood.mean(torch.stack(raws)[best, torch.arange(len(x), device=x.device)])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Section 4: the updates of section 2, with a decoder that knows the labels."""
+        x, y = batch.x, labels_of(batch)
+
+        # Encoder and decoder: minimise -log p(x | style, y).
+        with self.turn("encoder", "decoder") as autoencoder:
+            recon = -self.likelihood.log_prob(x, self.decoder(self.joined(self.encoder(x), y))).mean()
+            autoencoder.minimise(recon)
+
+        # Discriminator: standard normal styles are real, the encoder's are fakes.
+        with torch.no_grad():
+            style_fake, style_real = self.encoder(x), self.randn(len(x), self.style_dim)
+        with self.turn("latent_discriminator") as discriminator:
+            logits_real, logits_fake = self.latent_discriminator(style_real), self.latent_discriminator(style_fake)
+            d_loss = self.loss.discriminator(logits_real, logits_fake)
+            discriminator.minimise(d_loss)
+
+        # Encoder: its styles are to pass for standard normal ones.
+        with self.turn("encoder") as encoder:
+            e_loss = self.loss.generator(self.latent_discriminator(self.encoder(x)))
+            encoder.minimise(self.adversarial_weight * e_loss)
+
+        self.record(recon=recon, d_loss=d_loss, e_loss=e_loss)
+        self.record_logits(logits_real, logits_fake)
