@@ -386,11 +386,11 @@ class Training:
         timers.wrap_contexts(model, "turn", lambda arguments: f"turn of {arguments[0]}")
         for method, name in {
             "step": "simultaneous updates",
-            "_update_ema": "moving average",
             "check_finite": "watch for NaN",
-            "_write_records": "logging",
+            "write_records": "logging",
         }.items():
             timers.wrap(model, method, name)
+        timers.wrap(model.averages, "update", "moving average")
         for callback in self.parts.callbacks.values():
             timers.wrap(callback, "on_train_batch_end", "progress bar")
         every = model.settings.log_every_n_steps
@@ -478,7 +478,7 @@ def _peaks(case: Case) -> dict[str, dict[str, float]]:
     """Peak memory of each variant and of the step by hand, each in a process of its own."""
     kinds = {name: [f"peak={name}", *case.overrides, *preset] for name, preset in case.presets.items()}
     kinds["plain"] = ["peak=plain", *case.overrides]
-    command = [sys.executable, "-c", "from genlab.benchmarks.speed import main; main()"]
+    command = [sys.executable, "-c", "from genlab.cli.benchmark import main; main()"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     started = {
         name: subprocess.Popen([*command, *arguments], **pipes)  # type: ignore[call-overload]

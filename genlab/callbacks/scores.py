@@ -49,7 +49,7 @@ def judged(
         if trainer.world_size > 1:
             # Running statistics of batch norm, and their averages, are each process's own: all judge the first one's,
             # which the checkpoint holds and the next iteration would start from anyway.
-            for tensor in (*model.state_dict().values(), *model._ema.values()):
+            for tensor in (*model.state_dict().values(), *model.averages.values.values()):
                 torch.distributed.broadcast(tensor, src=0)
         scores = score(model, trainer.datamodule)  # type: ignore[attr-defined]
     return scores if trainer.world_size == 1 else trainer.strategy.broadcast(scores)

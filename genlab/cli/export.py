@@ -196,7 +196,7 @@ def _formats(asked: str | Sequence[str] | None) -> tuple[tuple[str, ...], bool]:
 
 def keep_averages(model: GenerativeModel) -> bool:
     """Puts the moving averages in place of the live weights, for good; whether there were any."""
-    model.settle()
+    model.averages.settle()
     model.requires_grad_(False)
     return model.has_averages
 

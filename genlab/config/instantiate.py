@@ -16,6 +16,7 @@ from genlab.errors import UserError
 # they are given), and nothing that no loaded run needs: judges, loggers and callbacks read and write files.
 ALLOWED_TARGETS = (
     "genlab.data.*",
+    "genlab.engine.schedules.*",
     "genlab.losses.*",
     "genlab.models.*",
     "genlab.networks.*",

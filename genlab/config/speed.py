@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
-    from genlab.models.base import GenerativeModel, Speed
+    from genlab.engine.settings import Speed
+    from genlab.models.base import GenerativeModel
 
 WIDE = 2**17  # weights of a dense layer from which bfloat16 pays at common batch sizes
 PRESETS = ("exact", "fast")
@@ -46,7 +47,7 @@ def resolve(config: dict[str, Any], model: GenerativeModel) -> tuple[Speed, str]
     import torch
     from torch import nn
 
-    from genlab.models.base import Speed
+    from genlab.engine.settings import Speed
 
     asked = {"preset": "exact", "precision": None, **(config.get("speed") or {})}
     check(asked)

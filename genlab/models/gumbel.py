@@ -166,7 +166,7 @@ class CategoricalVAE(Opposable):
         recon = -self.likelihood.log_prob(x, self.decoder(z)).mean()
         kl = kl_uniform_categorical(log_pi).sum(dim=1).mean()
         terms = {"loss": recon + kl, "relaxed": -(recon + kl), "recon": recon, "kl": kl}
-        if not self.training or self._logging:
+        if not self.training or self.logging:
             with torch.no_grad():
                 terms["elbo"] = self.likelihood.log_prob(x, self.decoder(hard)).mean() - kl
         return terms

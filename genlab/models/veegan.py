@@ -101,6 +101,6 @@ class VEEGAN(ALI):
 
         self.step("discriminator", "generator")
         self.record(g_loss=g_loss, distance=distance)
-        if self._logging:  # F(x) should be spread like the noise
+        if self.logging:  # F(x) should be spread like the noise
             spread = z_infer.detach()
             self.record(code_mean=spread.mean(dim=0).norm(), code_var=spread.var(dim=0, correction=0).mean())

@@ -93,7 +93,7 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
     """
     import torch
 
-    from genlab.models.base import checkpoint_section
+    from genlab.engine.state import checkpoint_section
 
     try:
         _check_whole(path)
@@ -170,7 +170,7 @@ def load_model(run: Any, device: str = "cpu", allow_targets: tuple[str, ...] = (
             raise UserError(f"{path} describes no model of genlab.")
         load_weights(model, checkpoint, path)
         load_averages(model, checkpoint, path)
-        model.settle()
+        model.averages.settle()
         model.run_config = section["config"]
         if section.get("spec"):
             model.spec = DataSpec.from_dict(section["spec"])
@@ -197,7 +197,7 @@ def load_averages(model: GenerativeModel, checkpoint: dict[str, Any], path: Path
     odd = sorted(key for key, value in averages.items() if key in live and live[key].shape != value.shape)
     if odd:
         raise UserError(f"{path} is damaged: the moving average of {odd[0]} has another shape than its weights.")
-    model.load_ema(averages)
+    model.averages.load(averages)
 
 
 def load_weights(model: GenerativeModel, checkpoint: dict[str, Any], path: Path) -> None:

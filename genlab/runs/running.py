@@ -77,7 +77,8 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     import pytorch_lightning as pl
 
     from genlab.callbacks.health import rollback_seed
-    from genlab.models.base import GenerativeModel, Settings, Tricks
+    from genlab.engine.settings import Settings, Tricks
+    from genlab.models.base import GenerativeModel
     from genlab.runs.first_stage import freeze_first_stage
 
     seed, data_config = rollback_seed(config["seed"], rollbacks), config["data"]

@@ -332,7 +332,7 @@ def test_weights_of_zero_leave_the_classifier_alone(tmp_path):
     assert not moved(start["category_discriminator"], now["category_discriminator"])
     assert not moved(start["style_discriminator"], now["style_discriminator"])
     assert {name for name in moved(start["decoder"], now["decoder"]) if "body.2" not in name} == set()  # `initialise`
-    assert list(fitted.model._recorded) and "recon" not in fitted.model._recorded
+    assert list(fitted.model.watching.recorded) and "recon" not in fitted.model.watching.recorded
 
 
 def test_the_head_learns_from_few_labels(tmp_path):

@@ -13,8 +13,12 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.testing import assert_close
 
 import genlab
+from genlab.engine.averages import averaged_names
+from genlab.engine.players import Turn
+from genlab.engine.schedules import WindowedPlateau
+from genlab.engine.watch import WATCHED_AT_MOST
 from genlab.errors import TrainingStopped, UserError
-from genlab.models.base import CAPABILITIES, WATCHED_AT_MOST, GenerativeModel, Turn, WindowedPlateau, averaged_names
+from genlab.models.base import CAPABILITIES, GenerativeModel
 from genlab.networks.codebook import Codebook
 from genlab.runs import running
 from tests.models.helpers import METHODS, ORDER, SGD, Batches, Each, Memory, Updates, config, fit, snapshot
@@ -233,9 +237,9 @@ def test_a_discriminators_health(tmp_path):
     fit(METHODS["gan"], 1, tmp_path, trainer={"logger": [memory]})
     assert {"train/acc_real", "train/acc_fake", "train/logits_real", "train/logits_fake"} <= set(memory.curves)
     model = built()
-    model._logging = True
+    model.logging = True
     model.record_logits(torch.tensor([1.0, 2.0, -3.0, 0.5]), torch.tensor([-1.0, 1.0]))
-    found = {k: float(v) for k, v in model._recorded.items()}
+    found = {k: float(v) for k, v in model.watching.recorded.items()}
     assert found == {"logits_real": 0.125, "logits_fake": 0.0, "acc_real": 0.75, "acc_fake": 0.5}
 
 
@@ -303,7 +307,7 @@ def test_what_is_watched_is_looked_at_now_and_then(tmp_path):
     with pytest.raises(TrainingStopped, match="became nan in iteration 7"):
         running.train(config(overrides, WATCHED_AT_MOST + 20, model=walk(nan_at=7)), tmp_path)
     fitted = fit(overrides, WATCHED_AT_MOST + 20, tmp_path / "run", model=walk()).model
-    assert len(fitted._watched) <= 2 * WATCHED_AT_MOST and len(fitted._history) <= WATCHED_AT_MOST
+    assert len(fitted.watching._watched) <= 2 * WATCHED_AT_MOST and len(fitted.watching._history) <= WATCHED_AT_MOST
 
 
 def test_a_nan_before_any_checkpoint(tmp_path):
@@ -321,7 +325,7 @@ def test_processes_share_one_stream_of_noise(name):
 
     def draws(rank, world, n):
         model = built(name)
-        model._rank, model._world = rank, world
+        model.stream.rank, model.stream.world = rank, world
         model.rng.manual_seed(3)
         return [model.noise(n), model.randn(n, 3, 2), model.rand(n), model.noise(n)]
 
@@ -353,7 +357,7 @@ def test_the_seed_makes_the_noise_of_training(tmp_path):
 
 def test_averages_follow_their_recursion(tmp_path):
     """decay_t = min(decay, (1 + t) / (10 + t)) for floats, from the initialised weights on; the rest is copied."""
-    each = Each(lambda model: {k: v.clone() for k, v in model._ema.items()})
+    each = Each(lambda model: {k: v.clone() for k, v in model.averages.values.items()})
     fitted = fit([*POINTS, "ema.decay=0.25"], 8, tmp_path, [each], model=walk())
     weight, running_ = 1.0, 0.0
     for t, seen in enumerate(each.seen, start=1):
@@ -365,7 +369,12 @@ def test_averages_follow_their_recursion(tmp_path):
         assert seen["generator.count"].item() == 2 * t and seen["generator.count"].dtype == torch.int64
         assert seen["generator.seen"].item() is (t % 2 == 1)
     # Both sides of the warm-up were seen: 2/11 and 3/12 = 0.25 and after.
-    assert set(fitted.model._ema) == {"generator.weight", "generator.running", "generator.count", "generator.seen"}
+    assert set(fitted.model.averages.values) == {
+        "generator.weight",
+        "generator.running",
+        "generator.count",
+        "generator.seen",
+    }
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert_close(checkpoint["genlab"]["ema"]["generator.weight"], torch.full((2,), weight))
 
@@ -400,12 +409,14 @@ def test_spectral_norms_hold_in_the_average(tmp_path):
     for number, overrides in enumerate(found):
         folder = tmp_path / str(number)
         model = fit([*overrides, "ema.decay=0.99", "optim.lr_scale=10"], 60, folder).model
-        vectors = {key: value.clone() for key, value in model._ema.items() if key.endswith(("._u", "._v"))}
+        vectors = {key: value.clone() for key, value in model.averages.values.items() if key.endswith(("._u", "._v"))}
         live = model.state_dict()
         assert vectors and all(torch.equal(value, live[key]) for key, value in vectors.items())
         with model.inference():
             assert_spectral_norms(model)
-        assert all(torch.equal(model._ema[key], value) for key, value in vectors.items())  # a look leaves no trace
+        assert all(
+            torch.equal(model.averages.values[key], value) for key, value in vectors.items()
+        )  # a look leaves no trace
         loaded = genlab.load(folder / "checkpoints" / "last.ckpt")
         assert_spectral_norms(loaded)
         with model.inference():  # the same vectors are judged while training and afterwards
@@ -431,7 +442,7 @@ def test_what_is_averaged():
 
 def test_no_average_is_kept_without_a_decay(tmp_path):
     fitted = fit([*POINTS, "ema.decay=0"], 3, tmp_path, model=walk())
-    assert fitted.model._ema == {}
+    assert fitted.model.averages.values == {}
     assert_close(fitted.model.sample(1)[0], fitted.model.generator.weight.detach())
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["genlab"]["ema"] == {}
 
@@ -450,20 +461,20 @@ def averaged(tmp_path_factory):
 def test_averages_follow_weights_that_have_moved(tmp_path):
     """Another type makes new tensors of buffers and averages alike; the next update pairs them as before."""
     model = fit([*POINTS, "ema.decay=0.25"], 8, tmp_path, model=walk()).model.double()
-    before = {key: value.clone() for key, value in model._ema.items()}
+    before = {key: value.clone() for key, value in model.averages.values.items()}
     model.generator.running += 4
     with torch.no_grad():
         model.generator.weight += 4
     model._update_ema()
     for key in ("weight", "running"):
-        live, average = getattr(model.generator, key).detach(), model._ema[f"generator.{key}"]
+        live, average = getattr(model.generator, key).detach(), model.averages.values[f"generator.{key}"]
         assert average.dtype == torch.float64
         assert_close(average, 0.25 * before[f"generator.{key}"] + 0.75 * live)
 
 
 def test_swapping_in_the_averages_is_exact(averaged):
     """Inside they are the weights, outside every bit is back, in the same tensors; after an exception too."""
-    live, average = tensors(averaged), {k: v.clone() for k, v in averaged._ema.items()}
+    live, average = tensors(averaged), {k: v.clone() for k, v in averaged.averages.values.items()}
     parameters = list(averaged.parameters())
     with contextlib.suppress(ZeroDivisionError), averaged.ema():
         for key, value in tensors(averaged).items():
@@ -471,7 +482,7 @@ def test_swapping_in_the_averages_is_exact(averaged):
         raise ZeroDivisionError
     for key, value in tensors(averaged).items():
         assert torch.equal(value, live[key]), key
-    assert all(torch.equal(averaged._ema[k], v) for k, v in average.items())
+    assert all(torch.equal(averaged.averages.values[k], v) for k, v in average.items())
     assert all(a is b for a, b in zip(averaged.parameters(), parameters, strict=True))
     assert any(not torch.equal(live[k], v) for k, v in average.items())
 
@@ -519,7 +530,7 @@ def test_averages_go_where_the_model_goes(averaged):
     sample = averaged.sample(2, rng=torch.Generator().manual_seed(0))
     try:
         averaged.double()
-        assert all(v.dtype == torch.float64 for v in averaged._ema.values() if v.is_floating_point())
+        assert all(v.dtype == torch.float64 for v in averaged.averages.values.values() if v.is_floating_point())
         assert averaged.generator(averaged.noise(2)).dtype == torch.float64
         assert averaged.sample(2).dtype == torch.float64
     finally:
@@ -627,8 +638,8 @@ def test_initialise_runs_once_and_not_on_resume(tmp_path):
     whole = fit(POINTS, 6, tmp_path / "whole", model=walk())
     for key, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[key], value), key
-    for key, value in whole.model._ema.items():
-        assert torch.equal(resumed.model._ema[key], value), key
+    for key, value in whole.model.averages.values.items():
+        assert torch.equal(resumed.model.averages.values[key], value), key
     assert torch.equal(resumed.model.rng.get_state(), whole.model.rng.get_state())
 
 
@@ -638,8 +649,8 @@ def test_float64_weights_resume_as_they_were(tmp_path):
     fit(overrides, 2, tmp_path / "run")
     resumed = fit(overrides, 4, tmp_path / "run", resume=tmp_path / "run" / "checkpoints" / "last.ckpt").model
     whole = fit(overrides, 4, tmp_path / "whole").model
-    for key, value in {**whole.state_dict(), **whole._ema}.items():
-        assert torch.equal((resumed.state_dict() | resumed._ema)[key], value), key
+    for key, value in {**whole.state_dict(), **whole.averages.values}.items():
+        assert torch.equal((resumed.state_dict() | resumed.averages.values)[key], value), key
 
 
 @pytest.mark.parametrize("name", METHODS)

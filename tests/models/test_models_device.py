@@ -27,10 +27,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from genlab import floats
 from genlab.data.spec import Batch
+from genlab.engine.players import Turn
 from genlab.metrics.ais import _Chains
 from genlab.models import base
 from genlab.models.aae_supervised import SupervisedAAE
-from genlab.models.base import CAPABILITIES, Turn
+from genlab.models.base import CAPABILITIES
 from genlab.models.gan import GAN
 from genlab.randomness import Drawing
 from genlab.runs import running
@@ -210,7 +211,7 @@ class Device:
         """Takes over what a checkpoint holds of the model; its random states are of generators that are not here."""
         self.model.on_load_checkpoint(checkpoint)
         self.model.load_state_dict(checkpoint["state_dict"])
-        self.model._rng_states = None
+        self.model._random_states = None
 
     def put(self, tensor):
         """A tensor of the CPU, on the device."""
@@ -225,9 +226,9 @@ class Device:
             model._apply(self.put)
         now = dict(model.named_parameters())  # others: a fake cannot take the place of the values within a parameter
         placed = {id(parameter): now[name] for name, parameter in before.items()}
-        for turn in model._turns.values():
+        for turn in model.moves.turns.values():
             turn.parameters = [placed[id(p)] for p in turn.parameters]
-            turn._others = [placed[id(p)] for p in turn._others]
+            turn.others = [placed[id(p)] for p in turn.others]
         for module in model.modules():
             if isinstance(module, LightningModule):
                 module._device = torch.device(DEVICE)
@@ -247,11 +248,11 @@ class Device:
         model.manual_backward = lambda loss: loss.backward()
         model._draw = self.draw
         # Both read values by design, once in `log_every_n_steps` iterations.
-        model.check_finite = model._write_records = lambda: None
-        for turn, optimizer in zip(model._turns.values(), optimizers, strict=True):
+        model.check_finite = model.write_records = lambda: None
+        for turn, optimizer in zip(model.moves.turns.values(), optimizers, strict=True):
             turn.optimizer = Moves(model, optimizer)
         with self.fake:
-            model._start_ema()
+            model.averages.start(model.settings.ema_decay, model.device)
         for module in model.modules():
             if isinstance(module, Drawing):
                 module.adopt(model)
@@ -403,9 +404,9 @@ def test_a_checkpoint_of_the_cpu_goes_on_on_a_device(name, moved_first, tmp_path
     if moved_first:
         with made.fake:
             made.load(tree_map_only(torch.Tensor, made.fake.from_tensor, checkpoint))
-            made.model._start_ema()
-    assert bool(made.model._ema) == bool(made.model.ema_modules) and all(
-        turn.history for turn in made.model._turns.values()
+            made.model.averages.start(model.settings.ema_decay, model.device)
+    assert bool(made.model.averages.values) == bool(made.model.ema_modules) and all(
+        turn.history for turn in made.model.moves.turns.values()
     )
     assert left_behind(made.model) == []
     made.train(steps=1)
@@ -504,9 +505,9 @@ def test_records_and_the_watch_on_a_device_without_float64():
     model, kind = made.model, type(made.model)
     made.train(steps=1)
     with made.running(copies=True):
-        model._recorded["share"] = 0.5
+        model.watching.recorded["share"] = 0.5
         with pytest.raises(DataDependentOutputException):
-            kind._write_records(model)
+            kind.write_records(model)
         with pytest.raises(DynamicOutputShapeException):
             kind.check_finite(model)
 

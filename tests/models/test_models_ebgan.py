@@ -32,7 +32,7 @@ def test_pre_training_gives_real_samples_a_low_energy(tmp_path):
     """It is an autoencoder's training: the error falls to a fifth, and the generator has not moved."""
     start = {}
     overrides = ["model=ebgan", "data=digits", "model.pretrain_steps=150", "data.batch_size=64"]
-    each = Each(lambda model: float(model._recorded["energy_real"]))
+    each = Each(lambda model: float(model.watching.recorded["energy_real"]))
     fitted = fit(overrides, 150, tmp_path, [each], before=lambda model: start.update(snapshot(model)))
     assert each.seen[-1] < 0.2 * each.seen[0]
     assert not moved(start["generator"], snapshot(fitted.model)["generator"])
@@ -48,7 +48,7 @@ def test_the_generators_loss(model, weight, tmp_path):
             x_fake = model.generator(seen["z"])
             codes = model.discriminator.encode(x_fake)
             expected = (x_fake - model.discriminator(x_fake)).square().sum(dim=1).mean()
-            return model._recorded["g_loss"], expected + weight * pulling_away(codes)
+            return model.watching.recorded["g_loss"], expected + weight * pulling_away(codes)
 
     def listen(model):
         draw = model.noise

@@ -10,8 +10,8 @@ import torch
 import genlab
 from genlab.config.composition import PARTS, compose, options, read_option
 from genlab.config.instantiate import check_allowed
+from genlab.engine.state import CHECKPOINT_FORMAT
 from genlab.errors import UserError
-from genlab.models.base import CHECKPOINT_FORMAT
 from tests.models import toys
 from tests.models.helpers import METHODS, assert_plain, fit
 
@@ -51,7 +51,7 @@ def test_a_checkpoint_is_plain(run):
     assert set(section) == {"format", "config", "spec", "ema", "random", "tricks"}
     assert_plain(section)
     assert_plain({k: v for k, v in checkpoint.items() if k != "genlab"})
-    assert len(section["random"]) == 1 and set(section["ema"]) == set(run.model._ema_sources())
+    assert len(section["random"]) == 1 and set(section["ema"]) == set(run.model.averages.sources())
     assert section["config"]["choices"]["model"] and section["spec"]["shape"] == [2]
 
 
@@ -92,9 +92,11 @@ def test_threads_may_ask_one_model(loaded, gan):
 def test_a_loaded_model_has_nothing_to_swap(gan):
     """Its weights are the averages, and its cards say that they are."""
     model = genlab.load(gan.folder)
-    assert model._ema == {} and model.has_averages
+    assert model.averages.values == {} and model.has_averages
     weights = model.state_dict()
-    assert gan.model._ema and all(torch.equal(weights[key], value) for key, value in gan.model._ema.items())
+    assert gan.model.averages.values and all(
+        torch.equal(weights[key], value) for key, value in gan.model.averages.values.items()
+    )
 
 
 def test_a_loaded_model_holds_no_reference_to_the_trainer(run):

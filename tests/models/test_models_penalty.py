@@ -16,7 +16,7 @@ def test_a_gan_trains_with_it(penalty, loss, tmp_path):
     model = fit(
         [*METHODS["gan"], f"penalty={penalty}", f"loss={loss}", "trainer.log_every_n_steps=1"], 3, tmp_path
     ).model
-    assert float(model._recorded["penalty"]) > 0
+    assert float(model.watching.recorded["penalty"]) > 0
     assert all(p.isfinite().all() for p in model.parameters())
 
 

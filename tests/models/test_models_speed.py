@@ -7,8 +7,8 @@ import torch
 
 from genlab.config import speed
 from genlab.config.composition import compose
+from genlab.engine.settings import Speed
 from genlab.errors import UserError
-from genlab.models.base import Speed
 from genlab.runs.running import build
 from genlab.runs.start import train
 from tests.cli.helpers import assert_identical, weights
@@ -57,7 +57,7 @@ def one_step(name, folder, *overrides, same_noise=False, weights=None):
     fitted = fit(
         [*CASES[name], *overrides, "trainer.log_every_n_steps=1"], 1, folder, before=before, model=config["model"]
     )
-    losses = {k: v for k, v in fitted.model._recorded.items() if "loss" in k}
+    losses = {k: v for k, v in fitted.model.watching.recorded.items() if "loss" in k}
     return {k: float(v) for k, v in losses.items()}, gradients
 
 

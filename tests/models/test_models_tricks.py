@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from genlab.config.composition import compose, options
+from genlab.engine.players import Turn
+from genlab.engine.settings import Settings, Tricks
 from genlab.errors import UserError
 from genlab.losses.adversarial import NonSaturating
 from genlab.losses.features import feature_matching
-from genlab.models.base import ALL_TRICKS, GenerativeModel, Settings, Tricks, Turn
+from genlab.models.base import ALL_TRICKS, GenerativeModel
 from genlab.networks.packing import Packed
 from genlab.networks.virtual_batch_norm import VirtualBatchNorm, VirtuallyNormalised
 from genlab.runs.running import build
@@ -130,7 +132,7 @@ def test_what_tricks_remember_is_resumed_where_the_weights_are(tmp_path):
         model.on_load_checkpoint(checkpoint)
         if not moved_first:
             model.to("meta")
-        kept = [model.replay_buffer, *(mean for turn in model._turns.values() for mean in turn.history)]
+        kept = [model.pool.held, *(mean for turn in model.moves.turns.values() for mean in turn.history)]
         assert len(kept) > 2 and all(x.device.type == "meta" and x.dim() > 0 for x in kept)
 
 
@@ -303,9 +305,7 @@ def test_replay_mixes_in_earlier_fakes_and_keeps_the_buffers_size():
         new = torch.full((4, 2), float(batch), requires_grad=True)
         assert torch.equal(model.shown(new), new) and not model.shown(new.detach()[:0]).numel()
     shown = model.shown(torch.full((4, 2), 7.0))
-    assert (
-        len(model.replay_buffer) == 8 and (shown == 7).all(dim=1).sum() == 2 and (model.replay_buffer == 7).sum() == 4
-    )
+    assert len(model.pool.held) == 8 and (shown == 7).all(dim=1).sum() == 2 and (model.pool.held == 7).sum() == 4
     assert set(shown[:2].unique().tolist()) <= {0.0, 1.0}
     model.settings = Settings()
     x = torch.randn(4, 2, requires_grad=True)

@@ -56,7 +56,7 @@ def test_the_run_s_clipping_reaches_the_inner_steps(tmp_path):
     gains = {}
     plain = ["model.d_optimizer._target_=torch.optim.SGD", "~model.d_optimizer.betas"]  # Adam heeds no scale
     for clip in ("null", "1e6", "1e-3"):
-        each = Each(lambda model: float(model._recorded["gain"]))
+        each = Each(lambda model: float(model.watching.recorded["gain"]))
         fit(
             ["model=unrolled", *RING, *plain, "model.simultaneous=true", f"optim.clip={clip}"],
             1,
@@ -246,7 +246,7 @@ def test_processes_unroll_alike_with_drawn_labels():
     model.gathered = lambda x: x  # whole already
 
     def unrolled(rank, world):
-        model._rank, model._world = rank, world
+        model.stream.rank, model.stream.world = rank, world
         model.rng.manual_seed(3)
         return float(model.unrolled_loss(x_real, x_fake).detach()), model.rng.get_state(), model.rand(2)
 

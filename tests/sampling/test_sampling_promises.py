@@ -46,7 +46,7 @@ def test_the_model_and_the_random_streams_stay_as_they_are(case):
     make, model = case
     model.train()  # batch norm would move if samplers left it so
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    averages = {k: v.clone() for k, v in model._ema.items()}
+    averages = {k: v.clone() for k, v in model.averages.values.items()}
     places = {name: p.data_ptr() for name, p in model.named_parameters()}
     noise, python = model.rng.get_state(), random.getstate()
     torch.manual_seed(5)
@@ -57,7 +57,7 @@ def test_the_model_and_the_random_streams_stay_as_they_are(case):
     x = sampler.sample(model, 5, rng=rng(3))
     assert x.shape == (5, 2) and bool(x.isfinite().all()) and not x.requires_grad
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert all(torch.equal(v, averages[k]) for k, v in model._ema.items())
+    assert all(torch.equal(v, averages[k]) for k, v in model.averages.values.items())
     assert places == {name: p.data_ptr() for name, p in model.named_parameters()}
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(m.training for m in model.modules())

@@ -1,0 +1,93 @@
+"""Noise: one stream of draws that all processes share, and the random states of a process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Noise:
+    """The stream that training draws from.
+
+    Attributes:
+        rng: Its generator, moved to the model's device when first drawn from there.
+        rank: Number of this process.
+        world: How many there are.
+    """
+
+    def __init__(self) -> None:
+        """One process, seed 0."""
+        self.rng = torch.Generator()
+        self.rng.manual_seed(0)
+        self.rank, self.world = 0, 1
+        self._common = False
+
+    def draw(
+        self,
+        draw: Callable[..., Tensor],
+        n: int,
+        shape: tuple[int, ...],
+        rng: torch.Generator | None,
+        device: torch.device,
+        dtype: torch.dtype | str,
+    ) -> Tensor:
+        """Draws [n, *shape] of `torch.randn` or `torch.rand`.
+
+        From the training's stream they are drawn for the global batch, and each process takes its slice.
+
+        Args:
+            draw: The function.
+            n: Draws of this process.
+            shape: Of each.
+            rng: Another stream; draws from it are this process's own.
+            device: Where they are wanted.
+            dtype: Of the draws.
+        """
+        if rng is not None:
+            return draw(n, *shape, generator=rng, device=rng.device, dtype=dtype).to(device)
+        if self.rng.device != device:
+            self.rng = torch.Generator(device).manual_seed(self.rng.initial_seed())
+        world = 1 if self._common else self.world
+        values = draw(n * world, *shape, generator=self.rng, device=device, dtype=dtype)
+        return values if world == 1 else values[self.rank * n : (self.rank + 1) * n]
+
+    @contextmanager
+    def common(self) -> Iterator[None]:
+        """Inside, all processes draw the same numbers: for work on the whole, gathered batch."""
+        before, self._common = self._common, True
+        try:
+            yield
+        finally:
+            self._common = before
+
+
+def random_states(noise: torch.Generator) -> dict[str, Any]:
+    """All random states of this process as plain containers and tensors."""
+    name, keys, position, has_gauss, cached = cast(tuple[str, Any, int, int, float], np.random.get_state())
+    return {
+        "noise": noise.get_state(),
+        "noise_device": noise.device.type,
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+    }
+
+
+def restore_random_states(states: dict[str, Any], noise: torch.Generator) -> None:
+    """Takes back what `random_states` gave, as far as this machine has such devices."""
+    if states["noise_device"] == noise.device.type:
+        noise.set_state(states["noise"].cpu())
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))

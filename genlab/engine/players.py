@@ -1,0 +1,255 @@
+"""Players: who moves, on what loss, with which optimizer; everyone else is frozen meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from genlab.engine.schedules import OptimizerFactory, SchedulerFactory, WindowedPlateau
+from genlab.engine.settings import Settings
+from genlab.errors import UserError
+
+
+class Game(Protocol):
+    """What players ask of the model that they are of."""
+
+    settings: Settings
+
+    def manual_backward(self, loss: Tensor) -> None:
+        """Lightning's backward pass, which knows the precision."""
+        ...
+
+    def watch(self, name: str, value: Tensor, what: str = "loss") -> None:
+        """Keeps a value until the next look for NaN."""
+        ...
+
+    def step(self, *names: str) -> None:
+        """Moves the named players."""
+        ...
+
+
+class Turn:
+    """One player's move: inside the ``with`` block all other players are frozen.
+
+    ``minimise(loss)`` is a whole update. For simultaneous games ``collect(loss)`` only computes the gradients, and
+    ``model.step("discriminator", "generator")`` moves all players afterwards, each on what it collected.
+    """
+
+    def __init__(self, game: Game, name: str, parameters: list[nn.Parameter], clip: float | None) -> None:
+        self.name = name
+        self.parameters = parameters
+        self.clip = clip
+        self.optimizer: LightningOptimizer | None = None  # known once training starts
+        self._game = game
+        self.others: list[nn.Parameter] = []
+        self._frozen: list[list[nn.Parameter]] = []  # by each block that is open
+        self.history: list[Tensor] = []  # the mean of each parameter over its past, with historical averaging
+        self.updates = 0  # that it is the mean of
+
+    @property
+    def max_norm(self) -> float | None:
+        """Largest gradient norm of an update: the player's own bound, else the run's `optim.clip`; None for none."""
+        return self.clip if self.clip is not None else self._game.settings.clip
+
+    def __enter__(self) -> Turn:
+        # Freezing the idle players saves their weight gradients, and keeps them bit-identical by construction.
+        frozen = [parameter for parameter in self.others if parameter.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        self._frozen.append(frozen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for parameter in self._frozen.pop():
+            parameter.requires_grad_(True)
+
+    def collect(self, loss: Tensor) -> None:
+        """Replaces this player's gradients by those of `loss` (a scalar)."""
+        assert self.optimizer is not None, "a turn's update needs a running Trainer"
+        self._game.watch(self.name, loss)
+        for parameter in self.parameters:  # what zero_grad() does, without its hooks
+            parameter.grad = None
+        self._game.manual_backward(loss)
+
+    def minimise(self, loss: Tensor) -> None:
+        """One update of this player that lowers `loss` (a scalar)."""
+        self.collect(loss)
+        self.optimizer.step()  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def remember(self, weight: float) -> None:
+        """Historical averaging: adds the gradient of weight |theta - mean|^2, the mean over all updates up to this."""
+        if not self.history:
+            self.history = [torch.zeros_like(p) for p in self.parameters]
+        self.updates += 1
+        torch._foreach_lerp_(self.history, list[Tensor](self.parameters), 1 / self.updates)
+        for parameter, mean in zip(self.parameters, self.history, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - mean, alpha=2 * weight)
+
+
+class JointTurn(Turn):
+    """The common move of several players on one loss, each with its own optimizer; everyone else is frozen."""
+
+    def __init__(self, game: Game, turns: list[Turn]) -> None:
+        super().__init__(game, " and ".join(t.name for t in turns), [p for t in turns for p in t.parameters], None)
+        own = {id(p) for p in self.parameters}
+        self.others = [p for p in turns[0].others if id(p) not in own]
+        self._names = [t.name for t in turns]
+        self.optimizer = turns[0].optimizer  # for `collect`, which wants to know that there is a Trainer
+
+    def minimise(self, loss: Tensor) -> None:
+        """One update of all its players that lowers `loss` (a scalar): one backward pass, then each one's step."""
+        self.collect(loss)
+        self._game.step(*self._names)
+
+
+class Players:
+    """All players of a model.
+
+    Attributes:
+        turns: The move of each, by name, in the order of declaration.
+        schedulers: Of their learning rates, those that have one.
+    """
+
+    def __init__(self, game: Game) -> None:
+        """Starts with nobody.
+
+        Args:
+            game: The model.
+        """
+        self.game = game
+        self.turns: dict[str, Turn] = {}
+        self.factories: dict[str, tuple[OptimizerFactory, SchedulerFactory | None]] = {}
+        self.schedulers: list[LRScheduler] = []
+
+    def add(
+        self,
+        name: str,
+        modules: nn.Module | Iterable[nn.Module],
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        clip: float | None = None,
+    ) -> None:
+        """See `GenerativeModel.add_player`."""
+        modules = [modules] if isinstance(modules, nn.Module) else list(modules)
+        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+        taken = {id(p): turn.name for turn in self.turns.values() for p in turn.parameters}
+        owners = {taken[id(p)] for p in parameters if id(p) in taken}
+        if name in self.turns or owners:
+            raise ValueError(f"Player {name!r} clashes with {sorted(owners) or [name]}: players share no parameter.")
+        for turn in self.turns.values():
+            turn.others += parameters
+        self.turns[name] = Turn(self.game, name, parameters, clip)
+        self.turns[name].others = [p for t in self.turns.values() if t.name != name for p in t.parameters]
+        self.factories[name] = (optimizer, scheduler)
+
+    def turn(self, name: str, *more: str) -> Turn:
+        """The named player's move, or the common one of several on one loss."""
+        if more:
+            return JointTurn(self.game, [self.turns[n] for n in (name, *more)])
+        return self.turns[name]
+
+    def step(self, names: Iterable[str], scaler: torch.amp.GradScaler | None) -> None:
+        """Moves players on the gradients that they collected, all of them under one scale in float16."""
+        with one_scale(scaler):
+            for name in names:
+                self.turns[name].optimizer.step()  # type: ignore[union-attr]
+
+    def optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
+        """An optimizer for each, in their order, with the run's factor on its learning rate; and the schedulers."""
+        made, self.schedulers = [], []
+        for name, (make_optimizer, make_scheduler) in self.factories.items():
+            made.append(self._optimizer(name, make_optimizer))
+            for group in made[-1].param_groups:
+                group["lr"] *= self.game.settings.lr_scale
+            if make_scheduler is not None:
+                self.schedulers.append(make_scheduler(made[-1]))
+        return made, self.schedulers
+
+    def _optimizer(self, name: str, make: OptimizerFactory) -> Optimizer:
+        """The player's optimizer; fused where that is asked for and its class knows how."""
+        if self.game.settings.speed.fused:
+            with contextlib.suppress(TypeError, RuntimeError):  # it takes no such argument, or not on this device
+                return make(self.turns[name].parameters, fused=True)  # type: ignore[call-arg]
+        return make(self.turns[name].parameters)
+
+    def take(self, optimizers: Any) -> None:
+        """Gives each turn its optimizer as Lightning wraps it, once training starts."""
+        wrapped = optimizers if isinstance(optimizers, list) else [optimizers]
+        for turn, optimizer in zip(self.turns.values(), wrapped, strict=False):
+            turn.optimizer = optimizer
+
+    def mover(self, optimizer: Optimizer, optimizers: list[Optimizer]) -> Turn:
+        """The turn whose optimizer this is."""
+        index = 0 if len(self.turns) == 1 else optimizers.index(optimizer)
+        return list(self.turns.values())[index]
+
+    def schedule(self, recorded: Mapping[str, Tensor | float], average: Callable[[Tensor], Tensor]) -> None:
+        """Moves the schedules by one iteration.
+
+        Args:
+            recorded: What the iteration recorded, for those that watch a value.
+            average: The mean over processes.
+
+        Raises:
+            UserError: If a value that is watched was not recorded.
+        """
+        for scheduler in self.schedulers:
+            if not isinstance(scheduler, WindowedPlateau):
+                scheduler.step()
+                continue
+            if scheduler.monitor not in recorded:
+                names = ", ".join(n for n in recorded if not n.startswith("grad_norm"))
+                raise UserError(
+                    f"A scheduler watches {scheduler.monitor!r}, which {type(self.game).__name__} does not record; "
+                    f"it records {names}."
+                )
+            scheduler.observe(torch.as_tensor(recorded[scheduler.monitor]), average)
+
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each player, by the names of the curves."""
+        return {
+            f"lr/{turn.name}": turn.optimizer.param_groups[0]["lr"]  # type: ignore[union-attr]
+            for turn in self.turns.values()
+        }
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Takes past means along wherever the weights go."""
+        for turn in self.turns.values():
+            turn.history = [fn(mean) for mean in turn.history]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the mean of each player's past, with historical averaging."""
+        return {name: [turn.updates, turn.history] for name, turn in self.turns.items() if turn.updates}
+
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Takes back what `state` gave."""
+        for name, (updates, history) in state.items():
+            self.turns[name].updates = updates
+            self.turns[name].history = [mean.to(device, copy=True) for mean in history]
+
+
+@contextmanager
+def one_scale(scaler: torch.amp.GradScaler | None) -> Iterator[None]:
+    """Inside, float16's scale stays, where Lightning lets it move after each optimizer; it moves once, at the end.
+
+    The gradients of all who move were collected with one scale, and are divided by it.
+    """
+    if scaler is None:
+        yield
+        return
+    scaler.__dict__["update"] = lambda: None
+    try:
+        yield
+    finally:
+        del scaler.__dict__["update"]
+    scaler.update()

@@ -1,0 +1,69 @@
+"""What holds for a run whatever the method. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What makes training faster and changes its floating-point numbers; all off is exact mode.
+
+    The precision is Lightning's affair (`speed.precision` chooses its plugin). The idle player is always frozen.
+
+    Attributes:
+        reuse_fakes: The generator is trained on the fakes that the discriminator has just seen, where the algorithm
+            would draw others: one pass through the generator less.
+        channels_last: Images and convolutions keep their channels innermost, as the fast kernels want them.
+        fused: Optimizers step in one kernel, where theirs has one.
+        compile: Networks are compiled by `torch.compile`; second derivatives and all judging stay eager.
+        tf32: A GPU may multiply float32 in TF32, of 11 bits, where torch lets it: convolutions, unless told otherwise.
+    """
+
+    reuse_fakes: bool = False
+    channels_last: bool = False
+    fused: bool = False
+    compile: bool = False
+    tf32: bool = False
+
+
+@dataclass(frozen=True)
+class Tricks:
+    """Stabilisers that change the step of any GAN, all off by default; those that change a network wrap it.
+
+    Attributes:
+        historical_averaging: Weight of |theta - mean of its own past|^2 in each player's loss. Salimans et al. (2016),
+            arXiv:1606.03498, section 3.3.
+        feature_matching: The generator lowers the distance between the means of the discriminator's features on real
+            samples and on fakes, instead of its adversarial loss. The same, section 3.1.
+        replay: Share of the fakes shown to the discriminator that come from a buffer of earlier ones.
+        replay_size: How many fakes the buffer holds (over all processes together).
+    """
+
+    historical_averaging: float = 0.0
+    feature_matching: bool = False
+    replay: float = 0.0
+    replay_size: int = 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for a run whatever the method; the command line fills it from `optim`, `ema`, `speed` and `seed`.
+
+    Attributes:
+        seed: Seeds the noise of training (the same on every process) and the global streams (one per process).
+        clip: Largest gradient norm of each player's update; None for no clipping. A player's own clip wins.
+        lr_scale: Factor on every player's learning rate, so that one number moves methods with different optimizers.
+        ema_decay: Decay of the moving average per iteration, 0 for none (then the live weights are judged).
+        log_every_n_steps: Every how many iterations recorded values are written, and checked for NaN.
+        speed: What may be traded for speed.
+        tricks: Stabilisers of adversarial training.
+    """
+
+    seed: int = 0
+    clip: float | None = None
+    lr_scale: float = 1.0
+    ema_decay: float = 0.0
+    log_every_n_steps: int = 50
+    speed: Speed = Speed()
+    tricks: Tricks = Tricks()
