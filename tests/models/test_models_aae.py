@@ -125,8 +125,8 @@ class Compare(Callback):
         self.losses, self.shared, self.atol, self.checked = losses, shared, atol, []
 
     def on_train_start(self, trainer, pl_module):
-        self.draws, draw = [], pl_module._draw
-        pl_module._draw = lambda *args: self.draws.append(draw(*args)) or self.draws[-1]
+        self.draws, draw = [], pl_module.stream.draw
+        pl_module.stream.draw = lambda *args: self.draws.append(draw(*args)) or self.draws[-1]
         for player, optimizer in zip(pl_module.players, trainer.optimizers, strict=True):
             optimizer.register_step_pre_hook(lambda *_, player=player: self.compare(pl_module, player))
 
@@ -181,8 +181,8 @@ def test_a_toy_of_one_parameter_each(tmp_path):
 
     class Note(Callback):
         def on_train_start(self, trainer, pl_module):
-            seen["draws"], draw = [], pl_module._draw
-            pl_module._draw = lambda *args: seen["draws"].append(draw(*args)) or seen["draws"][-1]
+            seen["draws"], draw = [], pl_module.stream.draw
+            pl_module.stream.draw = lambda *args: seen["draws"].append(draw(*args)) or seen["draws"][-1]
             for (player, parameters), optimizer in zip(pl_module.players.items(), trainer.optimizers, strict=True):
                 optimizer.register_step_pre_hook(
                     lambda *_, player=player, ps=parameters: found.append((player, [p.grad.clone() for p in ps]))

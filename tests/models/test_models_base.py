@@ -16,7 +16,7 @@ import genlab
 from genlab.engine.averages import averaged_names
 from genlab.engine.players import Turn
 from genlab.engine.schedules import WindowedPlateau
-from genlab.engine.watch import WATCHED_AT_MOST
+from genlab.engine.watch import WATCHED_AT_MOST, of_gradients
 from genlab.errors import TrainingStopped, UserError
 from genlab.models.base import CAPABILITIES, GenerativeModel
 from genlab.networks.codebook import Codebook
@@ -237,7 +237,7 @@ def test_a_discriminators_health(tmp_path):
     fit(METHODS["gan"], 1, tmp_path, trainer={"logger": [memory]})
     assert {"train/acc_real", "train/acc_fake", "train/logits_real", "train/logits_fake"} <= set(memory.curves)
     model = built()
-    model.logging = True
+    model.watching.logging = True
     model.record_logits(torch.tensor([1.0, 2.0, -3.0, 0.5]), torch.tensor([-1.0, 1.0]))
     found = {k: float(v) for k, v in model.watching.recorded.items()}
     assert found == {"logits_real": 0.125, "logits_fake": 0.0, "acc_real": 0.75, "acc_fake": 0.5}
@@ -292,11 +292,11 @@ def test_watching_gradients_changes_no_bit_of_them(tmp_path):
     for parameter in turn.parameters:
         parameter.grad = (torch.randn(6, 8) * 1e-42).to(parameter.dtype)[:, ::2]
     before = [parameter.grad.clone() for parameter in turn.parameters]
-    model.watch_gradients(turn)
+    model.watch(turn.name, of_gradients(turn.parameters, model.device), "gradient")
     model.check_finite()
     assert all(torch.equal(a, p.grad) for a, p in zip(before, turn.parameters, strict=True))
     turn.parameters[2].grad[3, 1] = float("nan")
-    model.watch_gradients(turn)
+    model.watch(turn.name, of_gradients(turn.parameters, model.device), "gradient")
     with pytest.raises(TrainingStopped, match="the generator's gradient was not finite"):
         model.check_finite()
 
@@ -465,7 +465,7 @@ def test_averages_follow_weights_that_have_moved(tmp_path):
     model.generator.running += 4
     with torch.no_grad():
         model.generator.weight += 4
-    model._update_ema()
+    model.averages.update(model.settings.ema_decay, model.watching.done)
     for key in ("weight", "running"):
         live, average = getattr(model.generator, key).detach(), model.averages.values[f"generator.{key}"]
         assert average.dtype == torch.float64
@@ -612,7 +612,7 @@ def test_the_plateaus_state_survives_in_the_middle_of_a_window(tmp_path):
 
 def test_a_plateau_in_training_and_across_a_resume(tmp_path):
     """A loss that never falls; the checkpoint lies in the middle of a window."""
-    rule = {"_target_": "genlab.models.base.WindowedPlateau", "_partial_": True, "monitor": "g_loss", "window": 3}
+    rule = {"_target_": "genlab.engine.schedules.WindowedPlateau", "_partial_": True, "monitor": "g_loss", "window": 3}
     model = walk(slope=0.0, scheduler={**rule, "factor": 0.5, "patience": 0, "min_lr": 0.0})
     each = Each(lambda model: model.trainer.optimizers[0].param_groups[0]["lr"])
     fit(POINTS, 5, tmp_path, [each], model=model)

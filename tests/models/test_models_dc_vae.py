@@ -145,8 +145,8 @@ class Gradients(Callback):
     """Compares each update's gradients with those of the paper's losses, written out, on the same draws."""
 
     def on_train_start(self, trainer, pl_module):
-        self.draws, draw, self.checked = [], pl_module._draw, []
-        pl_module._draw = lambda *args: self.draws.append(draw(*args)) or self.draws[-1]
+        self.draws, draw, self.checked = [], pl_module.stream.draw, []
+        pl_module.stream.draw = lambda *args: self.draws.append(draw(*args)) or self.draws[-1]
         for player, optimizer in zip(pl_module.players, trainer.optimizers, strict=True):
             optimizer.register_step_pre_hook(lambda *_, player=player: self.compare(pl_module, player))
 

@@ -246,7 +246,7 @@ class Device:
             fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace()),
         )
         model.manual_backward = lambda loss: loss.backward()
-        model._draw = self.draw
+        model.stream.draw = self.draw
         # Both read values by design, once in `log_every_n_steps` iterations.
         model.check_finite = model.write_records = lambda: None
         for turn, optimizer in zip(model.moves.turns.values(), optimizers, strict=True):
@@ -257,8 +257,8 @@ class Device:
             if isinstance(module, Drawing):
                 module.adopt(model)
 
-    def draw(self, draw, n, shape, rng):
-        """As `_draw`, but for the stream of training: there are no generators on this device."""
+    def draw(self, draw, n, shape, rng, device, dtype):
+        """As the stream's own, but for the stream of training: there are no generators on this device."""
         return draw(n, *shape, generator=rng, device=DEVICE if rng is None else rng.device).to(DEVICE)
 
     def batch(self, number):
@@ -404,7 +404,7 @@ def test_a_checkpoint_of_the_cpu_goes_on_on_a_device(name, moved_first, tmp_path
     if moved_first:
         with made.fake:
             made.load(tree_map_only(torch.Tensor, made.fake.from_tensor, checkpoint))
-            made.model.averages.start(model.settings.ema_decay, model.device)
+            made.model.averages.start(made.model.settings.ema_decay, made.model.device)
     assert bool(made.model.averages.values) == bool(made.model.ema_modules) and all(
         turn.history for turn in made.model.moves.turns.values()
     )

@@ -108,8 +108,8 @@ def test_each_gradient_is_that_of_the_papers_loss(name, tmp_path):
 
     class Compare(Callback):
         def on_train_start(self, trainer, pl_module):
-            self.draws, draw = [], pl_module._draw
-            pl_module._draw = lambda *args: self.draws.append(draw(*args)) or self.draws[-1]
+            self.draws, draw = [], pl_module.stream.draw
+            pl_module.stream.draw = lambda *args: self.draws.append(draw(*args)) or self.draws[-1]
             for player, optimizer in zip(pl_module.players, trainer.optimizers, strict=True):
                 optimizer.register_step_pre_hook(lambda *_, player=player: self.compare(pl_module, player))
 

@@ -182,7 +182,7 @@ def test_penalties_by_hand():
             return 5 * mean + 2 * crops.flatten(2).sum(dim=2)
 
     swapping = model(discriminator=Linear(), patch_discriminator=LinearPair(SHAPE, 4, 2, 6))
-    swapping.rng = torch.Generator()
+    swapping.stream.rng = torch.Generator()
     image, patch = swapping.penalty(images())
     assert_close(image, torch.tensor(10 / 2 * 9.0 * 2 * 8 * 16).double())
     numbers = 3 * 2 * 4 * 4  # of all crops of an image; the sum over crops counts the reference three times
@@ -212,8 +212,8 @@ class Gradients(Callback):
     """Compares each update's gradients with those of the code's losses, written out, on the same draws."""
 
     def on_train_start(self, trainer, pl_module):
-        self.draws, draw, self.checked = [], pl_module._draw, []
-        pl_module._draw = lambda *args: self.draws.append(draw(*args)) or self.draws[-1]
+        self.draws, draw, self.checked = [], pl_module.stream.draw, []
+        pl_module.stream.draw = lambda *args: self.draws.append(draw(*args)) or self.draws[-1]
         for player, optimizer in zip(pl_module.players, trainer.optimizers, strict=True):
             optimizer.register_step_pre_hook(lambda *_, player=player: self.compare(pl_module, player))
 

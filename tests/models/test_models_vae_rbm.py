@@ -118,7 +118,7 @@ def test_persistent_chains_go_on(tmp_path):
     made = machine(persistent=5)
     made.chains.copy_(states(6)[:5])
     made.train()
-    made.rng = rng(2)
+    made.stream.rng = rng(2)
     x = torch.ones(3, *SHAPE, dtype=torch.float64)
     made.objective(x)
     expected = made.gibbs(states(6)[:5], 1, rng(2))

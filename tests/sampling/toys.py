@@ -80,7 +80,8 @@ def small_gan(averaged: bool = True) -> GAN:
     discriminator = mlp.Discriminator([2], [8], spectral_norm=True)
     model = GAN(generator, discriminator, NonSaturating(), 2, adam, adam)
     if averaged:
-        model.averages.load({f"generator.{k}": v + (0.1 if v.is_floating_point() else 0) for k, v in _state(generator)})
+        moved = {f"generator.{k}": v + (0.1 if v.is_floating_point() else 0) for k, v in _state(generator)}
+        model.averages.load(moved)
     return model
 
 
