@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -29,6 +31,31 @@ class Looked(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]:
         """As modules have it."""
         ...
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def inference(method: F) -> F:
+    """Marks a capability (``sample``, ``encode``, ...): it runs in eval mode, without gradients, on the EMA weights.
+
+    A method that takes ``rng`` and is called without one gets a generator seeded from torch's global stream, so that
+    `torch.manual_seed` governs it, and the stream of noise that training draws from is never touched.
+    """
+    names = list(inspect.signature(method).parameters)
+    place = names.index("rng") - 1 if "rng" in names else None  # among the arguments after self
+
+    @functools.wraps(method)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if place is not None:
+            args, rng = args[:place] + args[place + 1 :], args[place] if len(args) > place else kwargs.get("rng")
+            if rng is None:
+                rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+            kwargs["rng"] = rng
+        with self.inference():
+            return method(self, *args, **kwargs)
+
+    return cast(F, wrapper)
 
 
 @contextmanager

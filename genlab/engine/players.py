@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from genlab.engine.schedules import OptimizerFactory, SchedulerFactory, WindowedPlateau
 from genlab.engine.settings import Settings
+from genlab.engine.watch import Watch, of_gradients
 from genlab.errors import UserError
 
 
@@ -192,6 +193,28 @@ class Players:
         """The turn whose optimizer this is."""
         index = 0 if len(self.turns) == 1 else optimizers.index(optimizer)
         return list(self.turns.values())[index]
+
+    def before_step(self, optimizer: Optimizer, trainer: Any, watching: Watch) -> None:
+        """Once a player's gradients are there, unscaled: adds the past's, has them watched, and clips them.
+
+        Args:
+            optimizer: The player's.
+            trainer: Lightning's.
+            watching: Where their norm is noted, if it is written or clipped.
+        """
+        turn = self.mover(optimizer, trainer.optimizers)
+        weight, clip = self.game.settings.tricks.historical_averaging, turn.max_norm
+        if weight:
+            turn.remember(weight)
+        if getattr(trainer.precision_plugin, "scaler", None) is None:  # float16's meets infinite gradients itself
+            self.game.watch(turn.name, of_gradients(turn.parameters), "gradient")
+        if clip is not None:
+            norm = nn.utils.clip_grad_norm_(turn.parameters, clip)
+        elif watching.logging:
+            norm = nn.utils.get_total_norm([p.grad for p in turn.parameters if p.grad is not None])
+        else:
+            return
+        watching.recorded[f"grad_norm_{turn.name}"] = norm
 
     def schedule(self, recorded: Mapping[str, Tensor | float], average: Callable[[Tensor], Tensor]) -> None:
         """Moves the schedules by one iteration.

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# What a method takes that trains one generator against a discriminator's logits, with `shown` and `generator_loss`.
+ALL_TRICKS = (
+    "historical_averaging",
+    "virtual_batch_norm",
+    "replay",
+    "feature_matching",
+    "minibatch_discrimination",
+    "instance_noise",
+    "augment",
+    "packing",
+)
+
 
 @dataclass(frozen=True)
 class Speed:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from genlab.engine.noise import random_states
 from genlab.errors import UserError
 
 CHECKPOINT_FORMAT = 1
@@ -21,3 +24,29 @@ def checkpoint_section(checkpoint: dict[str, Any]) -> dict[str, Any]:
     if section["format"] > CHECKPOINT_FORMAT:
         raise UserError(f"This checkpoint has format {section['format']}; this genlab reads up to {CHECKPOINT_FORMAT}.")
     return section
+
+
+def save(model: Any, checkpoint: dict[str, Any]) -> None:
+    """Adds the section to a checkpoint."""
+    states = [random_states(model.rng)]
+    if model.stream.world > 1:
+        states = [None] * model.stream.world  # type: ignore[list-item]
+        torch.distributed.all_gather_object(states, random_states(model.rng))
+    checkpoint["genlab"] = {
+        "format": CHECKPOINT_FORMAT,
+        "config": model.run_config,
+        "spec": model.spec.to_dict() if hasattr(model, "spec") else None,
+        "ema": model.averages.values,
+        "random": states,
+        "tricks": {"replay": model.pool.state(model.stream.world), "history": model.moves.state()},
+    }
+
+
+def load(model: Any, checkpoint: dict[str, Any]) -> None:
+    """Takes the section back; random states come into force with the first iteration."""
+    section = checkpoint_section(checkpoint)
+    model.averages.load(section["ema"])
+    model.pending_states = section["random"]
+    tricks = section.get("tricks") or {"replay": [], "history": {}}
+    model.pool.load(tricks["replay"], model.stream.rank, model.device)
+    model.moves.load(tricks["history"], model.device)

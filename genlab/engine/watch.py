@@ -88,10 +88,10 @@ def _told(step: int, name: str, what: str, value: Tensor, values: Mapping[str, T
     return f"the {name}'s loss {became} in iteration {step}{named}."
 
 
-def of_gradients(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
-    """0 where all gradients of some parameters are finite, else 1: a scalar that stays on the device."""
+def of_gradients(parameters: list[nn.Parameter]) -> Tensor:
+    """0 where all gradients of some parameters are finite, else 1: a scalar that stays on their device."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    found = torch.zeros((), device=device, dtype=torch.float32)
+    found = torch.zeros((), device=parameters[0].device, dtype=torch.float32)
     for dtype in {gradient.dtype for gradient in gradients}:
         # What torch.amp's scaler asks, with a scale of 1: it leaves every bit as it is, and costs less than norms.
         torch._amp_foreach_non_finite_check_and_unscale_(

@@ -6,100 +6,39 @@ A method is a subclass whose ``training_step`` reads like the paper's algorithm 
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from genlab.engine import noise, watch
+from genlab.contracts import offers
+from genlab.engine import noise, start, state, watch
 from genlab.engine.averages import Averages
-from genlab.engine.compiling import compile_network
-from genlab.engine.looking import looking
-from genlab.engine.loop import IterationLoop
+from genlab.engine.looking import inference, looking
 from genlab.engine.noise import Noise
 from genlab.engine.players import Players, Turn
 from genlab.engine.pools import Pool
 from genlab.engine.schedules import OptimizerFactory, SchedulerFactory
-from genlab.engine.settings import Settings
-from genlab.engine.state import CHECKPOINT_FORMAT, checkpoint_section
+from genlab.engine.settings import ALL_TRICKS, Settings
 from genlab.engine.watch import Watch
-from genlab.losses.features import feature_matching
-from genlab.losses.numerics import leave_in_float32
-from genlab.networks.virtual_batch_norm import VirtuallyNormalised
-from genlab.randomness import Drawing
 
 if TYPE_CHECKING:
     from genlab.data.spec import Batch, DataSpec
 
-# What a method takes that trains one generator against a discriminator's logits, with `shown` and `generator_loss`.
-ALL_TRICKS = (
-    "historical_averaging",
-    "virtual_batch_norm",
-    "replay",
-    "feature_matching",
-    "minibatch_discrimination",
-    "instance_noise",
-    "augment",
-    "packing",
-)
-CAPABILITIES = (
-    "sample",
-    "encode",
-    "decode",
-    "reconstruct",
-    "log_joint",
-    "log_prior",
-    "sample_prior",
-    "sample_posterior",
-    "score_logits",
-    "translate",
-    "frames",
-    "classify",
-    "cluster",
-)
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def inference(method: F) -> F:
-    """Marks a capability (``sample``, ``encode``, ...): it runs in eval mode, without gradients, on the EMA weights.
-
-    A method that takes ``rng`` and is called without one gets a generator seeded from torch's global stream, so that
-    `torch.manual_seed` governs it, and the stream of noise that training draws from is never touched.
-    """
-    names = list(inspect.signature(method).parameters)
-    place = names.index("rng") - 1 if "rng" in names else None  # among the arguments after self
-
-    @functools.wraps(method)
-    def wrapper(self: GenerativeModel, *args: Any, **kwargs: Any) -> Any:
-        if place is not None:
-            args, rng = args[:place] + args[place + 1 :], args[place] if len(args) > place else kwargs.get("rng")
-            if rng is None:
-                rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-            kwargs["rng"] = rng
-        with self.inference():
-            return method(self, *args, **kwargs)
-
-    return cast(F, wrapper)
+# A method takes all that it needs from here.
+__all__ = ["ALL_TRICKS", "GenerativeModel", "OptimizerFactory", "SchedulerFactory", "inference"]
 
 
 class GenerativeModel(pl.LightningModule):
     """Base of every method.
 
     A subclass calls `add_player` for each set of parameters with an optimizer, writes `training_step` in terms of
-    `turn`, `noise` and `record`, and offers what it can of the capabilities `sample(n, y=None, rng=None)`,
-    `encode(x)`, `decode(z)`, `reconstruct(x)`, `log_joint(x, z)`, `log_prior(z)`,
-    `sample_posterior(x, k, rng) -> z [k, N, Z], log_q [k, N]` (these three give importance-weighted bounds),
-    `sample_prior(n, rng) -> z [n, Z]` (of continuous latents: with the first two it gives annealed estimates),
-    `score_logits(x)`, `translate(x)`, `frames(n, rng) -> [T, n, ...]` (how samples come about, step by step),
-    `classify(x)` and `cluster(x)` (logits [N, K] of classes, and of categories without a name), each marked with
-    `@inference`. Scripts, samplers and callbacks ask `can(...)`, never for names of methods.
+    `turn`, `noise` and `record`, and offers what it can of the capabilities in `genlab.contracts`, each marked with
+    `@inference`.
 
     Attributes:
         ema_modules: Names of the submodules whose moving average is kept, sampled from and judged.
@@ -154,7 +93,7 @@ class GenerativeModel(pl.LightningModule):
         self.watching = Watch()
         self.differentiable = False  # inside `inference(gradients=True)`
         self.time_share = 0.0  # of the CPU time that the run may take; 0 where it may take any
-        self._random_states: list[dict[str, Any]] | None = None  # of a checkpoint, until the first iteration
+        self.pending_states: list[dict[str, Any]] | None = None  # of a checkpoint, until the first iteration
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the current hook dozens of times in each iteration, and Module's own check of every value for
@@ -197,38 +136,6 @@ class GenerativeModel(pl.LightningModule):
         """The named player's move, or the common one of several on one loss; use it in a `with` block."""
         return self.moves.turn(name, *more)
 
-    @contextmanager
-    def fakes(self) -> Iterator[bool]:
-        """Where the samples are made that a discriminator will see, outside of any turn; gives `speed.reuse_fakes`.
-
-        Under it they keep their graph, and the generator's turn goes on with them instead of drawing others.
-        """
-        with torch.set_grad_enabled(self.settings.speed.reuse_fakes):
-            yield self.settings.speed.reuse_fakes
-
-    def shown(self, x_fake: Tensor) -> Tensor:
-        """Fakes [N, ...] as a discriminator is shown them: cut off from the generator, some replaced by earlier ones.
-
-        See `genlab.engine.pools`.
-        """
-        tricks = self.settings.tricks
-        return self.pool.mixed(x_fake.detach(), tricks.replay, tricks.replay_size // self.stream.world, self.rand)
-
-    def generator_loss(self, loss: Any, discriminator: Any, x_fake: Tensor, x_real: Tensor) -> Tensor:
-        """What the generator minimises: `loss.generator` of the logits on its fakes, or feature matching.
-
-        Args:
-            loss: An adversarial loss.
-            discriminator: Maps samples [N, ...] to logits; under feature matching, has `features`.
-            x_fake: The fakes, with their graph.
-            x_real: Real samples, looked at by feature matching alone.
-        """
-        if not self.settings.tricks.feature_matching:
-            return cast(Tensor, loss.generator(discriminator(x_fake)))
-        with torch.no_grad():
-            real = self.gathered(discriminator.features(x_real))
-        return feature_matching(real, self.gathered(discriminator.features(x_fake)))
-
     def step(self, *names: str) -> None:
         """Moves the named players on the gradients that they collected (simultaneous games)."""
         self.moves.step(names, getattr(self.trainer.precision_plugin, "scaler", None))
@@ -240,19 +147,7 @@ class GenerativeModel(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clips, here and not before `step`, since here gradients are unscaled under every precision."""
-        turn = self.moves.mover(optimizer, self.trainer.optimizers)
-        clip = turn.max_norm
-        if self.settings.tricks.historical_averaging:
-            turn.remember(self.settings.tricks.historical_averaging)
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # float16's meets infinite gradients itself
-            self.watch(turn.name, watch.of_gradients(turn.parameters, self.device), "gradient")
-        if clip is None and not self.logging:
-            return
-        if clip is not None:
-            norm = nn.utils.clip_grad_norm_(turn.parameters, clip)
-        else:
-            norm = nn.utils.get_total_norm([p.grad for p in turn.parameters if p.grad is not None])
-        self.watching.recorded[f"grad_norm_{turn.name}"] = norm
+        self.moves.before_step(optimizer, self.trainer, self.watching)
 
     # -------------------------------------------------------------------------------------------------- the iteration
 
@@ -275,10 +170,10 @@ class GenerativeModel(pl.LightningModule):
 
     def begin_iteration(self) -> None:
         """Called by the loop before each `training_step`."""
-        if self._random_states is not None:  # the first iteration after a checkpoint was read
-            own = self._random_states[min(self.stream.rank, len(self._random_states) - 1)]
+        if self.pending_states is not None:  # the first iteration after a checkpoint was read
+            own = self.pending_states[min(self.stream.rank, len(self.pending_states) - 1)]
             noise.restore_random_states(own, self.rng)
-            self._random_states = None
+            self.pending_states = None
         done = self.trainer.global_step
         every, last = self.settings.log_every_n_steps, self.trainer.max_steps
         self.watching.begin(done, (done + 1) % every == 0 or done + 1 in (1, last), self.averaged)
@@ -425,20 +320,9 @@ class GenerativeModel(pl.LightningModule):
         """
 
     def setup(self, stage: str) -> None:
-        """Takes over the counting of iterations."""
+        """Lightning's call before a training. See `genlab.engine.start`."""
         if stage == "fit":
-            self.stream.rank, self.stream.world = self.trainer.global_rank, self.trainer.world_size
-            # Lightning does so only after it has read a checkpoint: float64 weights would be rounded to float32.
-            self.trainer.precision_plugin.convert_module(self)
-            if self.settings.speed.channels_last:
-                self.to(memory_format=torch.channels_last)
-            if "mixed" in str(self.trainer.precision):
-                for network in self.children():
-                    leave_in_float32(network)
-            if self.settings.speed.compile:
-                for network in self.children():
-                    compile_network(network)
-            self.trainer.fit_loop.epoch_loop.manual_optimization = IterationLoop(self.trainer)
+            start.set_up(self)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Brings images into the order of channels that the networks have."""
@@ -447,58 +331,17 @@ class GenerativeModel(pl.LightningModule):
         return batch
 
     def on_train_start(self) -> None:
-        """Initialises from data, pairs the averages, and seeds every stream, unless a checkpoint brought them."""
-        self.moves.take(self.optimizers())
-        self.stream.rng = torch.Generator(self.device).manual_seed(self.settings.seed)
-        if self._random_states is None:
-            pl.seed_everything(self.settings.seed + self.stream.rank, verbose=False)
-        if not self.initialised:
-            for network in self.children():
-                if isinstance(network, VirtuallyNormalised):  # of the latents that the method draws, the same always
-                    rng = torch.Generator().manual_seed(0)
-                    network.set_reference(self.noise(network.reference_size, rng))
-            datamodule = getattr(self.trainer, "datamodule", None)
-            if datamodule is not None:
-                with torch.no_grad():
-                    batches = cast(Any, datamodule).first_batches()
-                    convert = self.trainer.precision_plugin.convert_input  # to float64 where the weights are
-                    self.initialise(convert(b.to(self.device)) for b in batches)
-            self.initialised.fill_(True)
-            if self.stream.world > 1:
-                for tensor in self.state_dict().values():
-                    torch.distributed.broadcast(tensor, src=0)
-        self.averages.start(self.settings.ema_decay, self.device)
-        for module in self.modules():
-            if isinstance(module, Drawing):
-                module.adopt(self)
+        """Lightning's call when it starts. See `genlab.engine.start`."""
+        start.begin(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds genlab's own section: plain containers and tensors only, so that loading executes nothing."""
-        states = [noise.random_states(self.rng)]
-        if self.stream.world > 1:
-            states = [None] * self.stream.world  # type: ignore[list-item]
-            torch.distributed.all_gather_object(states, noise.random_states(self.rng))
-        checkpoint["genlab"] = {
-            "format": CHECKPOINT_FORMAT,
-            "config": self.run_config,
-            "spec": self.spec.to_dict() if hasattr(self, "spec") else None,
-            "ema": self.averages.values,
-            "random": states,
-            "tricks": {"replay": self.pool.state(self.stream.world), "history": self.moves.state()},
-        }
+        """Adds genlab's own section. See `genlab.engine.state`."""
+        state.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the section back; random states come into force with the first iteration."""
-        section = checkpoint_section(checkpoint)
-        self.averages.load(section["ema"])
-        self._random_states = section["random"]
-        tricks = section.get("tricks") or {"replay": [], "history": {}}
-        self.pool.load(tricks["replay"], self.stream.rank, self.device)
-        self.moves.load(tricks["history"], self.device)
+        """Takes the section back."""
+        state.load(self, checkpoint)
 
     def can(self, capability: str) -> bool:
-        """Whether the method offers a capability, one of `CAPABILITIES`."""
-        assert capability in CAPABILITIES
-        if capability == "score_logits" and any(getattr(m, "couples_samples", False) for m in self.modules()):
-            return False  # a sample has no logit of its own
-        return callable(getattr(self, capability, None))
+        """Whether the method offers a capability, one of `genlab.contracts.CAPABILITIES`."""
+        return offers(self, capability)

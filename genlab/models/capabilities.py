@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from genlab.data.spec import Batch
+from genlab.losses.features import feature_matching
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.base import GenerativeModel, inference
 from genlab.networks.init import start_output_bias
@@ -28,6 +31,38 @@ class Generating(GenerativeModel):
     def decode(self, z: Tensor) -> Tensor:
         """G(z) of latents [N, latent_dim]."""
         return self.generator(z)
+
+    @contextmanager
+    def fakes(self) -> Iterator[bool]:
+        """Where the samples are made that a discriminator will see, outside of any turn; gives `speed.reuse_fakes`.
+
+        Under it they keep their graph, and the generator's turn goes on with them instead of drawing others.
+        """
+        with torch.set_grad_enabled(self.settings.speed.reuse_fakes):
+            yield self.settings.speed.reuse_fakes
+
+    def shown(self, x_fake: Tensor) -> Tensor:
+        """Fakes [N, ...] as a discriminator is shown them: cut off from the generator, some replaced by earlier ones.
+
+        See `genlab.engine.pools`.
+        """
+        tricks = self.settings.tricks
+        return self.pool.mixed(x_fake.detach(), tricks.replay, tricks.replay_size // self.stream.world, self.rand)
+
+    def generator_loss(self, loss: Any, discriminator: Any, x_fake: Tensor, x_real: Tensor) -> Tensor:
+        """What the generator minimises: `loss.generator` of the logits on its fakes, or feature matching.
+
+        Args:
+            loss: An adversarial loss.
+            discriminator: Maps samples [N, ...] to logits; under feature matching, has `features`.
+            x_fake: The fakes, with their graph.
+            x_real: Real samples, looked at by feature matching alone.
+        """
+        if not self.settings.tricks.feature_matching:
+            return cast(Tensor, loss.generator(discriminator(x_fake)))
+        with torch.no_grad():
+            real = self.gathered(discriminator.features(x_real))
+        return feature_matching(real, self.gathered(discriminator.features(x_fake)))
 
 
 class Inferring(Generating):

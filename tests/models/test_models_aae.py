@@ -10,9 +10,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.testing import assert_close
 
+from genlab.contracts import CAPABILITIES
 from genlab.errors import UserError
 from genlab.losses.adversarial import Minimax
-from genlab.models.base import CAPABILITIES
 from genlab.networks.latent import LatentDiscriminator
 from genlab.runs.running import build
 from genlab.sampling.latents import go_through

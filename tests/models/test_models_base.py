@@ -13,12 +13,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.testing import assert_close
 
 import genlab
+from genlab.contracts import CAPABILITIES
 from genlab.engine.averages import averaged_names
 from genlab.engine.players import Turn
 from genlab.engine.schedules import WindowedPlateau
 from genlab.engine.watch import WATCHED_AT_MOST, of_gradients
 from genlab.errors import TrainingStopped, UserError
-from genlab.models.base import CAPABILITIES, GenerativeModel
+from genlab.models.base import GenerativeModel
 from genlab.networks.codebook import Codebook
 from genlab.runs import running
 from tests.models.helpers import METHODS, ORDER, SGD, Batches, Each, Memory, Updates, config, fit, snapshot
@@ -292,11 +293,11 @@ def test_watching_gradients_changes_no_bit_of_them(tmp_path):
     for parameter in turn.parameters:
         parameter.grad = (torch.randn(6, 8) * 1e-42).to(parameter.dtype)[:, ::2]
     before = [parameter.grad.clone() for parameter in turn.parameters]
-    model.watch(turn.name, of_gradients(turn.parameters, model.device), "gradient")
+    model.watch(turn.name, of_gradients(turn.parameters), "gradient")
     model.check_finite()
     assert all(torch.equal(a, p.grad) for a, p in zip(before, turn.parameters, strict=True))
     turn.parameters[2].grad[3, 1] = float("nan")
-    model.watch(turn.name, of_gradients(turn.parameters, model.device), "gradient")
+    model.watch(turn.name, of_gradients(turn.parameters), "gradient")
     with pytest.raises(TrainingStopped, match="the generator's gradient was not finite"):
         model.check_finite()
 

@@ -26,12 +26,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from genlab import floats
+from genlab.contracts import CAPABILITIES
 from genlab.data.spec import Batch
 from genlab.engine.players import Turn
 from genlab.metrics.ais import _Chains
 from genlab.models import base
 from genlab.models.aae_supervised import SupervisedAAE
-from genlab.models.base import CAPABILITIES
 from genlab.models.gan import GAN
 from genlab.randomness import Drawing
 from genlab.runs import running
@@ -211,7 +211,7 @@ class Device:
         """Takes over what a checkpoint holds of the model; its random states are of generators that are not here."""
         self.model.on_load_checkpoint(checkpoint)
         self.model.load_state_dict(checkpoint["state_dict"])
-        self.model._random_states = None
+        self.model.pending_states = None
 
     def put(self, tensor):
         """A tensor of the CPU, on the device."""
