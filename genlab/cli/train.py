@@ -93,8 +93,6 @@ def _job(config: dict[str, Any], run_dir: Path) -> float | None:
 
 def _resume(path: str, overrides: list[str]) -> None:
     """Goes on with a run, in its folder and on its own config; only lengths and places may be changed."""
-    from genlab.runs.start import train
-
     folder = Path(path)
     if (folder / "config.yaml").is_file():
         config = read_config(folder)
@@ -102,11 +100,17 @@ def _resume(path: str, overrides: list[str]) -> None:
             _override(config, overrides)
             if not config.get("stages"):
                 print(f"{folder} holds no checkpoint yet, so it starts from the beginning.")
-            train(config, folder)  # in stages, it passes over what is done
+            _start(config, folder)  # in stages, it passes over what is done
             return
     run_dir, checkpoint = find_run(path)
     config = read_config(run_dir)
     _override(config, overrides)
+    _start(config, run_dir, checkpoint)
+
+
+def _start(config: dict[str, Any], run_dir: Path, checkpoint: Path | None = None) -> None:
+    from genlab.runs.start import train  # torch, once all that the user may have mistyped is read
+
     train(config, run_dir, resume=checkpoint)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from genlab.data.mixture import Mixture
 from genlab.errors import NotNumbers, UserError
 from genlab.fields.image import to_uint8
 from genlab.judging.cards import SEEN, common_card
@@ -21,6 +20,9 @@ from genlab.metrics.scores import MIN_IMAGES, Scores, fid, inception_score, kid,
 from genlab.metrics.toy import energy_distance, mode_coverage
 from genlab.seeding import fixed_choice
 from genlab.sharing import by_first, is_first, stream
+
+if TYPE_CHECKING:
+    from genlab.data.mixture import Mixture
 
 log = logging.getLogger("genlab")
 HIGHER_IS_BETTER = {"is", "precision", "recall", "density", "coverage", "rarest_class", "modes", "hq", *HIGHER}

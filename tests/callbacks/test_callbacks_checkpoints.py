@@ -15,7 +15,7 @@ from genlab.errors import Interrupted, TrainingStopped
 from genlab.files import write_atomic, write_json, write_text
 from genlab.judging.judge import Judge
 from genlab.judging.likelihood import LikelihoodJudge
-from genlab.runs import running
+from genlab.runs import running, start
 from genlab.runs.folder import find_checkpoint, find_run
 from tests.models.helpers import METHODS, SGD, config, fit
 
@@ -98,11 +98,11 @@ def test_a_full_disk_stops_a_run_and_leaves_it_resumable(keep, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(TrainingStopped, match="could not be written.*The last good checkpoint is"):
-            running.train(config(overrides, 8), tmp_path / "run")
+            start.train(config(overrides, 8), tmp_path / "run")
     assert calls == [2, 4, 6]
     _, last = find_run(tmp_path / "run")
     assert step_of(last) == 4 and not list((tmp_path / "run" / "checkpoints").glob(".*"))
-    running.train(config(overrides, 8), tmp_path / "run", resume=last)
+    start.train(config(overrides, 8), tmp_path / "run", resume=last)
     whole = fit(overrides, 8, tmp_path / "whole")
     state = torch.load(find_checkpoint(tmp_path / "run"), weights_only=True)["state_dict"]
     assert all(torch.equal(state[k], v) for k, v in whole.model.state_dict().items())
@@ -208,7 +208,7 @@ def test_an_rbm_s_run_has_no_best_checkpoint(tmp_path):
     """Its contrast is the difference of two free energies, near 0 whatever the machine has learned."""
     words = ["model=rbm", "data=digits", "data.binarize=dynamic", "metrics=likelihood", "metrics.every_n_steps=2"]
     quiet = ["callbacks.grid=null", "logger=none", "trainer=cpu", "trainer.max_steps=4"]
-    record = running.train(compose([*words, *quiet]), tmp_path)
+    record = start.train(compose([*words, *quiet]), tmp_path)
     assert record.monitored is None and not (tmp_path / "checkpoints" / "best.ckpt").exists()
 
 

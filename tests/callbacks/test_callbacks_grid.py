@@ -3,7 +3,7 @@
 import pytest
 
 from genlab.callbacks.grid import SampleGrid
-from genlab.looks.pictures import latent_scatter
+from genlab.looks.sheets import latent_scatter
 from tests.models.helpers import fit, moved
 
 DIGITS = ["data=digits", "network=mlp", "network.hidden=[16]"]

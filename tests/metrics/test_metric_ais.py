@@ -19,7 +19,7 @@ from genlab.models.iwae import IWAE
 from genlab.models.vae import VAE
 from genlab.networks.posteriors import DiagonalGaussian
 from genlab.networks.priors import StandardNormal
-from genlab.runs import running
+from genlab.runs import running, start
 from tests.models.helpers import config, fit
 
 SIGMA, LATENT, DIM, COUNT = 0.5, 2, 4, 12
@@ -205,7 +205,7 @@ def test_the_judge_takes_it_on_test_data_alone(tmp_path):
 
 
 def test_evaluate_puts_it_into_the_record(tmp_path):
-    running.train(config(VAE_ON_DIGITS[:-2], 2), tmp_path / "run")
+    start.train(config(VAE_ON_DIGITS[:-2], 2), tmp_path / "run")
     options = {"scores": ["likelihood"], "n": 20, "iwae_samples": 5, "ais_steps": 4, "ais_samples": 3}
     record = evaluate.evaluate_run(tmp_path / "run", options)
     assert record["group"]["ais_4"] == "likelihood" and record["cards"]["likelihood"]["ais_samples"] == 3
@@ -220,7 +220,7 @@ def test_evaluate_puts_it_into_the_record(tmp_path):
 
 def test_models_without_continuous_latents_are_passed_over(tmp_path):
     tiny = ["model=gumbel", "data=digits", "data.binarize=static", "network=mlp", "network.hidden=[8]"]
-    running.train(config(tiny, 1), tmp_path / "run")
+    start.train(config(tiny, 1), tmp_path / "run")
     options = {"scores": ["likelihood"], "n": 20, "iwae_samples": 2, "ais_steps": 4}
     record = evaluate.evaluate_run(tmp_path / "run", options)
     assert not any(name.startswith("ais") for name in record["scores"])

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from genlab.judging.classification import ClassificationJudge
-from genlab.metrics.classification import classification_scores, cluster_error, cluster_names, error_rate
+from genlab.judging.classification import ClassificationJudge, classification_scores
+from genlab.metrics.classification import cluster_error, cluster_names, error_rate
 
 
 def test_the_error_counts_what_has_a_label():

@@ -21,7 +21,7 @@ from genlab.engine.watch import WATCHED_AT_MOST, of_gradients
 from genlab.errors import TrainingStopped, UserError
 from genlab.models.base import GenerativeModel
 from genlab.networks.codebook import Codebook
-from genlab.runs import running
+from genlab.runs import running, start
 from tests.models.helpers import METHODS, ORDER, SGD, Batches, Each, Memory, Updates, config, fit, snapshot
 from tests.models.toys import Walk, Weights
 
@@ -254,7 +254,7 @@ def test_a_nan_stops_the_run_and_leaves_the_last_good_checkpoint(every, tmp_path
     with pytest.raises(
         TrainingStopped, match=r"the generator's loss became nan in iteration 7 \(not finite: g_loss\)\..*last\.ckpt"
     ) as stopped:
-        running.train(config(overrides, 20, model=walk(nan_at=7)), tmp_path)
+        start.train(config(overrides, 20, model=walk(nan_at=7)), tmp_path)
     assert len(str(stopped.value)) < 400
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 6
@@ -270,7 +270,7 @@ def test_a_gradient_that_is_infinite_is_named(every, tmp_path):
     """Of a finite loss, right before a checkpoint; found at once or later."""
     overrides = [*POINTS, "checkpoint.every_n_steps=3", f"trainer.log_every_n_steps={every}"]
     with pytest.raises(TrainingStopped, match=r"the generator's gradient was not finite in iteration 6"):
-        running.train(config(overrides, 20, model=walk(inf_gradient_at=6)), tmp_path)
+        start.train(config(overrides, 20, model=walk(inf_gradient_at=6)), tmp_path)
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
@@ -306,14 +306,14 @@ def test_what_is_watched_is_looked_at_now_and_then(tmp_path):
     """A run that writes no curves and no checkpoints still stops, and keeps no endless list."""
     overrides = [*POINTS, "trainer.log_every_n_steps=100000", "checkpoint.every_n_steps=100000"]
     with pytest.raises(TrainingStopped, match="became nan in iteration 7"):
-        running.train(config(overrides, WATCHED_AT_MOST + 20, model=walk(nan_at=7)), tmp_path)
+        start.train(config(overrides, WATCHED_AT_MOST + 20, model=walk(nan_at=7)), tmp_path)
     fitted = fit(overrides, WATCHED_AT_MOST + 20, tmp_path / "run", model=walk()).model
     assert len(fitted.watching._watched) <= 2 * WATCHED_AT_MOST and len(fitted.watching._history) <= WATCHED_AT_MOST
 
 
 def test_a_nan_before_any_checkpoint(tmp_path):
     with pytest.raises(TrainingStopped, match=r"in iteration 1 .*No checkpoint had been written yet"):
-        running.train(config(POINTS, 20, model=walk(nan_at=1)), tmp_path)
+        start.train(config(POINTS, 20, model=walk(nan_at=1)), tmp_path)
     assert not list(tmp_path.glob("**/*.ckpt"))
 
 
@@ -624,7 +624,7 @@ def test_a_plateau_in_training_and_across_a_resume(tmp_path):
 def test_a_plateau_on_a_value_that_is_not_recorded(tmp_path):
     overrides = [*METHODS["began"], "model.g_scheduler.monitor=m_globe"]
     with pytest.raises(UserError, match=r"m_globe.*m_global"):
-        running.train(config(overrides, 2), tmp_path)
+        start.train(config(overrides, 2), tmp_path)
 
 
 # Start and resume

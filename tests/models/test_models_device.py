@@ -359,7 +359,6 @@ TRICKS = [
     "tricks.replay=0.5",
     "tricks.replay_size=8",
     "tricks.feature_matching=true",
-    "tricks.minibatch_discrimination=true",
     "tricks.instance_noise=0.1",
     "tricks.augment=true",
 ]
@@ -369,6 +368,7 @@ TRICKS = [
     "overrides",
     [
         ["model=gan", "network=dcgan", "data.image_size=16", *TRICKS],
+        ["model=gan", "network=mlp", "tricks.minibatch_discrimination=true", "tricks.packing=2"],
         ["model=gan", "tricks.virtual_batch_norm=true", "network=dcgan", "data.image_size=16", "loss=fgan_kl"],
         ["model=gan", "tricks.packing=2", "penalty=r1"],
         ["model=gan", "loss.real_labels=[0.8,1.0]", "loss.flip=0.1", "penalty=dragan", "optim.clip=1"],

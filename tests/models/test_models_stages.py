@@ -9,7 +9,7 @@ import genlab
 from genlab.cli import train as command
 from genlab.errors import UserError
 from genlab.runs import folder as runs
-from genlab.runs import running
+from genlab.runs import running, start
 from tests.models.helpers import SGD, config, moved
 from tests.models.toys import Prior
 
@@ -39,7 +39,7 @@ def state(folder):
 def run(tmp_path_factory):
     """Both stages, trained by one command."""
     folder = tmp_path_factory.mktemp("stages") / "run"
-    running.train(staged(), folder)
+    start.train(staged(), folder)
     return folder
 
 
@@ -122,9 +122,9 @@ def test_resume_enters_the_unfinished_stage(iteration, run, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         interrupt_at(patch, Prior, iteration)
         with pytest.raises(Interrupted):
-            running.train(staged(), tmp_path / "run")
+            start.train(staged(), tmp_path / "run")
     written = (tmp_path / "run" / "vae" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    running.train(staged(), tmp_path / "run")
+    start.train(staged(), tmp_path / "run")
     assert (tmp_path / "run" / "vae" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
     assert_same(tmp_path / "run", run)
 
@@ -134,10 +134,10 @@ def test_a_resumed_second_stage_is_frozen_again(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, Prior, 4)
         with pytest.raises(Interrupted):
-            running.train(staged(), tmp_path / "run")
+            start.train(staged(), tmp_path / "run")
     folder = tmp_path / "run" / "prior"
     shutil.rmtree(tmp_path / "run" / "vae")
-    result = running.train(runs.read_config(folder), folder, resume=folder / "checkpoints" / "last.ckpt")
+    result = start.train(runs.read_config(folder), folder, resume=folder / "checkpoints" / "last.ckpt")
     assert not any(p.requires_grad for p in result.model.first_stage.parameters())
     assert not any(module.training for module in result.model.first_stage.modules())
     assert moved(state(folder)["state_dict"], state(run / "prior")["state_dict"]) == set()
@@ -154,7 +154,7 @@ def test_resume_from_the_command_line(broken, run, tmp_path, monkeypatch):
         else:
             interrupt_at(patch, *((VAE, 3) if broken == "in the first stage" else (Prior, 4)))
         with pytest.raises(Interrupted):
-            running.train(staged(), tmp_path / "run")
+            start.train(staged(), tmp_path / "run")
     monkeypatch.setattr("sys.argv", ["train.py", f"resume={tmp_path / 'run'}"])
     command.main()
     assert_same(tmp_path / "run", run)
@@ -182,7 +182,7 @@ def fail_second(build):
 def test_all_stages_done(run):
     before = state(run / "prior")["state_dict"]
     with pytest.raises(UserError, match=r"All stages .* are done"):
-        running.train(staged(), run)
+        start.train(staged(), run)
     assert moved(before, state(run / "prior")["state_dict"]) == set()
 
 
@@ -190,7 +190,7 @@ def test_a_first_stage_by_hand(run, tmp_path):
     """`first_stage=RUN` on a run of its own: what a stage is made of."""
     prior = staged()["stages"][1]["model"]
     single = config([*FIRST, f"first_stage={run / 'vae'}"], 6, model=prior)
-    running.train(single, tmp_path / "alone")
+    start.train(single, tmp_path / "alone")
     assert moved(state(tmp_path / "alone")["state_dict"], state(run / "prior")["state_dict"]) == set()
 
 
@@ -205,7 +205,7 @@ def test_a_first_stage_of_the_users_own(place, tmp_path):
         whole = config(["data=ring"], 2, stages=[{**first, "model": walk}, stages[1]])
     else:
         whole = config(["data=ring"], 2, stages=stages, model=walk)
-    running.train(whole, tmp_path / "run")
+    start.train(whole, tmp_path / "run")
     assert state(tmp_path / "run" / "over")["state_dict"]["first_stage.generator.count"] == 4
 
 
@@ -218,12 +218,12 @@ def test_a_first_stage_of_the_users_own(place, tmp_path):
 )
 def test_stages_need_names(stages, words, tmp_path):
     with pytest.raises(UserError, match=words):
-        running.train(config(["data=ring", "network.hidden=[4]"], 1, stages=stages), tmp_path / "run")
+        start.train(config(["data=ring", "network.hidden=[4]"], 1, stages=stages), tmp_path / "run")
     assert not list(tmp_path.glob("**/*.ckpt"))
 
 
 def test_a_first_stage_that_is_not_there(tmp_path):
     prior = staged()["stages"][1]["model"]
     with pytest.raises(UserError, match="There is no run at"):
-        running.train(config([*FIRST, "first_stage=nowhere"], 1, model=prior), tmp_path / "run")
+        start.train(config([*FIRST, "first_stage=nowhere"], 1, model=prior), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from genlab.errors import UserError
 from genlab.metrics.likelihood import importance_bounds
-from genlab.runs import running
+from genlab.runs import running, start
 from genlab.runs.folder import load_model
 from tests.models.helpers import Memory, assert_moves, config, fit, moved
 
@@ -246,7 +246,7 @@ def staged(steps=4):
 
 def test_codes_and_their_prior_by_one_command(tmp_path):
     """Two stages; the prior moves, the first stage does not; the folder of the second draws images alone."""
-    running.train(staged(), tmp_path / "run")
+    start.train(staged(), tmp_path / "run")
     first = load_model(tmp_path / "run" / "vqvae")
     model = load_model(tmp_path / "run" / "prior")
     assert moved(first.state_dict(), model.first_stage.state_dict()) == set()
@@ -266,7 +266,7 @@ def test_a_prior_of_codes_beats_the_uniform_code(tmp_path):
     whole = staged(120)
     whole["data"]["batch_size"] = 64
     whole["stages"][0]["trainer"] = {"max_steps": 60}
-    result = running.train(whole, tmp_path / "run")
+    result = start.train(whole, tmp_path / "run")
     model, data = result.model, running.build({**whole, "stages": None}).data
     x = torch.cat([b.x for b in data.batches("val", 200)])
     tokens = model.tokens(x)
@@ -302,7 +302,7 @@ def test_levels_must_be_those_of_the_first_stage(tmp_path):
     whole = staged(2)
     whole["stages"][1]["model"]["levels"] = 32
     with pytest.raises(UserError, match=r"the first stage's codes, 16, got 32. Set model.levels=16"):
-        running.train(whole, tmp_path / "run")
+        start.train(whole, tmp_path / "run")
 
 
 @pytest.mark.parametrize("what", ["data.limit_train=1", "data.batch_size=1", "bf16"])

@@ -10,7 +10,7 @@ import genlab
 from genlab.errors import UserError
 from genlab.metrics.likelihood import active_units, importance_bounds
 from genlab.networks.autoregressive import Autoregressive
-from genlab.runs import running
+from genlab.runs import start
 from tests.models.helpers import assert_moves, config, fit, moved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -131,7 +131,7 @@ def test_it_resumes_bit_for_bit(tmp_path):
 
 def test_samples_of_a_run(tmp_path):
     """New pixels for the same seed's latents only with other random numbers; reconstructions are functions of x."""
-    running.train(config(PIXEL, 3), tmp_path / "run")
+    start.train(config(PIXEL, 3), tmp_path / "run")
     model = genlab.load(tmp_path / "run")
     x = model.sample(6, rng=rng())
     assert x.shape == (6, 1, 8, 8) and (x.abs() == 1).all()

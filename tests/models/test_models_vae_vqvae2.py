@@ -15,7 +15,7 @@ from genlab.metrics.likelihood import importance_bounds
 from genlab.models.conditional_pixelcnn import ConditionalPixelCNN
 from genlab.models.vqvae import VQVAE
 from genlab.networks.pixelcnn import draw_tokens
-from genlab.runs import running
+from genlab.runs import running, start
 from genlab.runs.folder import load_model
 from tests.models.helpers import Memory, assert_moves, config, fit, moved
 
@@ -204,7 +204,7 @@ def staged(steps=3, **changes):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages") / "run"
-    running.train(staged(), folder)
+    start.train(staged(), folder)
     return folder
 
 
@@ -264,15 +264,15 @@ def test_an_interrupted_third_stage_goes_on(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ConditionalPixelCNN, "training_step", training_step)
         with pytest.raises(Interrupted):
-            running.train(staged(), tmp_path / "run")
-    running.train(staged(), tmp_path / "run")
+            start.train(staged(), tmp_path / "run")
+    start.train(staged(), tmp_path / "run")
     for name in STAGES:
         ours, theirs = (load_model(folder / name).state_dict() for folder in (run, tmp_path / "run"))
         assert moved(ours, theirs) == set()
 
 
 def test_a_dry_run_describes_all_three(capsys, tmp_path):
-    running.train({**staged(), "dry_run": True}, tmp_path / "run")
+    start.train({**staged(), "dry_run": True}, tmp_path / "run")
     printed = capsys.readouterr().out
     assert all(f"# stage {name}" in printed for name in STAGES)
     assert not (tmp_path / "run").exists()
@@ -282,7 +282,7 @@ def test_a_conditional_prior_learns_what_the_top_codes_say(tmp_path):
     """Bits per bottom code, given the right top codes and those of other images."""
     whole = staged(80)
     whole["data"]["batch_size"] = 64
-    result = running.train(whole, tmp_path / "run")
+    result = start.train(whole, tmp_path / "run")
     x = torch.cat([b.x for b in running.build({**whole, "stages": None}).data.batches("val", 160)])
     model = result.model
     with model.inference():
@@ -318,13 +318,13 @@ def test_mistakes(overrides, words, tmp_path):
 def test_mistakes_of_the_third_stage(change, words, run, tmp_path):
     single = {**staged(), "stages": None, "first_stage": str(run / "top")}
     with pytest.raises(UserError, match=words):
-        running.train({**single, "model": staged(**change)["stages"][2]["model"]}, tmp_path / "run")
+        start.train({**single, "model": staged(**change)["stages"][2]["model"]}, tmp_path / "run")
 
 
 def test_the_third_stage_needs_the_second(run, tmp_path):
     single = {**staged(), "stages": None, "first_stage": str(run / "vqvae2")}
     with pytest.raises(UserError, match="the PixelCNN of the top codes"):
-        running.train({**single, "model": staged()["stages"][2]["model"]}, tmp_path / "run")
+        start.train({**single, "model": staged()["stages"][2]["model"]}, tmp_path / "run")
 
 
 @pytest.mark.parametrize("what", ["data.limit_train=1", "data.batch_size=1", "dim 1", "bf16"])

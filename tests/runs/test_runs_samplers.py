@@ -10,8 +10,9 @@ import torch
 from genlab.cli import sample
 from genlab.config import composition
 from genlab.config.composition import compose
+from genlab.config.samplers import sampler_config, take_sampler
 from genlab.errors import UserError
-from genlab.runs.samplers import build_sampler, sampler_config, take_sampler
+from genlab.runs.samplers import build_sampler
 from genlab.runs.start import train
 from tests.cli.helpers import command
 
