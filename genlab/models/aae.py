@@ -63,16 +63,10 @@ class AAE(Coding):
             loss: What discriminator and encoder play for.
             latent_dim: Size of the code.
             encoder_features: Width of the encoder's output.
-            e_optimizer: Makes the encoder's optimizer, for both its updates.
-            g_optimizer: Makes the optimizer of decoder and likelihood.
-            d_optimizer: Makes the discriminator's.
             prior: p(z), which is not learned; standard normal unless given.
             posterior: How a code is made of the encoder's output; one code for each sample unless given.
             label_informed: Whether the discriminator is told labels.
             adversarial_weight: Of the encoder's second update.
-            e_scheduler: Makes the encoder's learning-rate schedule, stepped once per iteration.
-            g_scheduler: Makes the decoder's.
-            d_scheduler: Makes the discriminator's.
 
         Raises:
             ValueError: If encoder_features is not what the posterior reads.

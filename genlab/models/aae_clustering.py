@@ -59,14 +59,8 @@ class ClusteringAAE(Coding):
             categories: K.
             style_dim: Size of the style.
             encoder_features: Width of the encoder's output, latent_dim.
-            e_optimizer: Makes the encoder's optimizer, for all its updates.
-            g_optimizer: Makes the optimizer of decoder and likelihood.
-            d_optimizer: Makes each discriminator's.
             recon_weight: Of the reconstruction error; with 0 its update is left out.
             adversarial_weight: Of the encoder's part in the two games; with 0 they are left out.
-            e_scheduler: Makes the encoder's learning-rate schedule, stepped once per iteration.
-            g_scheduler: Makes the decoder's.
-            d_scheduler: Makes each discriminator's.
 
         Raises:
             UserError: If the number of categories is not known, or a weight is negative.

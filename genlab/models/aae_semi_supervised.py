@@ -61,15 +61,9 @@ class SemiSupervisedAAE(ClusteringAAE):
             categories: K, the classes of the data.
             style_dim: Size of the style.
             encoder_features: Width of the encoder's output, latent_dim.
-            e_optimizer: Makes the encoder's optimizer, for all its updates.
-            g_optimizer: Makes the optimizer of decoder and likelihood.
-            d_optimizer: Makes each discriminator's.
             recon_weight: Of the reconstruction error.
             adversarial_weight: Of the encoder's part in the two games.
             label_weight: Of the cross-entropy, in nats.
-            e_scheduler: Makes the encoder's learning-rate schedule, stepped once per iteration.
-            g_scheduler: Makes the decoder's.
-            d_scheduler: Makes each discriminator's.
 
         Raises:
             UserError: If the data have no classes, or a weight is negative.

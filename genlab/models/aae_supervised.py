@@ -56,13 +56,7 @@ class SupervisedAAE(Coding):
             style_dim: Size of the style, standard normal under the prior.
             classes: Of the data.
             encoder_features: Width of the encoder's output, style_dim.
-            e_optimizer: Makes the encoder's optimizer, for both its updates.
-            g_optimizer: Makes the optimizer of decoder and likelihood.
-            d_optimizer: Makes the discriminator's.
             adversarial_weight: Of the encoder's second update.
-            e_scheduler: Makes the encoder's learning-rate schedule, stepped once per iteration.
-            g_scheduler: Makes the decoder's.
-            d_scheduler: Makes the discriminator's.
 
         Raises:
             UserError: If the data have no classes.

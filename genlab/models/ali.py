@@ -47,12 +47,8 @@ class ALI(Inferring):
                 is what swaps the labels of a logistic loss, and of no other.
             latent_dim: Size of the standard normal latent.
             encoder_features: Width of the encoder's output.
-            g_optimizer: Makes the optimizer of generator and encoder.
-            d_optimizer: Makes the discriminator's.
             posterior: The family of q(z | x); one code for each sample unless given.
             penalty: On the discriminator's gradient in sample and latent, added to its loss; None for none.
-            g_scheduler: Makes the learning-rate schedule of generator and encoder, stepped once per iteration.
-            d_scheduler: Makes the discriminator's.
 
         Raises:
             ValueError: If encoder_features is not what the posterior reads, or if there is a penalty and the

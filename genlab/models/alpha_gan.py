@@ -72,14 +72,6 @@ class AlphaGAN(Inferring):
             reconstruction_weight: lambda, of |x - x^|_1, here a mean over dimensions.
             fakes: What D is shown, "reconstructions" and "samples".
             latent: "adversarial": the codes of all samples match the prior, by C; "kl": each one's posterior does.
-            e_optimizer: Makes the encoder's optimizer.
-            g_optimizer: Makes the generator's.
-            d_optimizer: Makes D's.
-            c_optimizer: Makes C's.
-            e_scheduler: Makes the encoder's learning-rate schedule, stepped once per iteration.
-            g_scheduler: Makes the generator's.
-            d_scheduler: Makes D's.
-            c_scheduler: Makes C's.
 
         Raises:
             UserError: If a choice is unknown, the weight is negative, or a KL is wanted of a posterior without density.

@@ -37,8 +37,6 @@ class Autoencoder(Coding):
             decoder: Maps codes to raw outputs, as the likelihood wants them.
             likelihood: What the raw outputs mean.
             latent_dim: Length of a code.
-            optimizer: Makes the optimizer from all parameters.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             encoder_features: Width of the encoder's output, which the networks ask for.
 
         Raises:

@@ -49,10 +49,6 @@ class AVB(Coding, NormalPrior):
             latent_dim: Size of the standard normal latent.
             encoder_features: Width of the encoder's output.
             posterior: The family of q(z | x), which only need be drawn from.
-            optimizer: Makes the optimizer of encoder, decoder and likelihood.
-            d_optimizer: Makes the discriminator's.
-            scheduler: Makes the learning-rate schedule of encoder and decoder, stepped once per iteration.
-            d_scheduler: Makes the discriminator's.
 
         Raises:
             ValueError: If encoder_features is not what the posterior reads.

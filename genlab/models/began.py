@@ -42,10 +42,6 @@ class BEGAN(Generating):
             loss: The equilibrium, with its state k_t.
             latent_dim: Size of the latent, uniform on [-1, 1] as in the paper.
             code_dim: Size of the autoencoder's code, which its network is built with.
-            g_optimizer: Makes the generator's optimizer from its parameters.
-            d_optimizer: Makes the autoencoder's.
-            g_scheduler: Makes the generator's learning-rate schedule; may watch the recorded `m_global`.
-            d_scheduler: Makes the autoencoder's.
         """
         super().__init__()
         self.generator, self.discriminator, self.loss = generator, discriminator, loss

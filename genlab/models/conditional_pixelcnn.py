@@ -42,8 +42,6 @@ class ConditionalPixelCNN(GenerativeModel):
             network: Maps bottom tokens int64 [N, h, w] and a map [N, C, h, w] to logits [N, levels, h, w], causally.
             conditioner: Maps top tokens int64 [N, h_top, w_top] to that map.
             levels: K of the bottom level.
-            optimizer: Makes the optimizer.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             temperature: Logits are divided by it when bottom codes are drawn; the top prior has its own.
             first_stage: The trained prior of the top codes.
 

@@ -40,8 +40,6 @@ class ContractiveAutoencoder(GenerativeModel):
                 which ties the samples of a batch together.
             likelihood: What the raw outputs mean.
             code_dim: Length of a code.
-            optimizer: Makes the optimizer from all parameters.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             contraction_weight: lambda.
 
         Raises:

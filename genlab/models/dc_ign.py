@@ -54,8 +54,6 @@ class DCIGN(VAE):
             likelihood: What the raw outputs mean.
             latent_dim: Size of the latent.
             encoder_features: 2 * latent_dim.
-            optimizer: Makes the optimizer from all parameters.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             kl_weight: Of the KL, which only the latents that are not clamped pay.
             kl: What the objective makes of the KL; its mean unless given.
             scene_units: Latents that stand for the first known factors, one each.

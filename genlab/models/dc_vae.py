@@ -82,10 +82,6 @@ class DCVAE(GenerativeModel):
             queue_size: K, other images' keys; well below the number of training images, or they are often one's own.
             temperature: tau of InfoNCE.
             momentum: Of the copy of trunk and projections that makes the keys.
-            g_optimizer: Makes the optimizer of encoder and decoder.
-            d_optimizer: Makes those of trunk, head and projections.
-            g_scheduler: Makes the learning-rate schedule of encoder and decoder, stepped once per iteration.
-            d_scheduler: Makes those of trunk, head and projections.
 
         Raises:
             UserError: If a number is out of its range, or the discriminator has batch norm.

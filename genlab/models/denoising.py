@@ -47,8 +47,6 @@ class DenoisingAutoencoder(Coding):
             decoder: Maps codes to raw outputs, as the likelihood wants them.
             likelihood: What the raw outputs mean.
             latent_dim: Length of a code.
-            optimizer: Makes the optimizer from all parameters.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             corruption: "gaussian" noise, "masking" (a share of the numbers is set to -1, black), or "salt_and_pepper"
                 (to -1 or 1).
             level: The noise's standard deviation, or the share of numbers.

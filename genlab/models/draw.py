@@ -67,8 +67,6 @@ class DRAW(Opposable, NormalPrior):
             steps: T.
             latent_dim: Z, numbers drawn at each step.
             hidden: Length of both recurrent states.
-            optimizer: Makes the optimizer from all parameters.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             read_size: Filters along each side of the window that is read through; None to read the whole image.
             write_size: The same of the window that is written through.
             clip: Largest gradient norm of an update; None for the run's `optim.clip`.

@@ -46,10 +46,6 @@ class EBGAN(Generating):
             code_dim: Size of the autoencoder's code, which its network is built with.
             pt_weight: Weight of the pulling-away term in the generator's loss; 0 leaves it out.
             pretrain_steps: Iterations at the start in which only the autoencoder learns.
-            g_optimizer: Makes the generator's optimizer from its parameters.
-            d_optimizer: Makes the autoencoder's.
-            g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
-            d_scheduler: Makes the autoencoder's.
 
         Raises:
             ValueError: If pretrain_steps is negative.

@@ -40,11 +40,7 @@ class GAN(Generating):
             discriminator: Maps samples [N, ...] to logits [N].
             loss: What both minimise.
             latent_dim: Size of the standard normal latent.
-            g_optimizer: Makes the generator's optimizer from its parameters.
-            d_optimizer: Makes the discriminator's.
             penalty: On the discriminator's gradient, added to its loss; None for none.
-            g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
-            d_scheduler: Makes the discriminator's.
 
         Raises:
             ValueError: If there is a penalty and the discriminator couples the samples of a batch.

@@ -55,8 +55,6 @@ class CategoricalVAE(Opposable):
             variables: Number of latent variables.
             classes: K of each.
             latent_dim: variables * classes.
-            optimizer: Makes the optimizer from all parameters.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             start_temperature: tau at the start.
             min_temperature: tau never falls below it.
             annealing_rate: r of tau = max(min, start exp(-r t)).

@@ -59,10 +59,6 @@ class InfoGAN(Generating):
             q_hidden: Width of Q's hidden layer.
             info_weight: lambda of the category's part of L_I.
             code_weight: lambda of the continuous codes' part.
-            g_optimizer: Makes the generator's optimizer from its parameters.
-            d_optimizer: Makes that of discriminator and Q.
-            g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
-            d_scheduler: Makes the discriminator's.
 
         Raises:
             ValueError: If there is no category to choose, or no room for noise.

@@ -57,8 +57,6 @@ class IWAE(Opposable):
             decoder: Maps z_1 [N, latent_dim] to raw outputs, as the likelihood wants them.
             likelihood: What the raw outputs mean.
             latent_dim: Size of z_1.
-            optimizer: Makes the optimizer from all parameters.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             k: Draws for each sample.
             estimator: "iwae", "dreg" or "vae".
             upper_dim: Size of z_2; None for one layer.

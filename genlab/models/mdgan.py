@@ -52,10 +52,6 @@ class RegGAN(Inferring):
             encoder_features: Width of the encoder's output, latent_dim.
             distance_weight: lambda_1, of d(x, G(E(x))).
             mode_weight: lambda_2, of -log D(G(E(x))).
-            g_optimizer: Makes the optimizer of generator and encoder.
-            d_optimizer: Makes the discriminator's.
-            g_scheduler: Makes the learning-rate schedule of generator and encoder, stepped once per iteration.
-            d_scheduler: Makes the discriminator's.
 
         Raises:
             ValueError: If the encoder's output is no latent.
@@ -131,10 +127,6 @@ class MDGAN(Inferring):
             latent_dim: Size of the standard normal latent.
             encoder_features: Width of the encoder's output, latent_dim.
             manifold_weight: lambda, of -log D_1(G(E(x))) beside the distance.
-            g_optimizer: Makes the optimizer of generator and encoder, which moves twice in an iteration.
-            d_optimizer: Makes each discriminator's.
-            g_scheduler: Makes the learning-rate schedule of generator and encoder, stepped once per iteration.
-            d_scheduler: Makes each discriminator's.
 
         Raises:
             ValueError: If the encoder's output is no latent.

@@ -44,8 +44,6 @@ class PixelCNN(GenerativeModel):
         Args:
             network: Maps tokens int64 [N, H, W] to logits [N, levels, H, W], causally.
             levels: Values of a token: 256 for pixels, 2 for binarised ones, K for a first stage's codes.
-            optimizer: Makes the optimizer.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             temperature: Logits are divided by it when samples are drawn.
             first_stage: A trained model with tokens; None for pixels.
 

@@ -96,8 +96,6 @@ class RBM(GenerativeModel):
         Args:
             shape: (C, H, W) of the images.
             hidden: Hidden units.
-            optimizer: Makes the optimizer from all parameters.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             k: Steps of Gibbs sampling for each update.
             persistent: How many chains go on from one update to the next; 0: they start at the data.
             weight_std: Deviation of the normal initial weights.

@@ -88,10 +88,6 @@ class SwappingAutoencoder(GenerativeModel):
             r1_gamma: Of the penalty on D; 0 for none.
             patch_r1_gamma: Of the penalty on D_patch; 0 for none.
             r1_every: Iterations between penalties.
-            g_optimizer: Makes the optimizer of encoder and generator.
-            d_optimizer: Makes that of both discriminators.
-            g_scheduler: Makes the learning-rate schedule of encoder and generator, stepped once per iteration.
-            d_scheduler: Makes the discriminators'.
 
         Raises:
             UserError: If a number is out of its range.

@@ -119,10 +119,6 @@ class UnrolledGAN(Generating):
             unroll_steps: K; 0 is the plain zero-sum GAN.
             simultaneous: Whether both players move at once, as in the paper's Eq. 8 and 9; else the discriminator moves
                 first, as in `gan`.
-            g_optimizer: Makes the generator's optimizer from its parameters.
-            d_optimizer: Makes the discriminator's: Adam or SGD, whose steps are unrolled.
-            g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
-            d_scheduler: Makes the discriminator's.
 
         Raises:
             ValueError: If K is negative, or the discriminator's optimizer is one that is not known here.

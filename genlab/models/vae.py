@@ -52,8 +52,6 @@ class VAE(Opposable):
             likelihood: What the raw outputs mean.
             latent_dim: Size of the latent.
             encoder_features: Width of the encoder's output.
-            optimizer: Makes the optimizer from all parameters.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             kl_weight: beta of Higgins et al. (2017); 1 is the VAE. The recorded `elbo` always has weight 1.
             kl: What the objective makes of the KL; its mean unless given.
             prior: p(z); standard normal unless given.

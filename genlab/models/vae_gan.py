@@ -71,12 +71,6 @@ class VAEGAN(Inferring):
             adversarial_weight: Of L_GAN in the decoder's loss: 1 in the paper; with 0 the discriminator is no more than
                 the measure, the paper's VAE_Dis_l (whose discriminator was trained against a GAN of its own).
             fakes: What the discriminator is shown beside real samples, "reconstructions" and "samples".
-            e_optimizer: Makes the encoder's optimizer.
-            g_optimizer: Makes the decoder's.
-            d_optimizer: Makes the discriminator's.
-            e_scheduler: Makes the encoder's learning-rate schedule, stepped once per iteration.
-            g_scheduler: Makes the decoder's.
-            d_scheduler: Makes the discriminator's.
 
         Raises:
             UserError: If there are no fakes or unknown ones, a weight or scale is out of its range, or the layer is not

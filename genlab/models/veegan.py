@@ -56,12 +56,8 @@ class VEEGAN(ALI):
             encoder_features: Width of F's output.
             distance_weight: Of d(z, F(G(z))), 1 in the paper.
             reconstructor_adversarial: Whether F minimises -log(1 - D(x, F(x))) beside the distance.
-            g_optimizer: Makes the optimizer of generator and reconstructor.
-            d_optimizer: Makes the discriminator's.
             posterior: What F's output means, p_F(z | x); one code for each sample unless given.
             penalty: On the discriminator's gradient in sample and latent; None for none.
-            g_scheduler: Makes the learning-rate schedule of generator and reconstructor, stepped once per iteration.
-            d_scheduler: Makes the discriminator's.
         """
         super().__init__(
             generator,

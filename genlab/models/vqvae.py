@@ -43,8 +43,6 @@ class VQVAE(Opposable):
             decoder: Maps codes [N, D, h, w] to raw outputs, as the likelihood wants them.
             codebook: K codes of length D.
             likelihood: What the raw outputs mean.
-            optimizer: Makes the optimizer of encoder, decoder and likelihood.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             commitment_weight: beta.
             adversary: What it must deceive beside its objective; None for nobody.
 

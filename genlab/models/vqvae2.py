@@ -51,8 +51,6 @@ class VQVAE2(GenerativeModel):
             top_codebook: K_top codes of length D_top.
             bottom_codebook: K_bottom codes of length D_bottom.
             likelihood: What the raw outputs mean.
-            optimizer: Makes the optimizer of all networks and the likelihood.
-            scheduler: Makes the learning-rate schedule, stepped once per iteration.
             commitment_weight: beta.
 
         Raises:

@@ -50,10 +50,6 @@ class WGAN(Generating):
             n_critic_long: The same in the long iterations.
             long_first: How many iterations at the start are long.
             long_every: Every how many iterations another one is.
-            g_optimizer: Makes the generator's optimizer from its parameters.
-            c_optimizer: Makes the critic's.
-            g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
-            c_scheduler: Makes the critic's, likewise once per iteration.
 
         Raises:
             ValueError: If a number of updates or of iterations is below 1, or clip is not positive.

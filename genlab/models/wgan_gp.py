@@ -40,10 +40,6 @@ class WGANGP(Generating):
             latent_dim: Size of the standard normal latent.
             n_critic: Critic updates per generator update, each on fresh data.
             gp_weight: lambda of Eq. 3.
-            g_optimizer: Makes the generator's optimizer from its parameters.
-            c_optimizer: Makes the critic's.
-            g_scheduler: Makes the generator's learning-rate schedule, stepped once per iteration.
-            c_scheduler: Makes the critic's, likewise once per iteration.
 
         Raises:
             ValueError: If n_critic is below 1, or the critic couples the samples of a batch.
