@@ -63,6 +63,15 @@ class Case:
     bars: Mapping[tuple[str, str], float] = field(default_factory=dict)
     pythae: bool = False
 
+    def told(self) -> dict[str, Any]:
+        """What its row says of it, in plain containers."""
+        return {
+            "name": self.name,
+            "overrides": list(self.overrides),
+            "presets": {name: list(preset) for name, preset in self.presets.items()},
+            "bars": [[*key, bar] for key, bar in self.bars.items()],
+        }
+
 
 DIGITS = ("data=digits", "data.batch_size=64", "threads=1")
 LARGE = ("metrics=none",)  # to time their scores, the classifier that judges would be trained for minutes first
@@ -195,9 +204,6 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     """
     import torch
 
-    from genlab.benchmarks.rivals import Pythae, by_hand, has_idle_player
-
-    notes: list[str] = []
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         peaks = _peaks(case) if sys.platform != "win32" else {}
@@ -209,26 +215,8 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
             trainings[name] = Training((*case.overrides, *preset), folder / name)
             stack.callback(trainings[name].close)
         first = next(iter(trainings.values()))
-        contestants: dict[str, Runner] = dict(trainings)
-        try:
-            for name, freeze in {"plain": False, "plain+freeze": True, CONTROL: False}.items():
-                parts = _build(case.overrides)
-                if not freeze or has_idle_player(parts):
-                    contestants[name] = by_hand(parts, first.device, freeze)
-        except UserError as error:
-            notes.append(str(error))
-            contestants[CONTROL] = Training(case.overrides, folder / "control")
-            stack.callback(contestants[CONTROL].close)  # type: ignore[attr-defined]
-        unit = 1
-        if case.pythae:
-            try:
-                contestants["pythae"] = rival = Pythae(_build(case.overrides), folder / "pythae")
-                stack.callback(rival.close)
-                unit = rival.epoch
-                _check_same_size(rival.parameters, first)
-            except UserError as error:
-                notes.append(str(error))
-
+        rivals, unit, notes = _rivals(case, first, folder, stack)
+        contestants: dict[str, Runner] = {**trainings, **rivals}
         warm = {name: _warm_up(runner, unit) for name, runner in contestants.items()}
         count = unit * max(1, round(ROUND_SECONDS / warm["plain" if "plain" in warm else CONTROL] / unit))
         clock, clock_name = make_clock(first.device, torch.get_num_threads())
@@ -236,9 +224,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
         laps = race(turns, seconds, clock)
         reference = "plain" if "plain" in laps else next(iter(trainings))
         row: dict[str, Any] = {
-            "name": case.name,
-            "overrides": list(case.overrides),
-            "presets": {name: list(preset) for name, preset in case.presets.items()},
+            **case.told(),
             "device": _device_name(first.device),
             "clock": clock_name,
             "threads": torch.get_num_threads(),
@@ -252,7 +238,6 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
                 for name in trainings
             },
             "control": times_as_fast(laps[CONTROL], laps[reference]),
-            "bars": [[*key, bar] for key, bar in case.bars.items()],
             "peak_mib": peaks,
             "notes": notes,
         }
@@ -263,6 +248,41 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
             row["parts_ms"][name] = training.parts_of_an_iteration(clock, iteration)
             row["recurring"][name] = training.recurring(clock, iteration)
     return row
+
+
+def _rivals(
+    case: Case, first: Training, folder: Path, stack: contextlib.ExitStack
+) -> tuple[dict[str, Runner], int, list[str]]:
+    """Those that genlab's trainings are raced against, iterations that must be run at a time, and what is missing.
+
+    Args:
+        case: What is measured.
+        first: One of the trainings.
+        folder: Where they may write.
+        stack: Closes them.
+    """
+    from genlab.benchmarks.rivals import Pythae, by_hand, has_idle_player
+
+    found: dict[str, Runner] = {}
+    notes: list[str] = []
+    try:
+        for name, freeze in {"plain": False, "plain+freeze": True, CONTROL: False}.items():
+            parts = _build(case.overrides)
+            if not freeze or has_idle_player(parts):
+                found[name] = by_hand(parts, first.device, freeze)
+    except UserError as error:
+        notes.append(str(error))
+        found[CONTROL] = Training(case.overrides, folder / "control")
+        stack.callback(found[CONTROL].close)  # type: ignore[attr-defined]
+    if not case.pythae:
+        return found, 1, notes
+    try:
+        found["pythae"] = rival = Pythae(_build(case.overrides), folder / "pythae")
+        stack.callback(rival.close)
+        _check_same_size(rival.parameters, first)
+    except UserError as error:
+        return found, 1 if "pythae" not in found else rival.epoch, [*notes, str(error)]
+    return found, rival.epoch, notes
 
 
 def _is_rival(name: str, trainings: Mapping[str, Any]) -> bool:
@@ -550,31 +570,14 @@ def race_images(size: int, source: Path | None, seconds: float, count: int = IMA
     """
     import torch
 
-    from genlab.benchmarks.rivals import image_folder_epoch, write_jpegs
-    from genlab.data.images import ImageFolder
+    from genlab.benchmarks.rivals import write_jpegs
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, _cache_in(Path(name) / "cache"):
         root = Path(name) / "jpegs"
         write_jpegs(root, source, size, count)
-        options: dict[str, Any] = {"root": root, "image_size": size, "channels": 3, "batch_size": 64}
-        batches = iter(ImageFolder(**options, flip=True).stream())
-
-        def stream() -> None:
-            for _ in range(BATCHES):
-                next(batches)
-
-        def prepare() -> None:
-            with tempfile.TemporaryDirectory() as fresh, _cache_in(Path(fresh)):
-                ImageFolder(**options).prepare_data()
-
-        contestants = {
-            "genlab": stream,
-            "torchvision": image_folder_epoch(root, 64),
-            "torchvision again": image_folder_epoch(root, 64),
-            "preparation": prepare,
-        }
+        contestants = _readers(root, size)
         for contestant in contestants.values():
             contestant()
         laps = race(contestants, seconds, time.process_time)
@@ -596,6 +599,30 @@ def race_images(size: int, source: Path | None, seconds: float, count: int = IMA
         "preparation": times_as_fast(laps["preparation"], laps["torchvision"]),
         "preparation_by_the_wall": times_as_fast(laps["preparation"], laps["torchvision"], clock=1),
         "bar": DATA_BARS.get(size),
+    }
+
+
+def _readers(root: Path, size: int) -> dict[str, Callable[[], None]]:
+    """What reads a folder of JPEGs: genlab's stream, torchvision's loader twice, genlab's preparation."""
+    from genlab.benchmarks.rivals import image_folder_epoch
+    from genlab.data.images import ImageFolder
+
+    options: dict[str, Any] = {"root": root, "image_size": size, "channels": 3, "batch_size": 64}
+    batches = iter(ImageFolder(**options, flip=True).stream())
+
+    def stream() -> None:
+        for _ in range(BATCHES):
+            next(batches)
+
+    def prepare() -> None:
+        with tempfile.TemporaryDirectory() as fresh, _cache_in(Path(fresh)):
+            ImageFolder(**options).prepare_data()
+
+    return {
+        "genlab": stream,
+        "torchvision": image_folder_epoch(root, 64),
+        "torchvision again": image_folder_epoch(root, 64),
+        "preparation": prepare,
     }
 
 

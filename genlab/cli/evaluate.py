@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,9 @@ from genlab.judging.subject import (
     IMAGES,
     POINTS,
     SCORES,
-    LabelledSets,
     Scoring,
-    check_shape,
-    default_extractor,
-    find_extractor,
-    judge_notes,
     our_keys,
     record_of,
-    tells_classes,
 )
 
 log = logging.getLogger("genlab")
@@ -260,13 +253,9 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
     Raises:
         UserError: If a set cannot be read, is too small, or there is no extractor.
     """
-    import torch
-
     from genlab.judging.image_sets import load_image_sets
-    from genlab.judging.suite import GROUPS, image_scores, slices
-    from genlab.metrics.cache import cached_stats
-    from genlab.metrics.features import features_of
-    from genlab.seeding import fixed_choice, preserved_random_states
+    from genlab.judging.sets import SetScoring
+    from genlab.seeding import preserved_random_states
     from genlab.sharing import by_first, first_then_others
 
     options = {**DEFAULTS, **(options or {})}
@@ -276,66 +265,9 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
         raise UserError("Images are scored against others: give both real=PATH and fake=PATH.")
     paths = {key: options[key] for key in ("real", "fake", "train") if options[key] is not None}
     sets, rule = first_then_others(lambda: load_image_sets(paths, options["size"], options["skip_broken"]))
-    for key in ("real", "fake"):
-        if len(sets[key].x) < FEWEST:
-            raise UserError(f"Scores need {FEWEST} images or more, and {key}={options[key]} holds {len(sets[key].x)}.")
-    most = options["n"] or max(IMAGES, 50_000)  # as many as the published protocol uses
-    wanted = [g for g in GROUPS if options["scores"] is None or g in options["scores"]]
-    if not wanted:
-        raise UserError(f"Of two sets of images there are the scores {', '.join(GROUPS)}.")
-    notes: list[str] = []
-    rows = torch.arange(len(sets["real"].x))
-    seconds: dict[str, float] = {}
-    started = time.monotonic()
+    job = SetScoring(sets, options)
     with preserved_random_states(), our_keys():
-        extractor = None
-        if set(wanted) & {"fid", "is", "kid", "pr"}:
-            judged = LabelledSets(sets["real"], sets.get("train"))
-            kind = options["extractor"] or default_extractor(judged, options["inception_weights"])
-            extractor = find_extractor(kind, options, judged)
-            check_shape(extractor, tuple(sets["real"].x.shape[1:]))
-            if kind == "classifier":
-                rows = judged.judged_rows
-        if len(rows) < len(sets["real"].x):
-            notes.append(
-                f"The judge has learned from {len(sets['real'].x) - len(rows)} of the real images, so that the other "
-                f"{len(rows)} alone are compared with. All are, with train=LABELLED or another extractor=."
-            )
-        if len(rows) < FEWEST:
-            raise UserError(f"Scores need {FEWEST} real images or more that the judge has not seen, got {len(rows)}.")
-        real, fake = sets["real"].x[rows[fixed_choice(len(rows), most)]], sets["fake"].x
-        fake = fake[fixed_choice(len(fake), most)]
-        of_real = of_fake = None
-        if extractor is not None:
-            judge = extractor
-            of_real = cached_stats(
-                f"{sets['real'].fingerprint}/{len(rows)}/{len(real)}",
-                judge.card(),
-                lambda: features_of(judge, slices(real)),
-            )
-            of_fake = features_of(judge, slices(fake))
-        seconds["features"] = round(time.monotonic() - started, 2)
-        groups = by_first(
-            lambda: image_scores(
-                real,
-                fake,
-                of_real,
-                of_fake,
-                wanted,
-                seed=options["seed"],
-                train=sets["train"].x if "train" in sets else None,
-                labels_by_logits=tells_classes(extractor, None),
-            )
-        )
-    notes += judge_notes(extractor, groups)
-    if "is" in groups and len(real) < len(fake):
-        notes.append(f"No Inception score of real images: there are {len(real)}, and {len(fake)} generated ones.")
-    if "nn" in groups:
-        groups["nn"].card["train_fingerprint"] = sets["train"].fingerprint
-        if groups["nn"]["nn_test"] == 0:
-            notes.append("Most images of real= are in train= too, so that the ratio measures nothing.")
-    elif "nn" in wanted:
-        notes.append("The memorisation ratio needs the images that were trained on: train=PATH.")
+        groups = job.groups()
     common = {
         "protocol": PROTOCOL,
         "genlab": genlab.__version__,
@@ -343,18 +275,17 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
         "split": "real",
         "data": Path(options["real"]).name,
         "fingerprint": sets["real"].fingerprint,
-        "shape": list(real.shape[1:]),
+        "shape": list(job.shape),
         "sizes": rule,
     }
-    seconds["all"] = round(time.monotonic() - started, 2)
     record = {
         "format": FORMAT,
         "genlab": genlab.__version__,
         "run": str(options["fake"]),
         "fake_fingerprint": sets["fake"].fingerprint,
-        **record_of(groups, common, notes, seconds),
+        **record_of(groups, common, job.notes, job.seconds),
     }
-    name = extractor.name if extractor is not None else "none"
+    name = job.extractor.name if job.extractor is not None else "none"
     stem = f"{Path(options['fake']).resolve().stem}-vs-{Path(options['real']).resolve().stem}"
     home = Path(options["out"] or Path("outputs") / "scores")
     return by_first(lambda: _keep(record, home / f"{stem}-{name}-seed{options['seed']}.json"))

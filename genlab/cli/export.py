@@ -118,25 +118,29 @@ def export(options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
             files[FILES[name]] = facts
     if not files:
         raise UserError(f"Nothing could be exported. {next(iter(left_out.values()))}")
-    spec = {
+    iteration = int(read_checkpoint(path)["global_step"])
+    spec = {"checkpoint": path.name, "iteration": iteration, "averaged": averaged, **_described(model)}
+    spec |= {"files": files, "left_out": left_out}
+    for name in set(FILES.values()) - files.keys():  # of an earlier export, perhaps of another checkpoint
+        (home / name).unlink(missing_ok=True)
+    write_json(home / SPEC, spec)
+    return home, spec
+
+
+def _described(model: GenerativeModel) -> dict[str, Any]:
+    """The part of `spec.json` that says what the model is and what its samples mean."""
+    import torch
+
+    return {
         "format": FORMAT,
         "genlab": genlab.__version__,
         "torch": torch.__version__,
-        "checkpoint": path.name,
-        "iteration": int(read_checkpoint(path)["global_step"]),
-        "averaged": averaged,
         "data": model.spec.to_dict(),
         "to_uint8": "x * 127.5 + 128, cut to 0..255, rounded down" if model.spec.kind == "image" else None,
         "latents": {"size": getattr(model, "latent_dim", None), "prior": PRIORS[model.latent_prior]},
         "choices": model.run_config.get("choices", {}),
         "model": model.run_config.get("model"),
-        "files": files,
-        "left_out": left_out,
     }
-    for name in set(FILES.values()) - files.keys():  # of an earlier export, perhaps of another checkpoint
-        (home / name).unlink(missing_ok=True)
-    write_json(home / SPEC, spec)
-    return home, spec
 
 
 def load_export(folder: str | Path, allow_targets: Sequence[str] = ()) -> GenerativeModel:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genlab.data.module import ArrayData
-    from genlab.judging.image_sets import ImageSet
+    from genlab.judging.judge import Pictures
     from genlab.metrics.scores import Scores
     from genlab.models.base import GenerativeModel
     from genlab.sampling.base import Sampler
@@ -384,7 +384,7 @@ def our_keys() -> Iterator[None]:
 # --- Extractors -----------------------------------------------------------------------------------------------------
 
 
-def find_extractor(asked: str, options: dict[str, Any], data: ArrayData | LabelledSets) -> Any:
+def find_extractor(asked: str, options: dict[str, Any], data: Pictures) -> Any:
     """The network that `asked` names: one of the judge's, or a classifier's file.
 
     Args:
@@ -417,21 +417,6 @@ def find_extractor(asked: str, options: dict[str, Any], data: ArrayData | Labell
         raise UserError(str(error)) from error
 
 
-def default_extractor(data: LabelledSets, weights: str | None) -> str:
-    """The network where none was named: learned from labels; without any, Inception if its weights are at hand."""
-    from genlab.metrics.inception import find_inception_weights
-
-    if data.spec.num_classes is not None:
-        return "classifier"
-    if weights is not None:
-        return "inception"
-    try:
-        find_inception_weights(None, False)
-    except UserError:
-        return "random"
-    return "inception"
-
-
 def judge_notes(extractor: Any, groups: dict[str, Scores]) -> list[str]:
     """What must be known of the judge when its scores are read."""
     from genlab.judging.judge import UNTRAINED
@@ -458,48 +443,3 @@ def tells_classes(extractor: Any, num_classes: int | None) -> bool:
     from genlab.metrics.classifier import ClassifierExtractor
 
     return isinstance(extractor, ClassifierExtractor) and num_classes in (None, extractor.num_classes)
-
-
-class LabelledSets:
-    """Sets of images as the data that a judge learns from: of `train` if it has labels, else of half of `real`.
-
-    No image that is judged has taught the judge.
-
-    Attributes:
-        name: For the classifier's name.
-        judged_rows: Rows of `real` that may be judged.
-    """
-
-    mirrors = False
-
-    def __init__(self, real: ImageSet, train: ImageSet | None) -> None:
-        """Divides the images.
-
-        Args:
-            real: The images that are judged against.
-            train: Others, with labels at best.
-        """
-        import re
-
-        import torch
-
-        from genlab.data.spec import DataSpec
-        from genlab.data.store import ArrayStore
-
-        source, apart = (train, True) if train is not None and train.y is not None else (real, False)
-        self.name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source.name).resolve().stem).strip("-") or "images"
-        order = torch.randperm(len(source.x), generator=torch.Generator().manual_seed(0))
-        held = len(order) // (5 if apart else 2)
-        known = {"train": order[held:], "test": order[:held]}
-        self.judged_rows = torch.arange(len(real.x)) if apart or real.y is None else known["test"].sort().values
-        self._stores = {
-            name: ArrayStore(source.x, source.y).subset(rows.sort().values) for name, rows in known.items()
-        } | {"val": ArrayStore(real.x[:0], None if real.y is None else real.y[:0])}
-        classes = None if source.y is None else int(source.y.max()) + 1
-        self.spec = DataSpec("image", tuple(source.x.shape[1:]), classes)
-
-    def split(self, name: str) -> Any:
-        """The images that the judge learns from ("train") and is tested on ("test")."""
-        return self._stores[name]
-
-    judged = split

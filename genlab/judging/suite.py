@@ -71,28 +71,37 @@ def image_scores(
         raise UserError(f"There is no score {unknown[0]}; scores takes {', '.join(GROUPS)}.")
     groups: dict[str, Scores] = {}
     if real_stats is not None and fake_stats is not None:
-        name = str(fake_stats.card.get("extractor", "features"))
-        if "fid" in wanted:
-            groups["fid"] = fid(real_stats, fake_stats).named(name)
-        if "is" in wanted and fake_stats.logits.shape[1] > 0:
-            values = inception_score(fake_stats, splits, seed)
-            if len(real_stats.logits) >= len(fake_stats.logits):  # it grows with the number of images
-                own = inception_score(real_stats, splits, seed, len(fake_stats.logits))
-                values |= Scores({"is_real": own["is"], "is_real_std": own["is_std"]})
-            groups["is"] = values.named(name)
-            if labels_by_logits:
-                share = Scores({"rarest_class": rarest_class(real_stats, fake_stats)}, values.card)
-                groups["classes"] = share.named(name)
-        if "kid" in wanted:
-            groups["kid"] = kid(real_stats, fake_stats, seed=seed).named(name)
-        if "pr" in wanted:
-            groups["pr"] = precision_recall(real_stats, fake_stats).named(name)
+        groups |= _of_features(real_stats, fake_stats, wanted, seed, splits, labels_by_logits)
     if "ms_ssim" in wanted:
         groups["ms_ssim"] = _diversity(real, fake, pairs, seed)
-        if labels_by_logits and _has_pairs(real_stats) and _has_pairs(fake_stats):
-            groups["ms_ssim_within"] = _diversity(real, fake, pairs, seed, real_stats, fake_stats)
+    if "ms_ssim" in wanted and labels_by_logits and _has_pairs(real_stats) and _has_pairs(fake_stats):
+        groups["ms_ssim_within"] = _diversity(real, fake, pairs, seed, real_stats, fake_stats)
     if "nn" in wanted and train is not None:
         groups["nn"] = memorisation(fake, train, real, seed)
+    return groups
+
+
+def _of_features(
+    real: FeatureStats, fake: FeatureStats, wanted: Sequence[str], seed: int, splits: int, labels_by_logits: bool
+) -> dict[str, Scores]:
+    """The groups that features and logits give; see `image_scores`."""
+    groups: dict[str, Scores] = {}
+    name = str(fake.card.get("extractor", "features"))
+    if "fid" in wanted:
+        groups["fid"] = fid(real, fake).named(name)
+    if "is" in wanted and fake.logits.shape[1] > 0:
+        values = inception_score(fake, splits, seed)
+        if len(real.logits) >= len(fake.logits):  # it grows with the number of images
+            own = inception_score(real, splits, seed, len(fake.logits))
+            values |= Scores({"is_real": own["is"], "is_real_std": own["is_std"]})
+        groups["is"] = values.named(name)
+        if labels_by_logits:
+            share = Scores({"rarest_class": rarest_class(real, fake)}, values.card)
+            groups["classes"] = share.named(name)
+    if "kid" in wanted:
+        groups["kid"] = kid(real, fake, seed=seed).named(name)
+    if "pr" in wanted:
+        groups["pr"] = precision_recall(real, fake).named(name)
     return groups
 
 

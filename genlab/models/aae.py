@@ -58,11 +58,7 @@ class AAE(Coding):
         Args:
             encoder: Maps samples [N, ...] to [N, encoder_features], of which the code is made.
             decoder: Maps codes [N, latent_dim] to raw outputs, as the likelihood wants them.
-            likelihood: What the raw outputs mean.
             latent_discriminator: Maps latents [N, latent_dim] to logits [N]; where `label_informed`, with labels.
-            loss: What discriminator and encoder play for.
-            latent_dim: Size of the code.
-            encoder_features: Width of the encoder's output.
             prior: p(z), which is not learned; standard normal unless given.
             posterior: How a code is made of the encoder's output; one code for each sample unless given.
             label_informed: Whether the discriminator is told labels.

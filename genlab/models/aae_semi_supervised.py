@@ -51,18 +51,7 @@ class SemiSupervisedAAE(ClusteringAAE):
         """Joins the players.
 
         Args:
-            encoder: See `ClusteringAAE`, also for all that follows but label_weight.
-            decoder: Of categories and styles.
-            likelihood: What its raw outputs mean.
-            category_discriminator: Of categories.
-            style_discriminator: Of styles.
-            loss: What discriminators and encoder play for.
-            latent_dim: categories + style_dim.
-            categories: K, the classes of the data.
-            style_dim: Size of the style.
-            encoder_features: Width of the encoder's output, latent_dim.
-            recon_weight: Of the reconstruction error.
-            adversarial_weight: Of the encoder's part in the two games.
+            encoder: See `ClusteringAAE`, for all others as well.
             label_weight: Of the cross-entropy, in nats.
 
         Raises:

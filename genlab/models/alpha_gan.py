@@ -67,8 +67,6 @@ class AlphaGAN(Inferring):
             latent_discriminator: C, of latents [N, latent_dim] to logits [N]; it does not play with latent="kl".
             posterior: How codes are made of the encoder's output.
             loss: What D and C are trained on, and by its generator's side what E and G want of them.
-            latent_dim: Size of the latent.
-            encoder_features: Width of the encoder's output.
             reconstruction_weight: lambda, of |x - x^|_1, here a mean over dimensions.
             fakes: What D is shown, "reconstructions" and "samples".
             latent: "adversarial": the codes of all samples match the prior, by C; "kl": each one's posterior does.

@@ -66,17 +66,10 @@ class DCVAE(GenerativeModel):
         """Joins the players.
 
         Args:
-            encoder: Maps samples [N, ...] to [N, 2 latent_dim]: mean and log-variance.
-            generator: The decoder: maps latents [N, latent_dim] to samples [N, ...].
             discriminator: Maps samples to logits [N]; has a `trunk`, a `head` and `features`, and no batch norm.
-            loss: What the adversarial game minimises.
             spectral_norm: Whether every layer of the discriminator is divided by its largest singular value.
-            shape: Of a sample.
-            latent_dim: Size of the standard normal latent.
-            encoder_features: Width of the encoder's output, 2 latent_dim.
             kl_weight: Of the KL, summed over the latents and averaged over the batch. The code's 1e-6 is of a sum over
                 its batch of 64, too: 6.4e-5 here.
-            n_critic: Discriminator updates per iteration.
             stages: After which stages of the trunk features are contrasted, from 0; -1 is the last.
             contrast_dim: Length of the unit vectors that are compared.
             queue_size: K, other images' keys; well below the number of training images, or they are often one's own.

@@ -77,13 +77,9 @@ class SwappingAutoencoder(GenerativeModel):
             generator: Maps structures and textures to images.
             discriminator: D, maps images to logits [N], each from its own image alone.
             patch_discriminator: D_patch, maps reference crops and crops [N, K, C, p, p] to logits [N, K].
-            loss: What the players minimise; the paper's is non-saturating.
             patch_size: p, side that crops are resampled to.
             crops: How many of an image are compared, and with how many of its reference.
             crop_scale: Smallest and largest side of a crop, as shares of the image's.
-            l1_weight: Of the reconstruction error.
-            rec_weight: Of D(rec) for the generator.
-            mix_weight: Of D(mix) for the generator.
             patch_weight: Of D_patch, for both sides.
             r1_gamma: Of the penalty on D; 0 for none.
             patch_r1_gamma: Of the penalty on D_patch; 0 for none.

@@ -56,12 +56,8 @@ class VAEGAN(Inferring):
         """Joins the three players.
 
         Args:
-            encoder: Maps samples [N, ...] to [N, 2 * latent_dim]: means, then log-variances.
             generator: The decoder, from latents [N, latent_dim] to samples [N, ...].
             discriminator: Maps samples [N, ...] to logits [N], layer by layer.
-            loss: What decoder and discriminator play for.
-            latent_dim: Size of the latent.
-            encoder_features: Width of the encoder's output.
             feature_layer: l, 1 for the discriminator's first layer, -1 for the last before its head.
             feature_sigma: s, how far features may be off for a nat.
             standardise: Whether s is in units of the features' own standard deviation over the batch (one for all of

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from genlab.models.base import GenerativeModel
 
 log = logging.getLogger("genlab")
+ALWAYS = {  # arguments of every Trainer
+    "max_epochs": -1,  # the stream of batches has no end: `max_steps` alone ends training
+    "enable_progress_bar": False,  # ours is a callback
+    "enable_model_summary": False,
+    "enable_checkpointing": True,
+    "use_distributed_sampler": False,  # streams take their process's share themselves
+    "limit_val_batches": 0,  # scores are taken by a callback, on its own clock
+}
 TINY_SAMPLE = 256  # numbers in a sample
 HEALTH = {"on_nan": "stop", "max_rollbacks": 3}  # of runs from before there was a choice
 
@@ -143,25 +151,21 @@ def make_trainer(
     for callback in parts.callbacks.values():
         if hasattr(callback, "judge"):
             callback.judge = parts.judge
-    monitor = config["checkpoint"]["monitor"] or getattr(parts.judge, "monitor", None)
-    mode = parts.judge.mode if parts.judge is not None else "min"
+    keeping = config["checkpoint"]
     checkpoints = Checkpoints(
-        config["checkpoint"]["every_n_steps"],
-        config["checkpoint"]["keep"],
-        monitor,
-        mode,
+        keeping["every_n_steps"],
+        keeping["keep"],
+        keeping["monitor"] or getattr(parts.judge, "monitor", None),
+        parts.judge.mode if parts.judge is not None else "min",
     )
-    loggers = [
-        instantiate(c, run_dir=str(run_dir), resume_step=resume_step) for c in (config.get("logger") or {}).values()
-    ]
+    chosen = (config.get("logger") or {}).values()
     asked = {k: v for k, v in config["trainer"].items() if k not in ("strategy", "log_every_n_steps")}
     arguments: dict[str, Any] = {
         **asked,
         "strategy": _strategy(config["trainer"]),
         "precision": parts.precision,
         "plugins": [p for p in (AtomicCheckpointIO(random_states), processes.cluster_environment()) if p is not None],
-        "max_epochs": -1,  # the stream of batches has no end: `max_steps` alone ends training
-        "logger": loggers,
+        "logger": [instantiate(c, run_dir=str(run_dir), resume_step=resume_step) for c in chosen],
         "callbacks": [
             CleanStop(_seconds(config["max_time"], spent), _cpu_seconds(config)),
             Rollbacks(parts.rollbacks),
@@ -170,11 +174,7 @@ def make_trainer(
         ],
         "default_root_dir": str(run_dir),
         "profiler": Unprofiled(),
-        "enable_progress_bar": False,  # ours is a callback
-        "enable_model_summary": False,
-        "enable_checkpointing": True,
-        "use_distributed_sampler": False,  # streams take their process's share themselves
-        "limit_val_batches": 0,  # scores are taken by a callback, on its own clock
+        **ALWAYS,
         **overrides,
     }
     try:
