@@ -88,11 +88,7 @@ class DCVAE(GenerativeModel):
                 "DC-VAE needs n_critic >= 1, temperature > 0, momentum in [0, 1] and kl_weight >= 0, got "
                 f"{n_critic}, {temperature}, {momentum} and {kl_weight}."
             )
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in discriminator.modules()):
-            # As in MoCo, section 3.3: the batch's statistics tell which key is one's own.
-            raise UserError(
-                "Batch norm in the discriminator would betray the keys of model=dc_vae. Try network.norm=none."
-            )
+        _refuse_batch_norm(discriminator)
         self.encoder, self.generator, self.loss = encoder, generator, loss
         if spectral_norm:
             spectrally_normalised(discriminator)
@@ -199,3 +195,9 @@ class DCVAE(GenerativeModel):
         stages = zip(self.contrast.stages, right, strict=True)
         self.record(**{f"contrast_accuracy_{stage}": accuracy for stage, accuracy in stages})
         self.record_logits(logits_real, logits_fake)
+
+
+def _refuse_batch_norm(discriminator: nn.Module) -> None:
+    """As in MoCo, section 3.3: the batch's statistics tell which key is one's own."""
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in discriminator.modules()):
+        raise UserError("Batch norm in the discriminator would betray the keys of model=dc_vae. Try network.norm=none.")

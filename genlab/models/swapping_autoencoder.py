@@ -90,11 +90,7 @@ class SwappingAutoencoder(GenerativeModel):
             ValueError: If a discriminator normalises over the batch.
         """
         super().__init__()
-        if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-            raise UserError(
-                f"model.crop_scale must be [smallest, largest] in (0, 1], got {list(crop_scale)}. "
-                "Try 'model.crop_scale=[0.25,0.5]'."
-            )
+        _check_scale(crop_scale)
         if min(crops, r1_every) < 1 or min(r1_gamma, patch_r1_gamma) < 0:
             raise UserError(
                 "The swapping autoencoder needs crops and r1_every of at least 1 and no negative gamma, got "
@@ -205,3 +201,12 @@ class SwappingAutoencoder(GenerativeModel):
 
         self.record(d_loss=d_loss, patch_d_loss=patch_d_loss, l1=l1, g_rec=g_rec, g_mix=g_mix, g_patch=g_patch)
         self.record_logits(logits_real, logits_fake)
+
+
+def _check_scale(crop_scale: Sequence[float]) -> None:
+    """Refuses what are no two shares of an image's side."""
+    if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise UserError(
+            f"model.crop_scale must be [smallest, largest] in (0, 1], got {list(crop_scale)}. "
+            "Try 'model.crop_scale=[0.25,0.5]'."
+        )
