@@ -67,13 +67,10 @@ class DCVAE(GenerativeModel):
 
         Args:
             discriminator: Maps samples to logits [N]; has a `trunk`, a `head` and `features`, and no batch norm.
-            spectral_norm: Whether every layer of the discriminator is divided by its largest singular value.
             kl_weight: Of the KL, summed over the latents and averaged over the batch. The code's 1e-6 is of a sum over
                 its batch of 64, too: 6.4e-5 here.
             stages: After which stages of the trunk features are contrasted, from 0; -1 is the last.
-            contrast_dim: Length of the unit vectors that are compared.
             queue_size: K, other images' keys; well below the number of training images, or they are often one's own.
-            temperature: tau of InfoNCE.
             momentum: Of the copy of trunk and projections that makes the keys.
 
         Raises:
