@@ -9,12 +9,12 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test lint format benchmark tensorboard clean
+.PHONY: help install train test test-all lint format benchmark tensorboard clean
 
 help:  ## this list
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.x]"
 	@echo
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##  */|/' | while IFS='|' read -r name text; do \
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##  */|/' | while IFS='|' read -r name text; do \
 		printf '  %-12s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP)  ## make .venv and install genlab into it; redone when pyproject.toml or constraints.txt change
@@ -31,6 +31,9 @@ train: install  ## train the default, or what ARGS says: make train ARGS="model=
 
 test: install  ## run the tests: make test ARGS="-k resume"
 	$(BIN)/python -m pytest $(ARGS)
+
+test-all: test  ## the tests, then each promise for every config: a step on another device, in half precision, on two processes
+	$(BIN)/python -m pytest -m matrix $(ARGS)
 
 lint: install  ## ruff (rules and format) and mypy; changes nothing
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ FEWER = {
 }  # draws, where one of them takes long
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("model", sorted(p.stem for p in (REPO / "configs" / "model").glob("*.yaml")))
 def test_every_model_config_trains(model, tmp_path):
     config = compose([f"model={model}", *QUICK, *FEWER.get(model, [])])

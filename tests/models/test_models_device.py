@@ -344,6 +344,7 @@ def left_behind(model):
     return [name for name, tensor in tensors(model, "model", set()) if tensor.device.type != DEVICE]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", MODELS)
 def test_every_method_runs_on_a_device(name):
     """Two iterations in float32 and one in bfloat16, and all that judges and samplers call: nothing is on the CPU."""

@@ -27,6 +27,7 @@ def half():
     return torch.autocast("cpu", torch.bfloat16)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("name", MODELS)
 def test_objectives_see_float32(name, tmp_path):
     """A step under the CPU's own autocast: no loss takes, gives or is recorded in half precision."""

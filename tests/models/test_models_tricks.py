@@ -136,6 +136,7 @@ def test_what_tricks_remember_is_resumed_where_the_weights_are(tmp_path):
         assert len(kept) > 2 and all(x.device.type == "meta" and x.dim() > 0 for x in kept)
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("model", options("model"))
 def test_virtual_batch_norm_is_there_or_refused(model):
     """No method takes it and then has no use for it."""

@@ -28,6 +28,8 @@ from genlab.runs.start import train
 from tests.cli.helpers import REPO, assert_identical, main, signal_in, weights
 from tests.runs.two_processes import last_iteration
 
+pytestmark = pytest.mark.matrix
+
 POINTS = ["data=ring", "network=mlp", "trainer.max_steps=8", "data.batch_size=64", "callbacks=none", "logger=csv"]
 FOUR = {
     "gan": ["model=gan"],
