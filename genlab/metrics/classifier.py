@@ -32,7 +32,7 @@ log = logging.getLogger("genlab")
 AFrozen = TypeVar("AFrozen", bound="_Frozen")
 
 FORMAT = 2  # of the file; a file of another format is trained anew
-TINY = 16  # pixels of the shorter side up to which blocks pool; from there on they stride, at an eighth of the cost
+TINY = 16  # pixels of the shorter side up to which blocks pool; from there on they stride, at a sixth of the cost
 MAX_SIDE = 32  # larger images are averaged down first: a judge of classes needs no more, and the cost stays bounded
 MAX_LENGTH = 64  # the same of the longer side of tiny images
 SMALLEST = 4  # pixels

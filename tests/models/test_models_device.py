@@ -28,9 +28,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from genlab import floats
 from genlab.contracts import CAPABILITIES
 from genlab.data.spec import Batch
+from genlab.engine import start
 from genlab.engine.players import Turn
 from genlab.metrics.ais import _Chains
-from genlab.models import base
 from genlab.models.aae_supervised import SupervisedAAE
 from genlab.models.gan import GAN
 from genlab.randomness import Drawing
@@ -481,7 +481,7 @@ def test_a_fault_in_a_step_is_found(fault, error, monkeypatch):
 
 
 def test_half_precision_in_an_objective_is_found(monkeypatch):
-    monkeypatch.setattr(base, "leave_in_float32", lambda network: None)
+    monkeypatch.setattr(start, "leave_in_float32", lambda network: None)
     made = device("gan")
     made.train(steps=1)
     with pytest.raises(Imprecise):

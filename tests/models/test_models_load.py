@@ -170,7 +170,7 @@ def test_weights_of_another_shape(tampered):
         "torch.nn.modules.module.torch.hub.load",  # torch.nn.* by name, torch.hub by what it is
         "torch.optim.optimizer.functools.partial",
         "genlab.runs.folder.subprocess.run",
-        "genlab.models.base.functools.partial",
+        "genlab.models.base.pl.seed_everything",
         "builtins.eval",
         "os.system",
         "tests.models.toys.trap",
