@@ -1,4 +1,4 @@
-"""What a model can be asked: a Protocol for each capability, and whether a model offers it.
+"""Capabilities of models: a Protocol for each, and whether a model offers it.
 
 Scripts, samplers, judges and callbacks ask `offers` (a method's `can`), never for names of methods.
 """

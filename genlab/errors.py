@@ -1,4 +1,4 @@
-"""What a user's mistake raises. Free of heavy imports, so that the command line can answer at once."""
+"""Errors for a user's mistakes. Free of heavy imports, so that the command line can answer at once."""
 
 
 class UserError(ValueError):

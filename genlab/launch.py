@@ -29,7 +29,7 @@ class Launch:
 
 
 def launch(env: Mapping[str, str] = os.environ) -> Launch | None:
-    """What started this process together with others; None where nothing did (Lightning may still start others)."""
+    """The launcher of this process and of others beside it; None without one (Lightning may still start others)."""
     if "TORCHELASTIC_RUN_ID" in env:
         world = int(env["WORLD_SIZE"])
         return Launch("torchrun", int(env["RANK"]), world, world // int(env["LOCAL_WORLD_SIZE"]))

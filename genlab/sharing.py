@@ -93,7 +93,7 @@ def shared(pieces: Iterable[P], work: Callable[[P], R]) -> Iterator[R]:
 
 
 def by_first(make: Callable[[], R]) -> R:
-    """What the first process makes, for all of them: scores from what all have, files that one must write."""
+    """The result of the first process, on all of them: for scores of shared values, and files that one must write."""
     (made,) = shared([make], lambda each: each())
     return made
 

@@ -63,7 +63,7 @@ PUBLISHED: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for.
+    """The options of a benchmark.
 
     Attributes:
         rows: Names of files in `configs/experiment/mode_benchmark`.
@@ -266,7 +266,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def perfect(data: str) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """What true samples get, from draws of as many as are judged, disjoint ones; and the card of the scores."""
+    """Scores of true samples, from disjoint draws of as many as are judged; and the card of the scores."""
     import torch
 
     from genlab.config.instantiate import instantiate

@@ -1,4 +1,4 @@
-"""What genlab is measured against: the same step written by hand, pythae's trainer, torchvision's image folder."""
+"""Genlab's rivals: the same step written by hand, pythae's trainer, torchvision's image folder."""
 
 from __future__ import annotations
 

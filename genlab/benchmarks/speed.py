@@ -1,4 +1,4 @@
-"""What genlab costs and saves: its own training, all logging on, against what people run without it.
+"""Speed of genlab's training, all logging on, against the same training without genlab.
 
 All contestants run in one process, in turns of a fraction of a second, so that a machine whose speed drifts slows all
 of them; one of them runs twice, which shows how far a ratio can be trusted (the A/A control). Ratios are taken within
@@ -64,7 +64,7 @@ class Case:
     pythae: bool = False
 
     def told(self) -> dict[str, Any]:
-        """What its row says of it, in plain containers."""
+        """Its fields in a row, in plain containers."""
         return {
             "name": self.name,
             "overrides": list(self.overrides),
@@ -423,7 +423,7 @@ class Training:
         return {**spent, "rest": 1000 * whole / count - sum(spent.values())}
 
     def recurring(self, clock: Clock, iteration: float) -> dict[str, dict[str, float]]:
-        """What comes every some hundred iterations: its seconds, how often, and its share of the run's time.
+        """Work that recurs every some hundred iterations: its seconds, how often, and its share of the run's time.
 
         Args:
             clock: Gives seconds.
@@ -603,7 +603,7 @@ def race_images(size: int, source: Path | None, seconds: float, count: int = IMA
 
 
 def _readers(root: Path, size: int) -> dict[str, Callable[[], None]]:
-    """What reads a folder of JPEGs: genlab's stream, torchvision's loader twice, genlab's preparation."""
+    """Readers of a folder of JPEGs: genlab's stream, torchvision's loader twice, genlab's preparation."""
     from genlab.benchmarks.rivals import image_folder_epoch
     from genlab.data.images import ImageFolder
 

@@ -1,4 +1,4 @@
-"""What the model draws while it learns, always from the same latents."""
+"""Samples while the model learns, always from the same latents."""
 
 from __future__ import annotations
 

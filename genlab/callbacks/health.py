@@ -1,4 +1,4 @@
-"""What a run remembers of its mishaps."""
+"""A run's record of its rollbacks."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Players(Callback):
         self.warned: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen and said."""
+        """The state for a checkpoint: looks and warnings."""
         return {"looks": [list(look) for look in self.looks], "largest": list(self.largest), "warned": self.warned[:]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ class Players(Callback):
         return torch.where(spread[1] > 0, spread[0] / spread[1], torch.ones_like(spread[1]))
 
     def verdicts(self) -> list[str]:
-        """What all looks of a full window agree on; nothing while the window is not full."""
+        """The findings that all looks of a full window share; none while the window is not full."""
         if len(self.looks) < self.window:
             return []
         diversity, acc_real, acc_fake, grad_generator, grad_opponent = zip(*self.looks, strict=True)

@@ -1,4 +1,4 @@
-"""What every command shares: errors as sentences, log lines, Hydra, help and lists. Free of torch."""
+"""Shared by all commands: errors as sentences, log lines, Hydra, help and lists. Free of torch."""
 
 from __future__ import annotations
 

@@ -319,7 +319,7 @@ def show(records: list[dict[str, Any]]) -> None:
 
 
 def score_rows(record: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Title, value, what it must be read beside, and conditions of each score; spreads stand with their score."""
+    """Title, value, reference and conditions of each score; spreads stand with their score."""
     scores, rows = record["scores"], []
     for name, value in scores.items():
         kind, _, extractor = name.partition("/")

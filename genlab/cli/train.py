@@ -137,7 +137,7 @@ def _override(config: dict[str, Any], overrides: list[str]) -> None:
 
 
 def _earlier_start(arguments: list[str], run_dir: str | None) -> str | None:
-    """What `resume=auto` goes on with, None for a new run.
+    """The run that `resume=auto` goes on with, None for a new run.
 
     That is the run in `hydra.run.dir` where that is given, as a job that comes back from a cluster's queue does; else
     the newest under outputs/. In both cases its config must be what the arguments compose, lengths and places aside.

@@ -135,7 +135,7 @@ def _wanted(what: str | Sequence[str]) -> tuple[str, ...]:
         return WHAT
     unknown = [name for name in names if name not in WHAT]
     if unknown:
-        raise UserError(f"what={unknown[0]} is not to be seen; there are {', '.join(WHAT)} and all.")
+        raise UserError(f"what={unknown[0]} is unknown; choose from {', '.join(WHAT)}, all.")
     return names
 
 

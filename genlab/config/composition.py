@@ -209,6 +209,6 @@ def insisted(model: str, group: str) -> str | None:
 
 
 def first_line(group: str, name: str) -> str:
-    """What an option says of itself, the comment that its yaml begins with; "" without one."""
+    """An option's description: the comment that its yaml begins with; "" without one."""
     first = (config_dir() / group / f"{name}.yaml").read_text().partition("\n")[0]
     return first.lstrip("# ") if first.startswith("#") else ""

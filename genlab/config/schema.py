@@ -26,7 +26,7 @@ class TrainerConfig:
 
 @dataclass
 class OptimConfig:
-    """What holds for every player's optimizer: the largest gradient norm, and a factor on all learning rates."""
+    """Settings of every player's optimizer: the largest gradient norm, and a factor on all learning rates."""
 
     clip: float | None = None
     lr_scale: float = 1.0
@@ -34,7 +34,7 @@ class OptimConfig:
 
 @dataclass
 class SpeedConfig:
-    """What may be traded for speed; null takes the preset's choice, which depends on the model and the device.
+    """Switches of speed; null takes the preset's choice, which depends on the model and the device.
 
     `preset` is exact or fast; `precision` one of float32, bfloat16, float16 (GPU), float64.
     """
@@ -83,7 +83,7 @@ class CheckpointConfig:
 
 @dataclass
 class HealthConfig:
-    """What a NaN leads to: `stop`, or `rollback` to the last checkpoint and on with another seed, so often at most."""
+    """The reaction to a NaN: `stop`, or `rollback` to the last checkpoint with another seed, so often at most."""
 
     on_nan: str = "stop"
     max_rollbacks: int = 3

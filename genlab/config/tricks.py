@@ -55,7 +55,7 @@ def finds_its_network(trick: str, model: dict[str, Any]) -> bool:
 
 
 def views_of(tricks: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a discriminator looks through, in order."""
+    """The views before a discriminator, in order."""
     views: list[dict[str, Any]] = []
     if tricks["augment"]:
         views.append({"_target_": f"{NETWORKS}.views.DiffAugment"})

@@ -242,7 +242,7 @@ def for_each(work: Callable[[int], None], total: int, workers: int) -> None:
 
 
 def _broken(position: int, name: str, error: Exception) -> Broken:
-    """What to say about an image that cannot be read; raises the error again if it is not the image's."""
+    """The sentence on an image that cannot be read; raises the error again if it is not the image's."""
     if isinstance(error, MemoryError):
         raise error
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -299,7 +299,7 @@ _job: tuple[Sequence[ImageEntry], tuple[int, int], int]  # of a worker process, 
 
 
 def _start_worker(payload: bytes) -> None:
-    """What a worker process does first."""
+    """Sets up a worker process."""
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -150,7 +150,7 @@ class ArrayData(LightningDataModule):
         return self._spec.shape[1], self._spec.shape[2]
 
     def describe(self) -> dict[str, Any]:
-        """What a protocol card says about the data: plain containers; prepares the data if need be."""
+        """The data's part of a protocol card: plain containers; prepares the data if need be."""
         splits = {name: self.split(name) for name in SPLITS}
         return {
             "name": self.name,

@@ -1,4 +1,4 @@
-"""What a data set is (`DataSpec`) and what a training step receives (`Batch`)."""
+"""Facts about a data set (`DataSpec`) and the input of a training step (`Batch`)."""
 
 from __future__ import annotations
 

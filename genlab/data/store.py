@@ -219,7 +219,7 @@ def cached_array(
 def _read_kept(
     folder: Path, key: str, shape: tuple[int, ...], in_memory: bool
 ) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """What is in the cache, None if it is not there or not whole."""
+    """The array from the cache, None if it is not there or not whole."""
     path, note_path = folder / f"{key}.npy", folder / f"{key}.json"
     if not (path.is_file() and note_path.is_file()):
         return None

@@ -19,7 +19,7 @@ POWER_ITERATIONS = 15  # that find the spectral norm of an averaged layer, from 
 
 
 class Averaged(Protocol):
-    """What has averages: a module that says of which of its parts."""
+    """A module that names the parts whose averages are kept."""
 
     ema_modules: tuple[str, ...]
 
@@ -165,9 +165,10 @@ class Averages:
         Raises:
             UserError: If they do not belong to the model's averaged parts.
         """
-        missing = sorted(self.sources().keys() ^ values.keys()) if values else []
-        if missing:
-            raise UserError(f"The checkpoint's moving averages do not fit the model: {missing[0]} is on one side only.")
+        odd = sorted(self.sources().keys() ^ values.keys()) if values else []
+        if odd:
+            where = "the model" if odd[0] in values else "the checkpoint"
+            raise UserError(f"The checkpoint's moving averages do not fit the model: {odd[0]} is missing from {where}.")
         self.values = {key: value.detach().clone() for key, value in values.items()}
 
 

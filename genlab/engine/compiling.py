@@ -1,4 +1,4 @@
-"""What `torch.compile` is given."""
+"""Compilation of networks by `torch.compile`."""
 
 from __future__ import annotations
 

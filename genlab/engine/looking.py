@@ -18,7 +18,7 @@ from genlab.losses.numerics import eager
 
 
 class Looked(Protocol):
-    """What can be looked at: a module with averages."""
+    """A module with averages."""
 
     averages: Averages
     training: bool

@@ -12,7 +12,7 @@ SWAPPING = threading.RLock()
 
 
 class Iterating(Protocol):
-    """What the loop calls of a model."""
+    """The methods of a model that the loop calls."""
 
     def begin_iteration(self) -> None:
         """Before each `training_step`."""

@@ -20,7 +20,7 @@ from genlab.errors import UserError
 
 
 class Game(Protocol):
-    """What players ask of the model that they are of."""
+    """The methods of a model that its players call."""
 
     settings: Settings
 
@@ -251,7 +251,7 @@ class Players:
             turn.history = [fn(mean) for mean in turn.history]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the mean of each player's past, with historical averaging."""
+        """The state for a checkpoint: the mean of each player's past, with historical averaging."""
         return {name: [turn.updates, turn.history] for name, turn in self.turns.items() if turn.updates}
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:

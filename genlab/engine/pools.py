@@ -47,7 +47,7 @@ class Pool:
         return torch.cat([old.to(x.dtype), x[count:]])
 
     def state(self, world: int) -> list[Tensor]:
-        """What a checkpoint keeps: the pool of each process, on the CPU; nothing where it is empty."""
+        """The state for a checkpoint: the pool of each process, on the CPU; [] where it is empty."""
         if not len(self.held):
             return []
         if world == 1:

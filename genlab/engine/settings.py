@@ -1,4 +1,4 @@
-"""What holds for a run whatever the method. Free of torch."""
+"""Settings of a run, whatever its method. Free of torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALL_TRICKS = (
 
 @dataclass(frozen=True)
 class Speed:
-    """What makes training faster and changes its floating-point numbers; all off is exact mode.
+    """Switches that make training faster and change its floating-point numbers; all off is exact mode.
 
     The precision is Lightning's affair (`speed.precision` chooses its plugin). The idle player is always frozen.
 
@@ -60,7 +60,7 @@ class Tricks:
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for a run whatever the method; the command line fills it from `optim`, `ema`, `speed` and `seed`.
+    """Settings of a run, whatever its method; the command line fills them from `optim`, `ema`, `speed` and `seed`.
 
     Attributes:
         seed: Seeds the noise of training (the same on every process) and the global streams (one per process).

@@ -67,7 +67,7 @@ class Watch:
             raise NotFinite(_told(step, name, what, value, history.get(step, {})))
 
     def values(self, average: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """What this iteration recorded, as numbers, means over processes."""
+        """The recorded values of this iteration as numbers, means over processes."""
         names = sorted(self.recorded)
         if not names:
             return {}
@@ -78,7 +78,7 @@ class Watch:
 
 
 def _told(step: int, name: str, what: str, value: Tensor, values: Mapping[str, Tensor | float]) -> str:
-    """What was not finite, in a sentence."""
+    """A sentence that names the value that is not finite."""
     if what == "gradient":
         return f"the {name}'s gradient was not finite in iteration {step}."
     recorded = {n: torch.as_tensor(v) for n, v in values.items() if not n.startswith("grad_norm")}

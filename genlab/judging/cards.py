@@ -140,7 +140,7 @@ def title_of(score: str) -> str:
 
 
 def common_card(data: Mapping[str, Any], split: str, seed: int, ema: bool) -> dict[str, Any]:
-    """What every score of a run states, whatever it measures.
+    """The fields on the card of every score of a run.
 
     Args:
         data: The data module's `describe()`.

@@ -1,4 +1,4 @@
-"""What the `metrics` group chooses: judges that score a model's samples, while it trains and at the end."""
+"""Judges: they score a model's samples while it trains and at the end. The `metrics` group chooses one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ UNTRAINED = (
 
 
 class Sampler(Protocol):
-    """What is judged: anything that draws samples [n, ...]."""
+    """Anything that draws samples [n, ...]."""
 
     device: torch.device
 
@@ -47,7 +47,7 @@ class Sampler(Protocol):
 
 
 class Pictures(Protocol):
-    """What a judge's network is made for: named splits of images, labelled or not."""
+    """Named splits of images, labelled or not, for which a network is made."""
 
     name: str
 
@@ -71,7 +71,7 @@ class Pictures(Protocol):
 
 
 class Data(Pictures, Protocol):
-    """What is judged against: named splits of real samples."""
+    """The reference: named splits of real samples."""
 
     @property
     def modes(self) -> Mixture | None:
@@ -267,7 +267,7 @@ class Judge:
         return "max" if score.partition("/")[0] in HIGHER_IS_BETTER or score.startswith(HIGHER) else "min"
 
     def prepare(self, data: Data, device: torch.device) -> None:
-        """What must be ready before training: a classifier, Inception's weights.
+        """Preparation before training: a classifier, Inception's weights.
 
         The first process calls it before the others exist; these do when they first judge, and find it in the cache.
         """
@@ -301,7 +301,7 @@ class Judge:
         raise NotImplementedError
 
     def factors(self, model: Any, data: Data, split: str) -> Scores:
-        """What single latents tell of the data's known factors; nothing where one has none."""
+        """Correlations of single latents with the data's known factors; empty without latents or factors."""
         names = getattr(data.spec, "factor_names", None)
         if not names or not callable(getattr(model, "encode", None)):
             return Scores()
@@ -316,7 +316,7 @@ class Judge:
         return [(name, f"{value:.4g}") for name, value in scores.items()]
 
     def common(self, model: Sampler, data: Data, split: str) -> dict[str, Any]:
-        """What the cards of all scores state."""
+        """The fields on the cards of all scores."""
         card = common_card(data.describe(), split, self.seed, bool(getattr(model, "has_averages", False)))
         return {**card, "y": FROM_LABELS} if getattr(model, "conditional", False) else card
 
@@ -407,7 +407,7 @@ class ImageJudge(Judge):
         return features_of(self.extractor, [pictures(draw) for draw in self.draws(model, data, split, n)])
 
     def _scores(self, real: FeatureStats, fake: FeatureStats, many: FeatureStats | None, reported: bool) -> Scores:
-        """What is wanted, and where it is reported what it must be read beside; `many` for the rarest class."""
+        """The wanted scores; on the test split also their reference values. `many`: statistics of 2,000 samples."""
         scores = Scores()
         tells = fake.logits.shape[1] > 0
         for name in self.wanted:

@@ -30,7 +30,7 @@ HIGHER = (
 
 
 class Objective(Protocol):
-    """What is judged: a model that states its training objective."""
+    """A model that states its training objective."""
 
     device: torch.device
 

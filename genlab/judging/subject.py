@@ -1,4 +1,4 @@
-"""What is scored, and how: a model on a split of its data. Asks what the model can, never what it is called."""
+"""Scores of a model on a split of its data. It asks for capabilities, never for names of methods."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ class Scoring:
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """What the cards of generated samples state besides."""
+        """Further fields on the cards of generated samples."""
         from genlab.config.samplers import sampler_text
         from genlab.judging.judge import FROM_LABELS
 
@@ -286,7 +286,7 @@ class Scoring:
         self.groups |= {"classification": scores} if scores else {}
 
     def factors(self) -> None:
-        """What single latents tell of the data's known factors."""
+        """Correlations of single latents with the data's known factors."""
         from genlab.metrics.factors import coded, factor_scores
 
         names = self.data.spec.factor_names or ()
@@ -418,7 +418,7 @@ def find_extractor(asked: str, options: dict[str, Any], data: Pictures) -> Any:
 
 
 def judge_notes(extractor: Any, groups: dict[str, Scores]) -> list[str]:
-    """What must be known of the judge when its scores are read."""
+    """Notes on the judge, for the reader of its scores."""
     from genlab.judging.judge import UNTRAINED
 
     if extractor is None:

@@ -15,7 +15,7 @@ from genlab.randomness import Drawing
 
 
 class AdversarialLoss(Drawing):
-    """What the discriminator and the generator of a GAN minimise. `loss=...` chooses one of its subclasses.
+    """The losses of a GAN's discriminator and generator. `loss=...` chooses one of the subclasses.
 
     Attributes:
         needs_lipschitz: Whether it means something only for a critic whose slope is bounded.
@@ -32,11 +32,11 @@ class AdversarialLoss(Drawing):
 
     @abstractmethod
     def real(self, logits: Tensor) -> Tensor:
-        """What real samples add to the discriminator's loss, a scalar, from logits [N]."""
+        """The real samples' term of the discriminator's loss, a scalar, from logits [N]."""
 
     @abstractmethod
     def fake(self, logits: Tensor) -> Tensor:
-        """What fakes add to it, a scalar, from logits [M]."""
+        """The fakes' term of it, a scalar, from logits [M]."""
 
     @abstractmethod
     def generator(self, logits_fake: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a variational objective makes of the KL divergence: warm-up, cycles, free bits, a capacity.
+"""Weights and bounds of the KL divergence in an objective: warm-up, cycles, free bits, a capacity.
 
 Each maps KL(q || p) of a batch, split into terms (one per latent where there is a closed form, else one), to a number
 that the model multiplies by its `kl_weight` and adds to the reconstruction. A schedule is a function of the iteration

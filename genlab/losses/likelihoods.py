@@ -1,4 +1,4 @@
-"""What a decoder's output means: the distribution of a sample given its latent. Log-densities [N] in nats."""
+"""Likelihoods: the distribution of a sample given a decoder's output. Log-densities [N] in nats."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Likelihood(nn.Module):
         """A draw from p(x | z), in the range of the data."""
 
     def shown(self, raw: Tensor, rng: torch.Generator | None) -> Tensor:
-        """What a model shows as its sample: E[x | z], without the noise; a draw where that noise is the picture."""
+        """The sample that a model shows: E[x | z], without the noise; a draw where that noise is the picture."""
         return self.mean(raw)
 
     @abstractmethod

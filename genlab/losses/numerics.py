@@ -1,4 +1,4 @@
-"""What keeps objectives exact when networks run in half precision or compiled."""
+"""Exact objectives beside networks in half precision or compiled."""
 
 from __future__ import annotations
 

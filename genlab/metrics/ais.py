@@ -29,7 +29,7 @@ TUNING = 20  # trajectories before the first temperature, which find the step si
 
 
 class JointModel(Protocol):
-    """What AIS asks of a model."""
+    """The methods of a model that AIS calls."""
 
     def inference(self, gradients: bool = False) -> AbstractContextManager[None]:
         """Averaged weights, eval mode; gradients by what the capabilities are given."""

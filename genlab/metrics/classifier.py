@@ -44,7 +44,7 @@ WAYS_OUT = "Try metrics.extractor=random (an untrained network), or metrics=none
 
 @dataclass
 class ClassifierData:
-    """What a classifier learns from and is tested on.
+    """Training and test images of a classifier.
 
     Attributes:
         x_train: uint8 images [N, C, H, W].
@@ -207,7 +207,7 @@ class _Frozen(nn.Module):
         return torch.cat(features), torch.cat(logits)
 
     def card(self) -> dict[str, Any]:
-        """What a score must say about its extractor: scores with different cards are not comparable."""
+        """The extractor's part of a card: scores with different cards are not comparable."""
         size = self.net.size
         return {
             "extractor": self.name,

@@ -44,7 +44,7 @@ def _standard(x: Tensor) -> Tensor:
 
 
 def factor_scores(codes: Tensor, factor: Tensor, names: Sequence[str], units: Sequence[int] | None = None) -> Scores:
-    """What latents tell of factors, averaged over the factors.
+    """Correlations of latents with factors, averaged over the factors.
 
     Args:
         codes: [N, Z], N >= 2.

@@ -49,7 +49,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 @dataclass
 class FeatureStats:
-    """What one set of images leaves behind. Tensors are on the CPU.
+    """Statistics of one set of images. Tensors are on the CPU.
 
     Attributes:
         n: Number of images.

@@ -61,7 +61,7 @@ class _Conv(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """What the blocks share: `conv` then ReLU by attribute name, and the common 1x1 convolution."""
+    """Shared by the blocks: `conv` then ReLU by attribute name, and the common 1x1 convolution."""
 
     def _add(
         self,
@@ -396,7 +396,7 @@ class InceptionExtractor(nn.Module):
         return self.net(x.contiguous(memory_format=torch.channels_last))
 
     def card(self) -> dict[str, Any]:
-        """What a score must say about its extractor: scores with different cards are not comparable."""
+        """The extractor's part of a card: scores with different cards are not comparable."""
         return {
             "extractor": self.name,
             "checksum": self.checksum,

@@ -22,7 +22,7 @@ PIXEL_WIDTH = 1 / 127.5  # of one of 256 grey values in [-1, 1]
 
 
 class PosteriorModel(Protocol):
-    """What the bounds ask of a model."""
+    """The methods of a model that the bounds call."""
 
     def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """z [k, N, Z] ~ q(z | x) and log q(z | x) [k, N]."""

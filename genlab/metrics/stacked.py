@@ -35,7 +35,7 @@ def tuple_coverage(classes: Tensor, num_classes: int) -> Scores:
 
 
 def perfect_coverage(n: int, share: Tensor, channels: int = 3) -> dict[str, float]:
-    """What `tuple_coverage` gives on average for n true samples, of independent channels.
+    """The expected `tuple_coverage` of n true samples, of independent channels.
 
     The expected KL is not 0: the classes are not all equally frequent, and n samples fall unevenly into K^C cells
     (about (K^C - 1) / 2n more). Exact: a cell's count is binomial.

@@ -1,4 +1,4 @@
-"""The adversarial autoencoder: what is left of its encoder's freedom is taken by a discriminator of its codes."""
+"""Adversarial autoencoder: a discriminator on the codes, in place of the KL term, matches them to the prior."""
 
 from __future__ import annotations
 

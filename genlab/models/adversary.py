@@ -57,7 +57,7 @@ class Opposable(GenerativeModel):
 
     @abstractmethod
     def imitate(self, x: Tensor) -> Tensor:
-        """What the adversary is shown beside real samples x [N, ...]: as many, with their graph."""
+        """The fakes for the adversary beside real samples x [N, ...]: as many, with their graph."""
 
     def play_adversary(self, x: Tensor) -> None:
         """The discriminator's turn, on samples [N, ...]; nothing without an adversary."""
@@ -73,7 +73,7 @@ class Opposable(GenerativeModel):
         self.record_logits(logits_real, logits_fake)
 
     def deception(self, x: Tensor) -> Tensor | float:
-        """What the game adds to the model's own loss, inside its turn; 0 without an adversary."""
+        """The game's term of the model's own loss, inside its turn; 0 without an adversary."""
         if self.adversary is None:
             return 0.0
         g_loss = self.adversary.loss.generator(self.adversary.discriminator(self.imitate(x)))

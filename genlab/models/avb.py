@@ -95,7 +95,7 @@ class AVB(Coding, NormalPrior):
         return {"loss": recon + kl, "recon": recon, "kl_estimate": kl, "elbo_estimate": -(recon + kl)}
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """What encoder and decoder minimise on a batch, `loss`, with its terms; the KL is as good as T is."""
+        """The `loss` of encoder and decoder on a batch, and its terms; the KL is as good as T is."""
         return self.terms(x, self.draw(x, rng))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

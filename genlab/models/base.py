@@ -313,7 +313,7 @@ class GenerativeModel(pl.LightningModule):
     # ------------------------------------------------------------------------------------------------- start and state
 
     def initialise(self, batches: Iterator[Batch]) -> None:
-        """What must see data before the first iteration: visible biases, reference batches, codebooks, PCA itself.
+        """Initialises from data before the first iteration: visible biases, codebooks, PCA itself.
 
         Args:
             batches: The first training batches, whole (all processes see the same).

@@ -1,4 +1,4 @@
-"""What models of the same parts offer alike: a generator, an encoder beside it, or an encoder and a decoder."""
+"""Capabilities of models of the same parts: a generator, an encoder beside it, or an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Generating(GenerativeModel):
 
     @contextmanager
     def fakes(self) -> Iterator[bool]:
-        """Where the samples are made that a discriminator will see, outside of any turn; gives `speed.reuse_fakes`.
+        """Block that generates the discriminator's fakes. Yields whether the generator's turn may reuse them.
 
         Under it they keep their graph, and the generator's turn goes on with them instead of drawing others.
         """
@@ -50,7 +50,7 @@ class Generating(GenerativeModel):
         return self.pool.mixed(x_fake.detach(), tricks.replay, tricks.replay_size // self.stream.world, self.rand)
 
     def generator_loss(self, loss: Any, discriminator: Any, x_fake: Tensor, x_real: Tensor) -> Tensor:
-        """What the generator minimises: `loss.generator` of the logits on its fakes, or feature matching.
+        """The generator's loss: `loss.generator` of the logits on its fakes, or feature matching.
 
         Args:
             loss: An adversarial loss.

@@ -70,7 +70,7 @@ class ConditionalPixelCNN(GenerativeModel):
 
     @property
     def likelihood(self) -> Any:
-        """What says, by `support`, on which data its figures are likelihoods."""
+        """Its `support` says on which data the figures are likelihoods."""
         return self.hierarchy.likelihood
 
     def grids(self) -> tuple[torch.Size, torch.Size]:

@@ -93,7 +93,7 @@ class DCIGN(VAE):
         return DiagonalGaussian(*(torch.where(active, own, m) for own, m in zip(q, mean, strict=True))), mean
 
     def clamped_objective(self, x: Tensor, group: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """What is minimised on a batch in which the factor `group` alone varies, `loss`, with its terms.
+        """The minimised `loss` on a batch in which the factor `group` alone varies, and its terms.
 
         `kl` is that of the latents that are not clamped, so that its sum with `recon` bounds nothing.
         """

@@ -118,7 +118,7 @@ class DCVAE(GenerativeModel):
 
     @torch.no_grad()
     def keys(self, x: Tensor) -> Tensor:
-        """What the slow copies make of samples [N, ...]: unit vectors [L, N, contrast_dim]."""
+        """The slow copies' keys of samples [N, ...]: unit vectors [L, N, contrast_dim]."""
         return self.slow_contrast.frozen()(self.slow_discriminator.frozen(), x)
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:

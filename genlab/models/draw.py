@@ -21,7 +21,7 @@ from genlab.networks.posteriors import DiagonalGaussian, log_standard_normal
 
 
 class Unrolled(NamedTuple):
-    """What all T steps left.
+    """Results of all T steps.
 
     Attributes:
         canvases: c_1 .. c_T, raw outputs as the likelihood wants them, [N, *shape] each.
@@ -170,7 +170,7 @@ class DRAW(Opposable, NormalPrior):
         return self.likelihood.mean(self.unroll(self.noise(len(x))).canvases[-1])
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """What is minimised on a batch, `loss` = -ELBO, and its terms; `kl` is the sum over steps. Eq. 10 to 12."""
+        """The minimised `loss` = -ELBO on a batch, and its terms; `kl` is the sum over steps. Eq. 10 to 12."""
         done = self.unroll(self.randn(len(x), self.latent_dim, rng=rng), x)
         recon = -self.likelihood.log_prob(x, done.canvases[-1]).mean()
         kl = torch.stack([kl_standard_normal(*q) for q in done.posteriors]).sum(dim=0).mean()

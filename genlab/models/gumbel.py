@@ -155,7 +155,7 @@ class CategoricalVAE(Opposable):
         return self.likelihood.mean(self.decoder(self.noise(len(x))))
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """What is minimised, `loss`, with its terms; minus it is `relaxed`. In eval mode also the `elbo`."""
+        """The minimised `loss` and its terms; `relaxed` is minus the loss. In eval mode also the `elbo`."""
         log_pi, gumbel = self.logits(x), self.gumbel(len(x), rng)
         z = ((log_pi + gumbel) / self.temperature).softmax(dim=2).flatten(1)
         hard = self.one_hot(log_pi + gumbel)

@@ -137,7 +137,7 @@ class IWAE(Opposable):
         return self.likelihood.mean(self.decoders[0](self.from_prior(len(x), None)[0]))
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """What is differentiated, `loss`; and L_k, L_1 and the effective number of draws, whatever that is."""
+        """The `loss` that is differentiated, and L_k, L_1 and the effective number of draws."""
         eps = self.randn(len(x), self.k, sum(self.sizes), rng=rng).transpose(0, 1)
         latents, families = self.draw(x, eps)
         if self.estimator == "dreg":  # q's parameters act through the draws alone
@@ -225,5 +225,5 @@ def _split(features: Tensor) -> DiagonalGaussian:
 
 
 def _gaussian(network: nn.Module, z: Tensor) -> DiagonalGaussian:
-    """What a network makes of latents [..., Z]; it sees them as rows."""
+    """The Gaussian that a network gives for latents [..., Z], which it sees as rows."""
     return _split(network(z.flatten(0, -2)).unflatten(0, z.shape[:-1]))

@@ -19,7 +19,7 @@ def distance(x: Tensor, x_recon: Tensor) -> Tensor:
 class RegGAN(Inferring):
     """GAN with the mode regularizer. Che et al. (2017), arXiv:1612.02136, sections 3.1 and 3.2.
 
-    Generator and encoder move together: the encoder's loss is what the generator's has to do with it. The paper prints
+    Generator and encoder move together: the encoder is trained on those terms that depend on it. The paper prints
     the regularizer's second term with a plus; both players want D to take G(E(x)) for real, so it is -log D here.
     """
 

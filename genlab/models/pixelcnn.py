@@ -67,7 +67,7 @@ class PixelCNN(GenerativeModel):
 
     @property
     def likelihood(self) -> Any:
-        """What says, by `support`, on which data its figures are likelihoods: the first stage's, or the levels."""
+        """Its `support` says on which data the figures are likelihoods: the first stage's, or the levels."""
         if self.first_stage is not None:
             return self.first_stage.likelihood
         return SimpleNamespace(support="binary" if self.levels == 2 else "levels")

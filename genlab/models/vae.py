@@ -162,7 +162,7 @@ class VAE(Opposable):
         return self.likelihood.mean(self.decoder(self.noise(len(x))))
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """What is minimised on a batch, `loss`, with its terms and the bound on log p(x) that it stands for, `elbo`."""
+        """The minimised `loss` on a batch, its terms, and the bound on log p(x) that it stands for, `elbo`."""
         z, kl = self.draw(x, rng)
         recon = -self.likelihood.log_prob(x, self.decoder(z)).mean()
         kl_term = self.kl_weight * self.kl(self.gathered(kl) if self.training else kl, self.iteration)

@@ -116,7 +116,7 @@ class VQVAE(Opposable):
         return self.likelihood.mean(self.decoder(z_e + (z_q - z_e).detach()))
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """What is minimised, `loss`, with its terms, and the perplexity of the codes in the batch."""
+        """The minimised `loss`, its terms, and the perplexity of the codes in the batch."""
         return self.terms(x)[0]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -68,7 +68,7 @@ class VQVAE2(GenerativeModel):
 
     @property
     def num_codes(self) -> int:
-        """K of the top level, which a prior over `tokens` is of."""
+        """Codebook size of the top level: the number of classes for a prior over `tokens`."""
         return len(self.top_codebook.vectors)
 
     @property
@@ -155,7 +155,7 @@ class VQVAE2(GenerativeModel):
         return found, {"top": (rows(z_top), top), "bottom": (rows(z_bottom), bottom)}
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """What is minimised, `loss`, with its terms, and the perplexities of the codes in the batch."""
+        """The minimised `loss`, its terms, and the perplexities of the codes in the batch."""
         return self.terms(x)[0]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -89,7 +89,7 @@ class Codebook(nn.Module):
             anew = encodings[chosen]
             self.counts.copy_(torch.where(dead, share, self.counts))
             self.sums.copy_(torch.where(dead[:, None], share * anew, self.sums))
-        # A code that nothing was near to for long keeps its place: its sum and count fade alike.
+        # An unused code does not move: its sum and its count decay by the same factor.
         tiny = torch.finfo(self.counts.dtype).tiny
         used = self.counts > 1e-5 * share + tiny
         self.vectors.copy_(torch.where(used[:, None], self.sums / self.counts.clamp_min(tiny)[:, None], self.vectors))

@@ -1,4 +1,4 @@
-"""What contrastive objectives read: a discriminator's features at several depths, as unit vectors, and their memory."""
+"""Inputs of contrastive objectives: a discriminator's features at several depths, as unit vectors, and their queue."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Staged(nn.Module):
         self.heads = nn.ModuleList(_head(example, dim) for example in examples)
 
     def features(self, discriminator: Any, x: Tensor) -> list[Tensor]:
-        """What the discriminator makes of samples [N, *shape] after each of the stages, [N, ...] each."""
+        """The discriminator's features of samples [N, *shape] after each of the stages, [N, ...] each."""
         seen: dict[int, Tensor] = {}
 
         def keep(stage: int) -> Any:

@@ -1,4 +1,4 @@
-"""What DRAW looks with and draws with: windows of Gaussian filters, or the whole image at once."""
+"""DRAW's read and write operators: windows of Gaussian filters, or the whole image."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Attention(nn.Module):
 
 
 class Reader(nn.Module):
-    """What the encoder sees at a step: the image and what the canvas still lacks. Eq. 17, or 27 with a window.
+    """The encoder's input at a step: the image and its residual to the canvas. Eq. 17, or 27 with a window.
 
     Args:
         shape: (C, H, W) of the images.
@@ -120,7 +120,7 @@ class Reader(nn.Module):
 
 
 class Writer(nn.Module):
-    """What the decoder adds to the canvas at a step. Eq. 18, or 28 and 29 with a window of its own.
+    """The decoder's addition to the canvas at a step. Eq. 18, or 28 and 29 with a window of its own.
 
     Args:
         shape: (C, H, W) of the images.

@@ -1,4 +1,4 @@
-"""What the network families share: the checks of their arguments, the normalisation layers, the initial weights."""
+"""Shared by the network families: checks of arguments, normalisation layers, initial weights."""
 
 import math
 from collections.abc import Sequence

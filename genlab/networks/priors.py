@@ -50,7 +50,7 @@ class Prior(nn.Module):
         raise UserError("This prior knows no classes. Try prior=gaussian_mixture or prior=swiss_roll.")
 
     def initialise(self, x: Callable[[int], Tensor]) -> None:
-        """What must see data first; `x(n)` gives n training samples."""
+        """Initialises from data; `x(n)` gives n training samples."""
 
 
 class StandardNormal(Prior):

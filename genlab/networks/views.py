@@ -1,4 +1,4 @@
-"""What a discriminator looks through: random changes of its input, the same for real and fake samples.
+"""Random changes of a discriminator's input, the same for real and fake samples.
 
 Views draw from the stream that they are given and from no other; gradients pass through them to the generator.
 """

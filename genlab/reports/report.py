@@ -247,7 +247,7 @@ def _read_run(run: Path) -> Entry:
 
 
 def _own_scores(record: dict[str, Any]) -> Scoring:
-    """What the run measured on its test split when it ended."""
+    """The run's own scores, taken on its test split when it ended."""
     scores = {name.removeprefix("test/"): value for name, value in record["scores"].items() if _is_number(value)}
     return Scoring(scores, {name: run_card(name, record.get("cards", {})) for name in scores})
 
@@ -377,7 +377,7 @@ def _row(score: str, compositions: list[Composition]) -> Row:
 
 
 def _reference(score: str, scoring: Scoring) -> str:
-    """What a score must be read beside: the figure of real or noised data, or the most there is."""
+    """The reference beside a score: the figure of real or noised data, or the most there is."""
     kind, _, extractor = score.partition("/")
     tail = f"/{extractor}" if extractor else ""
     card = scoring.cards.get(score, {})

@@ -20,7 +20,7 @@ log = logging.getLogger("genlab")
 
 
 def quiet_overrides() -> list[str]:
-    """What Hydra is told in all processes but the first, so that they do not write the same files."""
+    """Overrides for Hydra in all processes but the first, so that they do not write the same files."""
     started = launch()
     if started is None or started.rank == 0:
         return []

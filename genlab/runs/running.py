@@ -44,7 +44,7 @@ HEALTH = {"on_nan": "stop", "max_rollbacks": 3}  # of runs from before there was
 
 @dataclass
 class Parts:
-    """What a config describes, built: all that a run, a benchmark or a test needs."""
+    """The built parts of a config: all that a run, a benchmark or a test needs."""
 
     config: dict[str, Any]
     data: ArrayData
@@ -57,7 +57,7 @@ class Parts:
 
 @dataclass
 class Result:
-    """What a finished run leaves in memory.
+    """Result of a finished run.
 
     Attributes:
         model: The trained model.
@@ -185,7 +185,7 @@ def make_trainer(
 
 @contextmanager
 def session(config: dict[str, Any], run_dir: Path, one_device: bool = False) -> Iterator[FolderLock]:
-    """What a run holds from its start to its end: threads, the folder's lock, signals as interrupts.
+    """Holds a run's resources: threads, the folder's lock, signals as interrupts.
 
     Args:
         config: Plain containers.

@@ -14,7 +14,7 @@ from genlab.runs.running import Result, build, train
 
 
 def describe_stages(config: dict[str, Any]) -> Result:
-    """What each stage would be; the one before it is there untrained."""
+    """Describes each stage; the one before it is there untrained."""
     before: dict[str, Any] | None = None
     results = []
     for name, stage in stage_configs(config):

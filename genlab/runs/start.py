@@ -1,4 +1,4 @@
-"""What a config asks for: a training, one in stages, or a dry run of either."""
+"""Starts a config: a training, one in stages, or a dry run of either."""
 
 from __future__ import annotations
 

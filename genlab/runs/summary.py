@@ -1,4 +1,4 @@
-"""What is left when a run ends: the last pictures, and a table that says what ran, how well, and what to do next."""
+"""The end of a run: the last pictures, and a table of the run, its scores and the next commands."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ SWEEP_FILE = "multirun.yaml"  # Hydra's own, written before the first job starts
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier start left of a job.
+    """The state in which an earlier start left a job.
 
     Attributes:
         done: Whether nothing is left to train.
@@ -81,7 +81,7 @@ def command(folder: str, arguments: Sequence[str]) -> list[str]:
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run the one that it is: its config without lengths, places and where it came from."""
+    """The part of a config that identifies a run: without lengths, places and where it came from."""
     kept = copy.deepcopy(config)
     for key in RESUMABLE:
         *path, last = key.split(".")
@@ -108,7 +108,7 @@ def with_lengths(saved: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]
 
 
 def earlier(run_dir: Path, config: dict[str, Any]) -> Earlier | None:
-    """What an earlier start of a job left in its folder, None for nothing to go on from.
+    """The state of a job's folder after an earlier start, None if there is nothing to go on from.
 
     Args:
         run_dir: The job's.

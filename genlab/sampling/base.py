@@ -1,4 +1,4 @@
-"""What all samplers share: the model as they see it, fitting, drawing, and a state of plain tensors."""
+"""Base of all samplers: their view of a model, fitting, drawing, and a state of plain tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WITHOUT = {  # what a model lacks that cannot do this
 
 
 class Model(Protocol):
-    """What a sampler asks of a model; every `GenerativeModel` is one. Which capabilities it has, `can` says."""
+    """The methods of a model that a sampler calls; every `GenerativeModel` has them. `can` tells its capabilities."""
 
     def can(self, capability: str) -> bool:
         """Whether the model offers "sample", "encode", "decode" or "score_logits"."""
@@ -45,7 +45,7 @@ class Model(Protocol):
 
     @property
     def latent_prior(self) -> str:
-        """What `noise` draws: "normal" (standard), or "uniform" on [-1, 1]."""
+        """The distribution of `noise`: "normal" (standard), or "uniform" on [-1, 1]."""
         ...
 
     @property
@@ -162,7 +162,7 @@ class Sampler:
             )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was learned: plain tensors by name."""
+        """The fitted values: plain tensors by name."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -174,10 +174,10 @@ class Sampler:
         expect_keys(self, state, set())
 
     def _fit(self, model: Model, data: Tensor | None, rng: torch.Generator) -> None:
-        """What `fit` does once the arguments are known to be right."""
+        """The work of `fit`, after its checks."""
 
     def _sample(self, model: Model, n: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
-        """What `sample` does once the arguments are known to be right."""
+        """The work of `sample`, after its checks."""
         raise NotImplementedError
 
 
@@ -209,4 +209,7 @@ def expect_keys(sampler: Sampler, state: Mapping[str, Any], wanted: set[str]) ->
     """
     odd = sorted(set(state) ^ wanted)
     if odd:
-        raise UserError(f"This is no state of sampler={sampler.name} as it is set: {odd[0]!r} is on one side only.")
+        where = "the state" if odd[0] in wanted else "the sampler"
+        raise UserError(
+            f"The state does not fit sampler={sampler.name} as it is set: {odd[0]!r} is missing from {where}."
+        )

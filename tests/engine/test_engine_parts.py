@@ -138,7 +138,7 @@ def test_averages_follow_and_step_aside():
 
 def test_averages_of_another_model_are_refused():
     model = Part()
-    with pytest.raises(UserError, match=r"do not fit the model: layer\.bias is on one side only"):
+    with pytest.raises(UserError, match=r"do not fit the model: layer\.bias is missing from the checkpoint"):
         model.averages.load({"layer.weight": torch.ones(2)})
     model.averages.start(0.0, CPU)
     assert model.averages.values == {}  # no decay, no average

@@ -245,7 +245,7 @@ def test_the_latent_map_is_the_codes_or_their_principal_components(runs, seen):
     [
         ({}, "Say what to look into"),
         ({"run": "nowhere"}, "no run at nowhere"),
-        ({"run": "RUN", "what": "dreams"}, "what=dreams is not to be seen; there are interpolations"),
+        ({"run": "RUN", "what": "dreams"}, "what=dreams is unknown; choose from interpolations"),
         ({"run": "RUN", "what": "latent_map"}, "GAN has no `encode`"),
         ({"run": "RUN", "n": 0}, "n must be at least 1"),
         ({"run": "RUN", "split": "best"}, "split must be"),

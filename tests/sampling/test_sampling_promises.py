@@ -85,7 +85,7 @@ def test_what_was_kept_draws_the_same_samples(case):
 
 def test_a_state_of_another_sampler_is_refused(case):
     make, _ = case
-    with pytest.raises(UserError, match="no state of sampler="):
+    with pytest.raises(UserError, match="does not fit sampler="):
         make().load_state_dict({"somebody": torch.zeros(2)})
 
 
