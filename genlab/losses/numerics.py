@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -83,9 +84,34 @@ def _cast_output(_: nn.Module, __: Any, output: Any) -> Any:
     return _cast(output)
 
 
+class _Eager:
+    """Torch's stance, which all threads of a process share: the first who comes sets it, the last to go restores it."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.stance: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.stance is None and "torch._dynamo" in sys.modules:
+                self.stance = torch.compiler.set_stance("force_eager")
+                self.stance.__enter__()
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0 and self.stance is not None:
+                self.stance.__exit__(None, None, None)
+                self.stance = None
+
+
+_EAGER = _Eager()
+
+
 def eager() -> AbstractContextManager[None]:
     """Inside, compiled networks run as they are written: compiled ones have no second derivatives.
 
-    Nothing is imported where nothing was compiled.
+    Nothing is imported where nothing was compiled. Threads may enter and leave in any order.
     """
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    return _EAGER

@@ -1,6 +1,7 @@
 """What is faster stays the same step: each switch of `speed` against exact mode, losses and gradients."""
 
 import shutil
+import threading
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from genlab.config import speed
 from genlab.config.composition import compose
 from genlab.engine.settings import Speed
 from genlab.errors import UserError
+from genlab.losses.numerics import eager
 from genlab.runs.running import build
 from genlab.runs.start import train
 from tests.cli.helpers import assert_identical, weights
@@ -196,3 +198,25 @@ def test_fading_noise_compiles_nothing_anew(trick, monkeypatch, tmp_path):
     """Its level changes with each iteration of the first half; in the second there is none."""
     made = graphs(tmp_path, monkeypatch, trick)
     assert made[0] > 0 and len(set(made[1:])) == 1
+
+
+def test_threads_leave_compiled_networks_compiled():
+    """Torch's stance is the process's: two threads that looked at a model at once left it at eager for good."""
+    frames = pytest.importorskip("torch._dynamo.eval_frame")
+    before, inside, left = frames._stance, threading.Event(), threading.Event()
+
+    def later():
+        with eager():
+            inside.set()
+            assert left.wait(20)
+            assert frames._stance.stance == "force_eager"  # one of the two has gone
+
+    thread = threading.Thread(target=later)
+    with eager():
+        thread.start()
+        assert inside.wait(20)
+        with eager():
+            assert frames._stance.stance == "force_eager"
+    left.set()
+    thread.join()
+    assert frames._stance == before
