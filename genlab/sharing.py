@@ -87,8 +87,8 @@ def shared(pieces: Iterable[P], work: Callable[[P], R]) -> Iterator[R]:
             raise error
         for number, (_, reported) in enumerate(answers):
             if reported is not None:
-                users, message = reported
-                raise users(message) if users else RuntimeError(f"Process {number} failed: {message}")
+                users_mistake, message = reported
+                raise users_mistake(message) if users_mistake else RuntimeError(f"Process {number} failed: {message}")
         yield from (cast(R, result) for result, _ in answers[: len(group)])
 
 

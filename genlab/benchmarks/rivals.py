@@ -152,8 +152,7 @@ def _gan_step(model: Any, freeze: bool) -> Step:
     import torch
 
     generator, discriminator, loss, size = model.generator, model.discriminator, model.loss, model.latent_dim
-    g_opt, d_opt = _optimizer(model, "generator"), _optimizer(model, "discriminator")
-    weights = list(discriminator.parameters()) if freeze else []
+    d_opt, update_generator = _optimizer(model, "discriminator"), _generator_update(model, discriminator, freeze)
 
     def step(x_real: Tensor) -> None:
         with torch.no_grad():
@@ -162,16 +161,27 @@ def _gan_step(model: Any, freeze: bool) -> Step:
         d_opt.zero_grad()
         d_loss.backward()
         d_opt.step()
+        update_generator(torch.randn(len(x_real), size, device=x_real.device))
+
+    return step
+
+
+def _generator_update(model: Any, judge: Any, freeze: bool) -> Callable[[Tensor], None]:
+    """The generator's update from latents [N, Z], with the judge frozen meanwhile or not."""
+    optimizer = _optimizer(model, "generator")
+    weights = list(judge.parameters()) if freeze else []
+
+    def update(z: Tensor) -> None:
         for weight in weights:
             weight.requires_grad_(False)
-        g_loss = loss.generator(discriminator(generator(torch.randn(len(x_real), size, device=x_real.device))))
-        g_opt.zero_grad()
+        g_loss = model.loss.generator(judge(model.generator(z)))
+        optimizer.zero_grad()
         g_loss.backward()
-        g_opt.step()
+        optimizer.step()
         for weight in weights:
             weight.requires_grad_(True)
 
-    return step
+    return update
 
 
 def _wgan_gp_step(model: Any, freeze: bool) -> Step:
@@ -179,8 +189,7 @@ def _wgan_gp_step(model: Any, freeze: bool) -> Step:
     import torch
 
     generator, critic, loss, size = model.generator, model.critic, model.loss, model.latent_dim
-    g_opt, c_opt = _optimizer(model, "generator"), _optimizer(model, "critic")
-    weights = list(critic.parameters()) if freeze else []
+    c_opt, update_generator = _optimizer(model, "critic"), _generator_update(model, critic, freeze)
 
     def penalty(x_real: Tensor, x_fake: Tensor) -> Tensor:
         alpha = torch.rand(len(x_real), *[1] * (x_real.dim() - 1), device=x_real.device)
@@ -196,14 +205,7 @@ def _wgan_gp_step(model: Any, freeze: bool) -> Step:
             c_opt.zero_grad()
             c_loss.backward()
             c_opt.step()
-        for weight in weights:
-            weight.requires_grad_(False)
-        g_loss = loss.generator(critic(generator(torch.randn(len(x_real), size, device=x.device))))
-        g_opt.zero_grad()
-        g_loss.backward()
-        g_opt.step()
-        for weight in weights:
-            weight.requires_grad_(True)
+        update_generator(torch.randn(len(x_real), size, device=x.device))
 
     return step
 

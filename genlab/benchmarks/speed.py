@@ -265,6 +265,7 @@ def _rivals(
 
     found: dict[str, Runner] = {}
     notes: list[str] = []
+    unit = 1
     try:
         for name, freeze in {"plain": False, "plain+freeze": True, CONTROL: False}.items():
             parts = _build(case.overrides)
@@ -274,15 +275,15 @@ def _rivals(
         notes.append(str(error))
         found[CONTROL] = Training(case.overrides, folder / "control")
         stack.callback(found[CONTROL].close)  # type: ignore[attr-defined]
-    if not case.pythae:
-        return found, 1, notes
-    try:
-        found["pythae"] = rival = Pythae(_build(case.overrides), folder / "pythae")
-        stack.callback(rival.close)
-        _check_same_size(rival.parameters, first)
-    except UserError as error:
-        return found, 1 if "pythae" not in found else rival.epoch, [*notes, str(error)]
-    return found, rival.epoch, notes
+    if case.pythae:
+        try:
+            found["pythae"] = rival = Pythae(_build(case.overrides), folder / "pythae")
+            stack.callback(rival.close)
+            unit = rival.epoch
+            _check_same_size(rival.parameters, first)
+        except UserError as error:
+            notes.append(str(error))
+    return found, unit, notes
 
 
 def _is_rival(name: str, trainings: Mapping[str, Any]) -> bool:

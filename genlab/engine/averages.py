@@ -33,7 +33,7 @@ class Averages:
 
     Attributes:
         values: "generator.weight" -> its average; empty while there is none.
-        settled: Whether the live weights are averages themselves, for good.
+        settled: Whether the averages have replaced the live weights.
     """
 
     def __init__(self, model: Averaged) -> None:
@@ -59,7 +59,7 @@ class Averages:
         }
 
     def start(self, decay: float, device: torch.device) -> None:
-        """Pairs each live tensor with its average; what is no average of its past is copied (`averaged_names`)."""
+        """Pairs each live tensor with its average; tensors without an average are copied (`averaged_names`)."""
         sources = self.sources()
         if decay <= 0 or not sources:
             self.values = {}

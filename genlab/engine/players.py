@@ -195,7 +195,7 @@ class Players:
         return list(self.turns.values())[index]
 
     def before_step(self, optimizer: Optimizer, trainer: Any, watching: Watch) -> None:
-        """Once a player's gradients are there, unscaled: adds the past's, has them watched, and clips them.
+        """Prepares a player's unscaled gradients for its step: historical averaging, the watch for NaN, clipping.
 
         Args:
             optimizer: The player's.

@@ -24,7 +24,7 @@ class Pool:
         self.held = torch.empty(0)
 
     def mixed(self, x: Tensor, share: float, size: int, rand: Callable[[int, int], Tensor]) -> Tensor:
-        """The batch with some samples in place of which earlier ones stand.
+        """The batch, with some samples replaced by earlier ones.
 
         Args:
             x: New samples [N, ...], without a graph.

@@ -1,4 +1,4 @@
-"""Images as bytes: the one conversion of what models give."""
+"""Conversion of model outputs to uint8 images."""
 
 from __future__ import annotations
 

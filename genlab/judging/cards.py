@@ -8,9 +8,9 @@ from typing import Any
 import genlab
 
 PROTOCOL = 2  # part of every card: raise it when a score is computed differently than before
-# A repetition with other random numbers is the same protocol, and so is another release that computes the same.
 SEEN = "above the real images: the judge has learned from the training images, and knows samples like them best"
 NAMED = 2  # differing fields that a sentence names
+# A repetition with other random numbers is the same protocol, and so is another release that computes the same.
 REPEATED = ("seed", "genlab")
 # Beginnings of score names.
 PR = ("precision", "recall", "density", "coverage")

@@ -31,8 +31,8 @@ AT_A_TIME = 256  # images per batch
 FROM_LABELS = "frequencies of the real labels"  # the card's `y` of a conditional model
 EXTRACTORS = ("classifier", "inception", "random")
 UNTRAINED = (
-    "An untrained network judges instead: it sees noise, blur and repeated samples, hardly that classes are missing, "
-    "and gives no Inception score. metrics.extractor=inception is the published one, metrics=none judges not at all."
+    "An untrained network judges instead. It detects noise, blur and repeated samples, but hardly missing classes, and "
+    "gives no Inception score. For the published network: metrics.extractor=inception. For no scores: metrics=none."
 )
 
 
@@ -205,7 +205,7 @@ def finite(x: Tensor) -> Tensor:
     Raises:
         NotNumbers: If some are NaN or infinite.
     """
-    bad = 0 if x.dtype == torch.uint8 else int((~x.flatten(1).isfinite().all(dim=1)).sum())
+    bad = int((~x.flatten(1).isfinite().all(dim=1)).sum())
     if bad:
         raise NotNumbers(f"{bad} of {len(x)} samples of a batch are NaN or infinite, so that nothing can be judged.")
     return x

@@ -151,7 +151,7 @@ def default_extractor(data: LabelledSets, weights: str | None) -> str:
 
 
 class LabelledSets:
-    """Sets of images as the data that a judge learns from: of `train` if it has labels, else of half of `real`.
+    """Labelled images for training a judge: `train` if it has labels, else half of `real`.
 
     No image that is judged has taught the judge.
 

@@ -152,20 +152,23 @@ class Scoring:
         import torch
         from rich.progress import track
 
-        from genlab.judging.judge import finite, sample_batches, wanted_classes
+        from genlab.judging.judge import sample_batches, wanted_classes
         from genlab.sharing import first_then_others, is_first, shared
 
         sampler = first_then_others(self.make_sampler)
 
         def draw(size: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
-            x = finite(sampler.sample(self.model, size, y=y, rng=rng))
+            return sampler.sample(self.model, size, y=y, rng=rng)
+
+        def kept(batch: Callable[[], Tensor]) -> Tensor:
+            x = batch()
             return (self.data.spec.render(x) if self.kind == "image" else x).cpu()
 
         y = wanted_classes(self.model, self.store.y, n, self.seed)
         batches = sample_batches(draw, n, self.seed, y, at_a_time)
         bar = track(batches, description="drawing", transient=True, disable=len(batches) < 8 or not is_first())
         # What a sampler learns on the way every process must learn: then each draws all, and only judging is shared.
-        return torch.cat([batch() for batch in bar] if sampler.grows else list(shared(bar, lambda batch: batch())))
+        return torch.cat([kept(batch) for batch in bar] if sampler.grows else list(shared(bar, kept)))
 
     @property
     def drawn(self) -> dict[str, Any]:

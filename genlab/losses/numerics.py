@@ -23,7 +23,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def exact(function: F) -> F:
-    """An objective, or another function of tensors, whose products keep float32: autocast is off inside.
+    """Decorator: runs an objective, or another function of tensors, in float32 and without autocast.
 
     Tensors that come in half precision are cast first. The device is that of the first tensor among the arguments.
     """
@@ -50,7 +50,7 @@ class _InFloat32:
 
 
 def leave_in_float32(module: nn.Module) -> None:
-    """Makes float32 of what leaves a network in half precision: by a call, or by any of its public methods.
+    """Casts the half-precision outputs of a network to float32: those of a call and of every public method.
 
     Objectives are sums and differences, and need the digits. Within the network nothing changes. What cannot be called
     itself (a list of networks, an adversary, a first stage) is a holder: the networks in it are seen to as well.
@@ -85,7 +85,7 @@ def _cast_output(_: nn.Module, __: Any, output: Any) -> Any:
 
 
 class _Eager:
-    """Torch's stance, which all threads of a process share: the first who comes sets it, the last to go restores it."""
+    """Sets `torch.compile` to eager. That setting is global: the first thread in sets it, the last out restores it."""
 
     def __init__(self) -> None:
         self.lock, self.inside = threading.Lock(), 0

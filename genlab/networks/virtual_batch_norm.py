@@ -122,7 +122,7 @@ def _replaced(module: nn.Module, reference_size: int) -> nn.Module:
     """The module with virtual batch norms, which take over scales and shifts, in place of its batch norms."""
     if isinstance(module, _BatchNorm):
         virtual = VirtualBatchNorm(module.num_features, reference_size, module.eps, module.affine)
-        virtual.load_state_dict({name: value for name, value in module.named_parameters()})
+        virtual.load_state_dict(dict(module.named_parameters()))
         return virtual
     for name, child in module.named_children():
         setattr(module, name, _replaced(child, reference_size))

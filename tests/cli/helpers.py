@@ -28,6 +28,21 @@ def command(arguments, cwd, timeout=120, **kwargs):
     )
 
 
+def on_two_processes(module, *arguments):
+    """Runs a module of the tests under torchrun, on two processes of one thread each; it must succeed."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", module]
+    result = subprocess.run(
+        [*launch, *arguments],
+        cwd=REPO,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
 def weights(run):
     """All weights, averages and optimizer states of a run's last checkpoint."""
     checkpoint = torch.load(Path(run) / "checkpoints" / "last.ckpt", weights_only=True)

@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -30,7 +27,7 @@ from genlab.runs.folder import load_data
 from genlab.runs.start import train
 from genlab.sampling.prior import Prior
 from genlab.seeding import fixed_choice
-from tests.cli.helpers import REPO, command
+from tests.cli.helpers import command, on_two_processes
 
 QUICK = ["trainer.max_steps=3", "callbacks=none", "logger=csv"]
 
@@ -296,16 +293,7 @@ def two(runs, tmp_path_factory):
         "logger=csv",
     ]
     trainings = [[["trainer=ddp", "trainer.accelerator=cpu", *network, *short], str(folder / "trained")]]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    result = subprocess.run(
-        [*launch, "-m", "tests.runs.two_scorings", json.dumps(scorings), json.dumps(trainings)],
-        cwd=REPO,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = on_two_processes("tests.runs.two_scorings", json.dumps(scorings), json.dumps(trainings))
     return folder, result
 
 

@@ -25,7 +25,7 @@ from genlab.looks.curves import read_metrics
 from genlab.runs import processes
 from genlab.runs.running import build, make_trainer
 from genlab.runs.start import train
-from tests.cli.helpers import REPO, assert_identical, main, signal_in, weights
+from tests.cli.helpers import REPO, assert_identical, main, on_two_processes, signal_in, weights
 from tests.runs.two_processes import last_iteration
 
 pytestmark = pytest.mark.matrix
@@ -95,16 +95,7 @@ def two(tmp_path_factory):
             shared["trainer"] |= {"devices": 2, "strategy": "ddp"}
             jobs.append(["gradients", shared, str(folder / f"{name}-{precision}.pt")])
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    result = subprocess.run(
-        [*launch, "-m", "tests.runs.two_processes", str(folder / "jobs.json")],
-        cwd=REPO,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    on_two_processes("tests.runs.two_processes", str(folder / "jobs.json"))
     return folder, configs
 
 
