@@ -1,4 +1,4 @@
-"""How a module inside a model draws in training: from the model's own stream, which all processes share."""
+"""Random draws: whole numbers from uniform ones, and the stream of a module inside a model, which processes share."""
 
 from __future__ import annotations
 
@@ -35,3 +35,11 @@ class Drawing(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_owner": None}
+
+
+def whole_below(u: Tensor, n: int) -> Tensor:
+    """Uniform draws [N] in [0, 1] as whole numbers [N] below n, all equally likely.
+
+    A draw of 1 belongs to the last of them: a normal's distribution function reaches it, from 5.4 on in float32.
+    """
+    return (u * n).long().clamp_max(n - 1)

@@ -13,6 +13,7 @@ from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
 from genlab.models.capabilities import Coding
 from genlab.models.labels import check_widths, known_classes, one_hot
 from genlab.networks.latent import LatentDiscriminator
+from genlab.randomness import whole_below
 
 
 class ClusteringAAE(Coding):
@@ -96,7 +97,7 @@ class ClusteringAAE(Coding):
     def noise(self, n: int, rng: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """Latents [n, latent_dim]: one-hot categories, y [n] or evenly drawn ones, and standard normal styles."""
         if y is None:
-            y = (self.rand(n, rng=rng) * self.categories).long().clamp_max(self.categories - 1)
+            y = whole_below(self.rand(n, rng=rng), self.categories)
         style = self.randn(n, self.style_dim, rng=rng)
         return torch.cat([one_hot(y, self.categories).to(style), style], dim=1)
 

@@ -12,6 +12,7 @@ from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
 from genlab.models.capabilities import Coding
 from genlab.models.labels import check_widths, known_classes, labels_of, one_hot
 from genlab.networks.latent import LatentDiscriminator
+from genlab.randomness import whole_below
 
 
 class SupervisedAAE(Coding):
@@ -79,11 +80,7 @@ class SupervisedAAE(Coding):
     def noise(self, n: int, rng: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """Latents [n, latent_dim]: standard normal styles, and classes y [n], drawn evenly where they are not given."""
         style = self.randn(n, self.style_dim, rng=rng)
-        return self.joined(style, self.drawn_classes(n, rng) if y is None else y)
-
-    def drawn_classes(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """Classes [n], all equally likely."""
-        return (self.rand(n, rng=rng) * self.classes).long().clamp_max(self.classes - 1)
+        return self.joined(style, whole_below(self.rand(n, rng=rng), self.classes) if y is None else y)
 
     @inference
     def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:

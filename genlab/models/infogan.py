@@ -15,6 +15,7 @@ from genlab.losses.information import categorical_information, gaussian_informat
 from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
 from genlab.models.capabilities import Generating
 from genlab.networks.init import feature_count
+from genlab.randomness import whole_below
 
 
 class InfoGAN(Generating):
@@ -89,7 +90,7 @@ class InfoGAN(Generating):
         """Latents [n, latent_dim]: noise and codes uniform on [-1, 1], and between them a category of K, one-hot."""
         u = self.rand(n, self.noise_dim + 1 + self.codes, rng=rng)
         noise, which, codes = u.split([self.noise_dim, 1, self.codes], dim=1)
-        category = (which[:, 0] * self.categories).long().clamp(max=self.categories - 1)
+        category = whole_below(which[:, 0], self.categories)
         return torch.cat([2 * noise - 1, F.one_hot(category, self.categories).to(u.dtype), 2 * codes - 1], dim=1)
 
     def information(self, features: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from genlab.errors import UserError
 from genlab.losses.numerics import exact
 from genlab.networks.flows import zuko_flow
 from genlab.networks.posteriors import DiagonalGaussian, FlowedGaussian, log_standard_normal
+from genlab.randomness import whole_below
 
 Approximation = Callable[[Tensor], DiagonalGaussian | FlowedGaussian]  # q(z | x) of samples
 ROWS = 512  # latents at a time against all components of a mixture
@@ -121,7 +122,7 @@ class GaussianMixture(Prior):
     @exact
     def draw_given(self, eps: Tensor, y: Tensor) -> Tensor:
         """A draw from component y, from any where y is -1."""
-        drawn = (torch.special.ndtr(eps[:, -1]) * self.classes).long().clamp_max(self.classes - 1)
+        drawn = whole_below(torch.special.ndtr(eps[:, -1]), self.classes)
         k = torch.where(y < 0, drawn, y)
         return self.centres[k] + (self.scales[k] @ eps[:, :-1].unsqueeze(-1)).squeeze(-1)
 
@@ -240,7 +241,7 @@ class VampPrior(Prior):
     def draw(self, eps: Tensor, posterior: Approximation) -> Tensor:
         """A component for each row, by the last of its numbers, then a draw from it."""
         q = self.components(posterior)
-        chosen = (torch.special.ndtr(eps[:, -1]) * len(q.mu)).long().clamp_max(len(q.mu) - 1)
+        chosen = whole_below(torch.special.ndtr(eps[:, -1]), len(q.mu))
         return DiagonalGaussian(q.mu[chosen], q.logvar[chosen]).rsample(eps[:, :-1])
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.randomness import Drawing
+from genlab.randomness import Drawing, whole_below
 
 Rand = Callable[..., Tensor]  # rand(n, *shape): uniform draws in [0, 1), [n, *shape]
 
@@ -119,7 +119,7 @@ class DiffAugment(View):
         n, _, h, w = x.shape
         reach = [int(self.translation * side + 0.5) for side in (h, w)]
         padded = F.pad(x, (reach[1], reach[1], reach[0], reach[0]))
-        down, right = (_whole(u, 2 * r + 1) for u, r in zip(rand(n, 2).unbind(dim=1), reach, strict=True))
+        down, right = (whole_below(u, 2 * r + 1) for u, r in zip(rand(n, 2).unbind(dim=1), reach, strict=True))
         rows = (down[:, None] + torch.arange(h, device=x.device))[:, None, :, None]
         columns = (right[:, None] + torch.arange(w, device=x.device))[:, None, None, :]
         samples = torch.arange(n, device=x.device).view(n, 1, 1, 1)
@@ -132,7 +132,7 @@ class DiffAugment(View):
         for u, side in zip(rand(n, 2).unbind(dim=1), (h, w), strict=True):
             size = int(self.cutout * side + 0.5)
             # The centre lies anywhere in the image, so that the square may hang over the edge.
-            start = _whole(u, side + 1 - size % 2) - size // 2
+            start = whole_below(u, side + 1 - size % 2) - size // 2
             place = torch.arange(side, device=x.device)
             inside.append((place >= start[:, None]) & (place < start[:, None] + size))
         keep = ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])
@@ -172,8 +172,3 @@ class Viewed(Drawing):
     def forward(self, x: Tensor) -> Tensor:
         """[N, ...] -> logits [N]."""
         return self.discriminator(self.seen(x))
-
-
-def _whole(u: Tensor, n: int) -> Tensor:
-    """Uniform draws [N] in [0, 1) as whole numbers below n, [N]; float32 may round u n up to n."""
-    return (u * n).long().clamp(max=n - 1)
