@@ -144,7 +144,7 @@ def _step(parts: Parts, device: torch.device, freeze: bool) -> Step:
 
 
 def _optimizer(model: Any, player: str) -> torch.optim.Optimizer:
-    return model.moves.factories[player][0](model.players[player])
+    return model.moves.make_optimizer(player)
 
 
 def _gan_step(model: Any, freeze: bool) -> Step:

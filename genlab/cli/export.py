@@ -164,12 +164,12 @@ def _model_of(content: bytes, config: Any, data: Any, allow_targets: Sequence[st
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from genlab.config.instantiate import check_allowed, check_signatures, instantiate
+    from genlab.config.instantiate import build_model, check_allowed, check_signatures
     from genlab.data.spec import DataSpec
 
     check_allowed(config, allow_targets)
     check_signatures(config, "model")
-    model: GenerativeModel = instantiate(config)
+    model = build_model(config)
     try:
         model.load_state_dict(load(content))
     except (SafetensorError, RuntimeError) as error:

@@ -6,11 +6,15 @@ import difflib
 import fnmatch
 import inspect
 import logging
+import re
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genlab.errors import UserError
+
+if TYPE_CHECKING:
+    from genlab.models.base import GenerativeModel
 
 # What a stranger's config may build: classes of these modules. Never `torch.*` (torch.load and torch.hub execute what
 # they are given), and nothing that no loaded run needs: judges, loggers and callbacks read and write files.
@@ -28,6 +32,7 @@ ALLOWED_TARGETS = (
 )
 ALLOWED_FUNCTIONS = ("genlab.networks.init.spectrally_normalised",)  # named by shipped configs
 RESERVED = {"_partial_": bool, "_recursive_": bool, "_args_": list, "_convert_": str}  # Hydra's keys beside `_target_`
+PLAYERS = re.compile(r"(\w+_)?(optimizer|scheduler)")  # keys of a model that belong to its players
 MOST_NODES, MOST_LEVELS = 100_000, 100  # of a stranger's config; shipped ones have hundreds of nodes and ten levels
 
 
@@ -144,7 +149,7 @@ def check_signatures(config: Any, path: str = "") -> None:
             parameters = inspect.signature(found).parameters
         except (TypeError, ValueError):  # some built-ins have none
             continue
-        given = {k for k in node if not k.startswith("_")}
+        given = {k for k in node if not k.startswith("_") and not _is_of_a_player(k, place)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for key in sorted(given - parameters.keys()):
                 near = difflib.get_close_matches(key, parameters, n=1)
@@ -162,6 +167,39 @@ def constructor_hints(found: Any) -> dict[str, Any]:
         return typing.get_type_hints(found.__init__)
     except (AttributeError, NameError, TypeError):
         return {}
+
+
+def _is_of_a_player(key: str, place: str) -> bool:
+    """Whether a key of the node at a dotted place is an optimizer or a schedule of the model's."""
+    return place.partition(".")[0] == "model" and PLAYERS.fullmatch(key) is not None
+
+
+def build_model(config: dict[str, Any]) -> GenerativeModel:
+    """Builds a method of its config, and gives its players their optimizers.
+
+    A method says what its players are; `g_optimizer`, `g_scheduler` and their like, wherever they stand below `model`,
+    are no arguments of its constructor. Those of a `first_stage`, which is frozen, are left out.
+
+    Raises:
+        UserError: If the config describes no method, or a player has no optimizer.
+    """
+    from genlab.models.base import GenerativeModel
+
+    found: dict[str, Any] = {}
+
+    def parts(node: Any, path: str) -> Any:
+        if not isinstance(node, dict):
+            return node
+        own = {key: value for key, value in node.items() if PLAYERS.fullmatch(key) and "_target_" in node}
+        if not path.startswith("first_stage"):
+            found.update({f"{path}{key}": value for key, value in own.items()})
+        return {key: parts(value, f"{path}{key}.") for key, value in node.items() if key not in own}
+
+    model = instantiate(parts(config, ""))
+    if not isinstance(model, GenerativeModel):
+        raise UserError(f"model._target_ must name a genlab model, got {config['_target_']}.")
+    model.use_optimizers({key: instantiate(value) for key, value in found.items()})
+    return model
 
 
 def instantiate(config: Any, **extra: Any) -> Any:

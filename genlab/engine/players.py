@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
@@ -129,15 +129,15 @@ class Players:
         """
         self.game = game
         self.turns: dict[str, Turn] = {}
-        self.factories: dict[str, tuple[OptimizerFactory, SchedulerFactory | None]] = {}
+        self.keys: dict[str, str] = {}  # of each player's optimizer in the config
+        self.factories: dict[str, OptimizerFactory | SchedulerFactory | None] = {}  # by key
         self.schedulers: list[LRScheduler] = []
 
     def add(
         self,
         name: str,
         modules: nn.Module | Iterable[nn.Module],
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
+        optimizer: str,
         clip: float | None = None,
     ) -> None:
         """See `GenerativeModel.add_player`."""
@@ -151,7 +151,32 @@ class Players:
             turn.others += parameters
         self.turns[name] = Turn(self.game, name, parameters, clip)
         self.turns[name].others = [p for t in self.turns.values() if t.name != name for p in t.parameters]
-        self.factories[name] = (optimizer, scheduler)
+        self.keys[name] = optimizer
+
+    def use(self, factories: Mapping[str, OptimizerFactory | SchedulerFactory | None]) -> None:
+        """See `GenerativeModel.use_optimizers`."""
+        method, known = type(self.game).__name__, set(self.keys.values())
+        for key in factories:
+            if key not in known | {_schedule_of(k) for k in known}:
+                raise UserError(f"model.{key} belongs to no player; {method} has {', '.join(sorted(known)) or 'none'}.")
+        for name, key in self.keys.items():
+            if factories.get(key) is None:
+                raise UserError(f"The {name} of {method} needs an optimizer. Set model.{key}={{_target_: ...}}")
+        self.factories = dict(factories)
+
+    def make_optimizer(self, name: str) -> Optimizer:
+        """A new optimizer of the named player's parameters; fused where that is asked for and its class knows how.
+
+        Raises:
+            UserError: If the players were given no optimizers.
+        """
+        make = cast(OptimizerFactory | None, self.factories.get(self.keys[name]))
+        if make is None:
+            raise UserError(f"The {name} has no optimizer: call `use_optimizers` before training.")
+        if self.game.settings.speed.fused:
+            with contextlib.suppress(TypeError, RuntimeError):  # it takes no such argument, or not on this device
+                return make(self.turns[name].parameters, fused=True)  # type: ignore[call-arg]
+        return make(self.turns[name].parameters)
 
     def turn(self, name: str, *more: str) -> Turn:
         """The named player's move, or the common one of several on one loss."""
@@ -168,20 +193,14 @@ class Players:
     def optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
         """An optimizer for each, in their order, with the run's factor on its learning rate; and the schedulers."""
         made, self.schedulers = [], []
-        for name, (make_optimizer, make_scheduler) in self.factories.items():
-            made.append(self._optimizer(name, make_optimizer))
+        for name, key in self.keys.items():
+            made.append(self.make_optimizer(name))
+            make_scheduler = cast(SchedulerFactory | None, self.factories.get(_schedule_of(key)))
             for group in made[-1].param_groups:
                 group["lr"] *= self.game.settings.lr_scale
             if make_scheduler is not None:
                 self.schedulers.append(make_scheduler(made[-1]))
         return made, self.schedulers
-
-    def _optimizer(self, name: str, make: OptimizerFactory) -> Optimizer:
-        """The player's optimizer; fused where that is asked for and its class knows how."""
-        if self.game.settings.speed.fused:
-            with contextlib.suppress(TypeError, RuntimeError):  # it takes no such argument, or not on this device
-                return make(self.turns[name].parameters, fused=True)  # type: ignore[call-arg]
-        return make(self.turns[name].parameters)
 
     def take(self, optimizers: Any) -> None:
         """Gives each turn its optimizer as Lightning wraps it, once training starts."""
@@ -259,6 +278,11 @@ class Players:
         for name, (updates, history) in state.items():
             self.turns[name].updates = updates
             self.turns[name].history = [mean.to(device, copy=True) for mean in history]
+
+
+def _schedule_of(optimizer: str) -> str:
+    """Config key of an optimizer's schedule."""
+    return optimizer.removesuffix("optimizer") + "scheduler"
 
 
 @contextmanager

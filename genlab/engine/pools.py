@@ -3,60 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
 class Pool:
-    """Earlier fakes, of which some are shown again.
+    """Earlier fakes of the global batch, of which some are shown again.
 
-    Shrivastava et al. (2017), arXiv:1612.07828, section 2.3: a share of each batch comes from the pool, and as many of
-    the new ones take the place of old ones.
+    Shrivastava et al. (2017), arXiv:1612.07828, section 2.3: a share of each batch comes from the pool, and as many new
+    samples take the place of those drawn. All processes hold the same pool, so that several of them do as one.
 
     Attributes:
-        held: The fakes [M, ...] of this process; empty [0] before the first came.
+        held: The fakes [M, ...]; empty [0] before the first batch.
     """
 
     def __init__(self) -> None:
         """Starts empty."""
         self.held = torch.empty(0)
 
-    def mixed(self, x: Tensor, share: float, size: int, rand: Callable[[int, int], Tensor]) -> Tensor:
-        """The batch, with some samples replaced by earlier ones.
+    def mixed(
+        self,
+        x: Tensor,
+        share: float,
+        size: int,
+        rand: Callable[[int, int], Tensor],
+        whole: Tensor | None = None,
+        rank: int = 0,
+    ) -> Tensor:
+        """Replaces some samples of a batch by earlier ones. They are spread evenly, so that each process has its share.
 
         Args:
-            x: New samples [N, ...], without a graph.
-            share: Of the batch that comes from the pool.
-            size: How many the pool holds.
-            rand: `rand(1, size)` gives uniform draws [1, size].
+            x: New samples [N, ...] of this process, without graph.
+            share: Share of the batch that comes from the pool, in [0, 1].
+            size: Capacity of the pool.
+            rand: `rand(1, size)` gives uniform draws [1, size], the same on all processes.
+            whole: New samples [W N, ...] of all W processes; x itself where there is one.
+            rank: Number of this process.
         """
-        count = round(share * len(x))
+        whole = x if whole is None else whole
+        count = round(share * len(whole))
         if not count:
             return x
         size = max(count, size)
         room = size - len(self.held) if self.held.dim() > 1 else size
-        if room > 0:  # it fills up first
-            kept = x[:room].clone()
+        if room > 0:  # the pool fills up first
+            kept = whole[:room].clone()
             self.held = kept if self.held.dim() == 1 else torch.cat([self.held, kept])
             return x
-        order = rand(1, size)[0].argsort()[:count]
-        old = self.held[order]
-        self.held[order] = x[:count].to(self.held.dtype)
-        return torch.cat([old.to(x.dtype), x[count:]])
+        rows = torch.arange(count, device=x.device) * len(whole) // count
+        places = rand(1, size)[0].argsort()[:count]
+        mixed = whole.index_copy(0, rows, self.held[places].to(whole.dtype))
+        self.held[places] = whole[rows].to(self.held.dtype)
+        return mixed[rank * len(x) : (rank + 1) * len(x)]
 
-    def state(self, world: int) -> list[Tensor]:
-        """The state for a checkpoint: the pool of each process, on the CPU; [] where it is empty."""
-        if not len(self.held):
-            return []
-        if world == 1:
-            return [self.held.cpu()]
-        found: list[Any] = [None] * world
-        torch.distributed.all_gather_object(found, self.held.cpu())
-        return found
+    def state(self) -> list[Tensor]:
+        """The state for a checkpoint: the pool on the CPU; [] where it is empty."""
+        return [self.held.cpu()] if len(self.held) else []
 
-    def load(self, state: list[Tensor], rank: int, device: torch.device) -> None:
-        """Takes back this process's share of what `state` gave."""
+    def load(self, state: list[Tensor], device: torch.device) -> None:
+        """Restores what `state` returned."""
         if state:
-            self.held = state[min(rank, len(state) - 1)].to(device, copy=True)
+            self.held = state[0].to(device, copy=True)

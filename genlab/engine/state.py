@@ -38,7 +38,7 @@ def save(model: Any, checkpoint: dict[str, Any]) -> None:
         "spec": model.spec.to_dict() if hasattr(model, "spec") else None,
         "ema": model.averages.values,
         "random": states,
-        "tricks": {"replay": model.pool.state(model.stream.world), "history": model.moves.state()},
+        "tricks": {"replay": model.pool.state(), "history": model.moves.state()},
     }
 
 
@@ -48,5 +48,5 @@ def load(model: Any, checkpoint: dict[str, Any]) -> None:
     model.averages.load(section["ema"])
     model.pending_states = section["random"]
     tricks = section.get("tricks") or {"replay": [], "history": {}}
-    model.pool.load(tricks["replay"], model.stream.rank, model.device)
+    model.pool.load(tricks["replay"], model.device)
     model.moves.load(tricks["history"], model.device)

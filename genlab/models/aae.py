@@ -9,7 +9,7 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Coding
 from genlab.models.labels import labels_of
 from genlab.networks.latent import LatentDiscriminator
@@ -42,16 +42,10 @@ class AAE(Coding):
         loss: AdversarialLoss,
         latent_dim: int,
         encoder_features: int,
-        e_optimizer: OptimizerFactory,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
         prior: Prior | None = None,
         posterior: Posterior | None = None,
         label_informed: bool = False,
         adversarial_weight: float = 1.0,
-        e_scheduler: SchedulerFactory | None = None,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -89,9 +83,9 @@ class AAE(Coding):
         self.latent_discriminator, self.latent_dim = latent_discriminator, latent_dim
         self.label_informed = self.conditional = label_informed
         self.adversarial_weight = adversarial_weight
-        self.add_player("encoder", [encoder, self.family], e_optimizer, e_scheduler)
-        self.add_player("decoder", [decoder, likelihood], g_optimizer, g_scheduler)
-        self.add_player("latent_discriminator", latent_discriminator, d_optimizer, d_scheduler)
+        self.add_player("encoder", [encoder, self.family], "e_optimizer")
+        self.add_player("decoder", [decoder, likelihood], "g_optimizer")
+        self.add_player("latent_discriminator", latent_discriminator, "d_optimizer")
 
     def posterior(self, x: Tensor) -> DiagonalGaussian | FlowedGaussian:
         """q(z | x) of samples [N, ...]."""

@@ -9,7 +9,7 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Coding
 from genlab.models.labels import check_widths, known_classes, one_hot
 from genlab.networks.latent import LatentDiscriminator
@@ -38,14 +38,8 @@ class ClusteringAAE(Coding):
         categories: int | None,
         style_dim: int,
         encoder_features: int,
-        e_optimizer: OptimizerFactory,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
         recon_weight: float = 1.0,
         adversarial_weight: float = 1.0,
-        e_scheduler: SchedulerFactory | None = None,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -79,10 +73,10 @@ class ClusteringAAE(Coding):
         self.latent_dim, self.categories, self.style_dim = latent_dim, known_classes(categories), style_dim
         self.one_hot_latents = (range(self.categories),)
         self.recon_weight, self.adversarial_weight = recon_weight, adversarial_weight
-        self.add_player("encoder", encoder, e_optimizer, e_scheduler)
-        self.add_player("decoder", [decoder, likelihood], g_optimizer, g_scheduler)
-        self.add_player("category_discriminator", category_discriminator, d_optimizer, d_scheduler)
-        self.add_player("style_discriminator", style_discriminator, d_optimizer, d_scheduler)
+        self.add_player("encoder", encoder, "e_optimizer")
+        self.add_player("decoder", [decoder, likelihood], "g_optimizer")
+        self.add_player("category_discriminator", category_discriminator, "d_optimizer")
+        self.add_player("style_discriminator", style_discriminator, "d_optimizer")
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the category [N, K] and style [N, style_dim] of samples [N, ...]."""

@@ -11,7 +11,7 @@ from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.aae_clustering import ClusteringAAE
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.labels import labels_of
 from genlab.networks.latent import LatentDiscriminator
 
@@ -38,15 +38,9 @@ class SemiSupervisedAAE(ClusteringAAE):
         categories: int | None,
         style_dim: int,
         encoder_features: int,
-        e_optimizer: OptimizerFactory,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
         recon_weight: float = 1.0,
         adversarial_weight: float = 1.0,
         label_weight: float = 1.0,
-        e_scheduler: SchedulerFactory | None = None,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -68,14 +62,8 @@ class SemiSupervisedAAE(ClusteringAAE):
             categories,
             style_dim,
             encoder_features,
-            e_optimizer,
-            g_optimizer,
-            d_optimizer,
             recon_weight,
             adversarial_weight,
-            e_scheduler,
-            g_scheduler,
-            d_scheduler,
         )
         if label_weight < 0:
             raise UserError(f"model.label_weight must be at least 0, got {label_weight}.")

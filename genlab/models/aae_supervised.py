@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Coding
 from genlab.models.labels import check_widths, known_classes, labels_of, one_hot
 from genlab.networks.latent import LatentDiscriminator
@@ -37,13 +37,7 @@ class SupervisedAAE(Coding):
         style_dim: int,
         classes: int | None,
         encoder_features: int,
-        e_optimizer: OptimizerFactory,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
         adversarial_weight: float = 1.0,
-        e_scheduler: SchedulerFactory | None = None,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -69,9 +63,9 @@ class SupervisedAAE(Coding):
         self.latent_discriminator, self.adversarial_weight = latent_discriminator, adversarial_weight
         self.latent_dim, self.style_dim, self.classes = latent_dim, style_dim, known_classes(classes)
         self.one_hot_latents = (range(style_dim, latent_dim),)
-        self.add_player("encoder", encoder, e_optimizer, e_scheduler)
-        self.add_player("decoder", [decoder, likelihood], g_optimizer, g_scheduler)
-        self.add_player("latent_discriminator", latent_discriminator, d_optimizer, d_scheduler)
+        self.add_player("encoder", encoder, "e_optimizer")
+        self.add_player("decoder", [decoder, likelihood], "g_optimizer")
+        self.add_player("latent_discriminator", latent_discriminator, "d_optimizer")
 
     def joined(self, style: Tensor, y: Tensor) -> Tensor:
         """Latents [N, latent_dim] of styles [N, style_dim] and labels [N]."""

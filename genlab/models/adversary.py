@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory
+from genlab.models.base import GenerativeModel
 
 
 class Adversary(nn.Module):
@@ -19,26 +19,16 @@ class Adversary(nn.Module):
         discriminator: Maps samples [N, ...] to logits [N].
         loss: What the discriminator minimises, and the model on its imitations.
         weight: Of the model's side, beside an objective in nats of a whole sample.
-        optimizer: Makes the discriminator's optimizer.
-        scheduler: Makes its learning-rate schedule, stepped once per iteration.
 
     Raises:
         UserError: If the weight is negative.
     """
 
-    def __init__(
-        self,
-        discriminator: nn.Module,
-        loss: AdversarialLoss,
-        weight: float,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
-    ) -> None:
+    def __init__(self, discriminator: nn.Module, loss: AdversarialLoss, weight: float) -> None:
         super().__init__()
         if weight < 0:
             raise UserError(f"adversary.weight must be at least 0, got {weight}.")
         self.discriminator, self.loss, self.weight = discriminator, loss, weight
-        self.optimizer, self.scheduler = optimizer, scheduler
 
 
 class Opposable(GenerativeModel):
@@ -53,7 +43,7 @@ class Opposable(GenerativeModel):
         """Takes an adversary, or none; called last in a constructor."""
         self.adversary = adversary
         if adversary is not None:
-            self.add_player("discriminator", adversary.discriminator, adversary.optimizer, adversary.scheduler)
+            self.add_player("discriminator", adversary.discriminator, "adversary.optimizer")
 
     @abstractmethod
     def imitate(self, x: Tensor) -> Tensor:

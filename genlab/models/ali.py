@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import NonSaturating
 from genlab.losses.penalties import Penalty, check_one_of_each_sample, penalty_of_pairs
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Inferring
 from genlab.networks.posteriors import Deterministic, Posterior
 
@@ -30,12 +30,8 @@ class ALI(Inferring):
         loss: NonSaturating,
         latent_dim: int,
         encoder_features: int,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
         posterior: Posterior | None = None,
         penalty: Penalty | None = None,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -62,8 +58,8 @@ class ALI(Inferring):
             check_one_of_each_sample(discriminator)
         self.generator, self.encoder, self.discriminator = generator, encoder, discriminator
         self.loss, self.penalty, self.latent_dim = loss, penalty, latent_dim
-        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
-        self.add_player("generator", [generator, encoder, self.family], g_optimizer, g_scheduler)
+        self.add_player("discriminator", discriminator, "d_optimizer")
+        self.add_player("generator", [generator, encoder, self.family], "g_optimizer")
 
     def infer(self, x: Tensor) -> Tensor:
         """z ~ q(z | x) of samples [N, ...], [N, latent_dim], with its gradient."""

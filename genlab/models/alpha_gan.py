@@ -12,7 +12,7 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.divergences import kl_standard_normal
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Inferring
 from genlab.networks.posteriors import Posterior
 
@@ -49,14 +49,6 @@ class AlphaGAN(Inferring):
         reconstruction_weight: float,
         fakes: Sequence[str],
         latent: Literal["adversarial", "kl"],
-        e_optimizer: OptimizerFactory,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
-        c_optimizer: OptimizerFactory,
-        e_scheduler: SchedulerFactory | None = None,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
-        c_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -89,12 +81,12 @@ class AlphaGAN(Inferring):
         self.encoder, self.generator, self.discriminator = encoder, generator, discriminator
         self.family, self.loss, self.latent_dim = posterior, loss, latent_dim
         self.reconstruction_weight, self.fakes_shown, self.latent = reconstruction_weight, tuple(fakes), latent
-        self.add_player("encoder", [encoder, posterior], e_optimizer, e_scheduler)
-        self.add_player("generator", generator, g_optimizer, g_scheduler)
-        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
+        self.add_player("encoder", [encoder, posterior], "e_optimizer")
+        self.add_player("generator", generator, "g_optimizer")
+        self.add_player("discriminator", discriminator, "d_optimizer")
         if latent == "adversarial":
             self.latent_discriminator = latent_discriminator
-            self.add_player("latent_discriminator", latent_discriminator, c_optimizer, c_scheduler)
+            self.add_player("latent_discriminator", latent_discriminator, "c_optimizer")
 
     @inference
     def encode(self, x: Tensor) -> Tensor:

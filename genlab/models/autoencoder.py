@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import OptimizerFactory, SchedulerFactory
 from genlab.models.capabilities import Coding
 
 
@@ -26,8 +25,6 @@ class Autoencoder(Coding):
         decoder: nn.Module,
         likelihood: Likelihood,
         latent_dim: int,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         encoder_features: int | None = None,
     ) -> None:
         """Joins encoder and decoder.
@@ -47,7 +44,7 @@ class Autoencoder(Coding):
             raise ValueError(f"model.encoder_features must be latent_dim = {latent_dim}, not {encoder_features}.")
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim = latent_dim
-        self.add_player("autoencoder", [encoder, decoder, likelihood], optimizer, scheduler)
+        self.add_player("autoencoder", [encoder, decoder, likelihood], "optimizer")
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
         """The reconstruction error, `loss`, in nats, and the squared one; both summed over a sample."""

@@ -9,7 +9,7 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.density_ratio import forward_kl, ratio_loss
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Coding, NormalPrior
 from genlab.networks.posteriors import Deterministic, Posterior, log_standard_normal
 
@@ -34,10 +34,6 @@ class AVB(Coding, NormalPrior):
         latent_dim: int,
         encoder_features: int,
         posterior: Posterior,
-        optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -61,8 +57,8 @@ class AVB(Coding, NormalPrior):
             raise UserError("One code for each sample has an infinite KL to any prior. Try posterior=universal.")
         self.encoder, self.decoder, self.family = encoder, decoder, posterior
         self.discriminator, self.likelihood, self.latent_dim = discriminator, likelihood, latent_dim
-        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
-        self.add_player("vae", [encoder, decoder, likelihood, posterior], optimizer, scheduler)
+        self.add_player("discriminator", discriminator, "d_optimizer")
+        self.add_player("vae", [encoder, decoder, likelihood, posterior], "optimizer")
 
     @inference
     def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:

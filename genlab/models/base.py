@@ -6,7 +6,7 @@ A method is a subclass whose ``training_step`` reads like the paper's algorithm 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from genlab.data.spec import Batch, DataSpec
 
 # A method takes all that it needs from here.
-__all__ = ["ALL_TRICKS", "GenerativeModel", "OptimizerFactory", "SchedulerFactory", "inference"]
+__all__ = ["ALL_TRICKS", "GenerativeModel", "inference"]
 
 
 class GenerativeModel(pl.LightningModule):
@@ -109,23 +109,33 @@ class GenerativeModel(pl.LightningModule):
         self,
         name: str,
         modules: nn.Module | Iterable[nn.Module],
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
+        optimizer: str = "optimizer",
         clip: float | None = None,
     ) -> None:
-        """Declares who moves: the parameters of `modules`, updated together by one optimizer.
+        """Declares a player: parameters that one optimizer updates together.
 
         Args:
             name: "generator", "discriminator", "encoder", ...
-            modules: What it moves. No parameter may belong to two players.
-            optimizer: Called with the parameters when training starts.
-            scheduler: Called with the optimizer; stepped once per iteration.
+            modules: Its modules. No parameter may belong to two players.
+            optimizer: Config key of its optimizer below `model`; `g_optimizer` has its schedule in `g_scheduler`.
             clip: Largest gradient norm of its updates, in place of the run's `optim.clip`.
 
         Raises:
             ValueError: If the name is taken or a parameter already has a player.
         """
-        self.moves.add(name, modules, optimizer, scheduler, clip)
+        self.moves.add(name, modules, optimizer, clip)
+
+    def use_optimizers(self, factories: Mapping[str, OptimizerFactory | SchedulerFactory | None]) -> None:
+        """Sets the players' optimizers and schedules; called once, after construction.
+
+        Args:
+            factories: By config key. Optimizers are made of parameters when training starts, schedules of optimizers;
+                a schedule is stepped once per iteration.
+
+        Raises:
+            UserError: If a player's key is missing, or a key belongs to no player.
+        """
+        self.moves.use(factories)
 
     @property
     def players(self) -> dict[str, list[nn.Parameter]]:

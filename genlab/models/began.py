@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.energy import BoundaryEquilibrium
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Generating
 
 
@@ -23,16 +23,7 @@ class BEGAN(Generating):
     latent_prior = "uniform"
 
     def __init__(
-        self,
-        generator: nn.Module,
-        discriminator: nn.Module,
-        loss: BoundaryEquilibrium,
-        latent_dim: int,
-        code_dim: int,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
+        self, generator: nn.Module, discriminator: nn.Module, loss: BoundaryEquilibrium, latent_dim: int, code_dim: int
     ) -> None:
         """Joins the players.
 
@@ -46,8 +37,8 @@ class BEGAN(Generating):
         super().__init__()
         self.generator, self.discriminator, self.loss = generator, discriminator, loss
         self.latent_dim, self.code_dim = latent_dim, code_dim
-        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
-        self.add_player("generator", generator, g_optimizer, g_scheduler)
+        self.add_player("discriminator", discriminator, "d_optimizer")
+        self.add_player("generator", generator, "g_optimizer")
 
     def noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """Latents uniform on [-1, 1], [n, latent_dim]."""
@@ -65,18 +56,17 @@ class BEGAN(Generating):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Section 3.4: both gradients at the same parameters, then both updates, then k."""
         x_real = batch.x
-        with self.fakes() as reused:
-            x_fake = self.generator(self.noise(len(x_real)))
+        fakes = self.fakes(len(x_real))
 
         # Discriminator: minimise L(x) - k_t L(G(z_D)).
         with self.turn("discriminator") as discriminator:
-            energy_real, energy_fake = self.energy(x_real), self.energy(self.shown(x_fake))
+            energy_real, energy_fake = self.energy(x_real), self.energy(fakes.shown)
             d_loss = self.loss.discriminator(energy_real, energy_fake)
             discriminator.collect(d_loss)
 
         # Generator: minimise L(G(z_G)).
         with self.turn("generator") as generator:
-            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            x_fake = fakes.again()
             energy_g = self.energy(x_fake)
             g_loss = self.loss.generator(energy_g)
             generator.collect(g_loss)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from genlab.data.spec import Batch
+from genlab.engine.fakes import Fakes
 from genlab.losses.features import feature_matching
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.base import GenerativeModel, inference
@@ -32,22 +32,18 @@ class Generating(GenerativeModel):
         """G(z) of latents [N, latent_dim]."""
         return self.generator(z)
 
-    @contextmanager
-    def fakes(self) -> Iterator[bool]:
-        """Block that generates the discriminator's fakes. Yields whether the generator's turn may reuse them.
+    def fakes(self, n: int) -> Fakes:
+        """The fakes of a step: n for the discriminator, and as many for the generator."""
+        return Fakes(self.generator, lambda: self.noise(n), self.settings.speed.reuse_fakes, self.mixed)
 
-        Under it they keep their graph, and the generator's turn goes on with them instead of drawing others.
-        """
-        with torch.set_grad_enabled(self.settings.speed.reuse_fakes):
-            yield self.settings.speed.reuse_fakes
-
-    def shown(self, x_fake: Tensor) -> Tensor:
-        """Fakes [N, ...] as a discriminator is shown them: cut off from the generator, some replaced by earlier ones.
-
-        See `genlab.engine.pools`.
-        """
+    def mixed(self, x_fake: Tensor) -> Tensor:
+        """Fakes [N, ...], of which under `tricks.replay` some are replaced by earlier ones."""
         tricks = self.settings.tricks
-        return self.pool.mixed(x_fake.detach(), tricks.replay, tricks.replay_size // self.stream.world, self.rand)
+        if not tricks.replay:
+            return x_fake
+        with self.common_draws():
+            whole = self.gathered(x_fake)
+            return self.pool.mixed(x_fake, tricks.replay, tricks.replay_size, self.rand, whole, self.stream.rank)
 
     def generator_loss(self, loss: Any, discriminator: Any, x_fake: Tensor, x_real: Tensor) -> Tensor:
         """The generator's loss: `loss.generator` of the logits on its fakes, or feature matching.

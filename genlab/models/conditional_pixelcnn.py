@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.errors import UserError
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import GenerativeModel, inference
 from genlab.networks.pixelcnn import code_lengths, draw_tokens, log_prob_of
 
 
@@ -31,8 +31,6 @@ class ConditionalPixelCNN(GenerativeModel):
         network: nn.Module,
         conditioner: nn.Module,
         levels: int,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         temperature: float = 1.0,
         first_stage: GenerativeModel | None = None,
     ) -> None:
@@ -61,7 +59,7 @@ class ConditionalPixelCNN(GenerativeModel):
             raise UserError(f"model.levels must be the number of the bottom codes. Set model.levels={codes}.")
         self.network, self.conditioner, self.first_stage = network, conditioner, first_stage
         self.levels, self.temperature = levels, temperature
-        self.add_player("pixelcnn", [network, conditioner], optimizer, scheduler)
+        self.add_player("pixelcnn", [network, conditioner], "optimizer")
 
     @property
     def hierarchy(self) -> Any:

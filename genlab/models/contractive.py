@@ -11,7 +11,7 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.contraction import squared_jacobian
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import GenerativeModel, inference
 
 
 class ContractiveAutoencoder(GenerativeModel):
@@ -25,13 +25,7 @@ class ContractiveAutoencoder(GenerativeModel):
     autoencoder: Any  # a network with `encode` and `decode`
 
     def __init__(
-        self,
-        autoencoder: nn.Module,
-        likelihood: Likelihood,
-        code_dim: int,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
-        contraction_weight: float = 0.1,
+        self, autoencoder: nn.Module, likelihood: Likelihood, code_dim: int, contraction_weight: float = 0.1
     ) -> None:
         """Takes the autoencoder.
 
@@ -52,7 +46,7 @@ class ContractiveAutoencoder(GenerativeModel):
             raise UserError("model=contractive needs a network in which no sample sees another: network.norm=none.")
         self.autoencoder, self.likelihood = autoencoder, likelihood
         self.latent_dim, self.contraction_weight = code_dim, contraction_weight
-        self.add_player("autoencoder", [autoencoder, likelihood], optimizer, scheduler)
+        self.add_player("autoencoder", [autoencoder, likelihood], "optimizer")
 
     def contraction(self, x: Tensor) -> Tensor:
         """|| J_f(x) ||_F^2 of each sample, [N]."""

@@ -10,7 +10,6 @@ from genlab.errors import UserError
 from genlab.losses.divergences import kl_standard_normal_terms
 from genlab.losses.kl import KLTerm
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import OptimizerFactory, SchedulerFactory
 from genlab.models.vae import VAE
 from genlab.networks.posteriors import DiagonalGaussian
 
@@ -38,8 +37,6 @@ class DCIGN(VAE):
         likelihood: Likelihood,
         latent_dim: int,
         encoder_features: int,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         kl_weight: float = 1.0,
         kl: KLTerm | None = None,
         scene_units: int = 5,
@@ -71,9 +68,7 @@ class DCIGN(VAE):
             )
         if invariance < 0:
             raise UserError(f"model.invariance must be at least 0, got {invariance}.")
-        super().__init__(
-            encoder, decoder, likelihood, latent_dim, encoder_features, optimizer, scheduler, kl_weight=kl_weight, kl=kl
-        )
+        super().__init__(encoder, decoder, likelihood, latent_dim, encoder_features, kl_weight=kl_weight, kl=kl)
         self.scene_units, self.invariance = scene_units, invariance
         self.wants_groups = UNGROUPED if clamp else ""
         self.factor_units = tuple(range(scene_units))

@@ -13,7 +13,7 @@ from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.contrastive import info_nce
 from genlab.losses.divergences import kl_standard_normal
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import GenerativeModel, inference
 from genlab.networks.contrastive import KeyQueue, Momentum, Staged
 from genlab.networks.init import spectrally_normalised
 from genlab.networks.posteriors import Diagonal, DiagonalGaussian
@@ -58,10 +58,6 @@ class DCVAE(GenerativeModel):
         queue_size: int,
         temperature: float,
         momentum: float,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -97,10 +93,10 @@ class DCVAE(GenerativeModel):
         self.family = Diagonal(latent_dim, encoder_features)
         self.slow_discriminator, self.slow_contrast = Momentum(discriminator), Momentum(self.contrast)
         self.queue = KeyQueue(len(self.contrast.stages), queue_size, contrast_dim)
-        self.add_player("trunk", self.discriminator.trunk, d_optimizer, d_scheduler)
-        self.add_player("head", self.discriminator.head, d_optimizer, d_scheduler)
-        self.add_player("contrast", self.contrast, d_optimizer, d_scheduler)
-        self.add_player("generator", [encoder, generator], g_optimizer, g_scheduler)
+        self.add_player("trunk", self.discriminator.trunk, "d_optimizer")
+        self.add_player("head", self.discriminator.head, "d_optimizer")
+        self.add_player("contrast", self.contrast, "d_optimizer")
+        self.add_player("generator", [encoder, generator], "g_optimizer")
 
     def initialise(self, batches: Iterator[Batch]) -> None:
         """Fills the queue with keys of the first batches."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Coding
 
 CORRUPTIONS = ("gaussian", "masking", "salt_and_pepper")
@@ -33,8 +33,6 @@ class DenoisingAutoencoder(Coding):
         decoder: nn.Module,
         likelihood: Likelihood,
         latent_dim: int,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         corruption: Literal["gaussian", "masking", "salt_and_pepper"] = "masking",
         level: float = 0.25,
         chain_steps: int = 100,
@@ -68,7 +66,7 @@ class DenoisingAutoencoder(Coding):
             raise ValueError(f"model.encoder_features must be latent_dim = {latent_dim}, not {encoder_features}.")
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim, self.corruption, self.level, self.chain_steps = latent_dim, corruption, level, chain_steps
-        self.add_player("autoencoder", [encoder, decoder, likelihood], optimizer, scheduler)
+        self.add_player("autoencoder", [encoder, decoder, likelihood], "optimizer")
 
     def corrupt(self, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
         """x~ ~ C(x~ | x), [N, ...]."""

@@ -13,7 +13,7 @@ from genlab.errors import UserError
 from genlab.losses.divergences import kl_standard_normal
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.adversary import Adversary, Opposable
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import NormalPrior
 from genlab.networks.draw import Reader, Writer
 from genlab.networks.init import check_positive
@@ -52,8 +52,6 @@ class DRAW(Opposable, NormalPrior):
         steps: int,
         latent_dim: int,
         hidden: int,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         read_size: int | None = 2,
         write_size: int | None = 5,
         clip: float | None = 10.0,
@@ -90,7 +88,7 @@ class DRAW(Opposable, NormalPrior):
         self.decoder = nn.LSTMCell(latent_dim, hidden)
         self.canvas = nn.ParameterDict({"start": nn.Parameter(torch.zeros(self.shape))})
         networks = [self.reader, self.writer, self.encoder, self.posterior, self.decoder, self.canvas, likelihood]
-        self.add_player("draw", networks, optimizer, scheduler, clip)
+        self.add_player("draw", networks, "optimizer", clip)
         self.oppose(adversary)
 
     def initialise(self, batches: Iterator[Batch]) -> None:

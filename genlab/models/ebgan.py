@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.energy import Margin, pulling_away
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Generating
 
 
@@ -31,10 +31,6 @@ class EBGAN(Generating):
         code_dim: int,
         pt_weight: float,
         pretrain_steps: int,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -57,8 +53,8 @@ class EBGAN(Generating):
         self.discriminator: Any = discriminator  # has `encode` and `decode`, which a Module does not promise
         self.latent_dim, self.code_dim = latent_dim, code_dim
         self.pt_weight, self.pretrain_steps = pt_weight, pretrain_steps
-        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
-        self.add_player("generator", generator, g_optimizer, g_scheduler)
+        self.add_player("discriminator", discriminator, "d_optimizer")
+        self.add_player("generator", generator, "g_optimizer")
 
     def energy(self, x: Tensor) -> Tensor:
         """D(x), the autoencoder's squared error on each sample, [N]."""
@@ -81,18 +77,17 @@ class EBGAN(Generating):
             self.record(d_loss=d_loss, energy_real=d_loss)
             return
 
-        with self.fakes() as reused:
-            x_fake = self.generator(self.noise(len(x_real)))
+        fakes = self.fakes(len(x_real))
 
         # Discriminator: minimise D(x) + max(0, m - D(G(z))).
         with self.turn("discriminator") as discriminator:
-            energy_real, energy_fake = self.energy(x_real), self.energy(self.shown(x_fake))
+            energy_real, energy_fake = self.energy(x_real), self.energy(fakes.shown)
             d_loss = self.loss.discriminator(energy_real, energy_fake)
             discriminator.minimise(d_loss)
 
         # Generator: minimise D(G(z)), and with the pulling-away term + f_PT of the codes.
         with self.turn("generator") as generator:
-            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            x_fake = fakes.again()
             codes = self.discriminator.encode(x_fake)
             g_loss = self.loss.generator(self.loss.energy(x_fake, self.discriminator.decode(codes)))
             if self.pt_weight:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.penalties import Penalty, check_one_of_each_sample
-from genlab.models.base import ALL_TRICKS, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import ALL_TRICKS, inference
 from genlab.models.capabilities import Generating
 
 
@@ -27,11 +27,7 @@ class GAN(Generating):
         discriminator: nn.Module,
         loss: AdversarialLoss,
         latent_dim: int,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
         penalty: Penalty | None = None,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -50,8 +46,8 @@ class GAN(Generating):
             check_one_of_each_sample(discriminator)
         self.generator, self.discriminator, self.loss, self.penalty = generator, discriminator, loss, penalty
         self.latent_dim = latent_dim
-        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
-        self.add_player("generator", generator, g_optimizer, g_scheduler)
+        self.add_player("discriminator", discriminator, "d_optimizer")
+        self.add_player("generator", generator, "g_optimizer")
 
     @inference
     def score_logits(self, x: Tensor) -> Tensor:
@@ -61,23 +57,22 @@ class GAN(Generating):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1: one discriminator update, then one generator update."""
         x_real = batch.x
-        with self.fakes() as reused:  # with a graph if the generator's turn goes on with them
-            x_fake = self.generator(self.noise(len(x_real)))
+        fakes = self.fakes(len(x_real))
 
         # Discriminator: minimise loss.discriminator(D(x), D(G(z))).
         with self.turn("discriminator") as discriminator:
-            logits_real, logits_fake = self.discriminator(x_real), self.discriminator(self.shown(x_fake))
+            logits_real, logits_fake = self.discriminator(x_real), self.discriminator(fakes.shown)
             d_loss = self.loss.discriminator(logits_real, logits_fake)
             if self.penalty is None:
                 discriminator.minimise(d_loss)
             else:
-                penalty = self.penalty(self.discriminator, x_real, x_fake.detach(), self.rand)
+                penalty = self.penalty(self.discriminator, x_real, fakes.shown, self.rand)
                 discriminator.minimise(d_loss + penalty)
                 self.record(penalty=penalty)
 
         # Generator: minimise loss.generator(D(G(z))).
         with self.turn("generator") as generator:
-            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            x_fake = fakes.again()
             g_loss = self.generator_loss(self.loss, self.discriminator, x_fake, x_real)
             generator.minimise(g_loss)
 

@@ -14,7 +14,7 @@ from genlab.errors import UserError
 from genlab.losses.divergences import kl_uniform_categorical
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.adversary import Adversary, Opposable
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.networks.init import start_output_bias
 
 
@@ -36,8 +36,6 @@ class CategoricalVAE(Opposable):
         variables: int,
         classes: int,
         latent_dim: int,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         start_temperature: float = 1.0,
         min_temperature: float = 0.5,
         annealing_rate: float = 3e-5,
@@ -82,7 +80,7 @@ class CategoricalVAE(Opposable):
         self.start_temperature, self.min_temperature = start_temperature, min_temperature
         self.annealing_rate, self.anneal_every = annealing_rate, anneal_every
         self.straight_through = straight_through
-        self.add_player("vae", [encoder, decoder, likelihood], optimizer, scheduler)
+        self.add_player("vae", [encoder, decoder, likelihood], "optimizer")
         self.oppose(adversary)
 
     def initialise(self, batches: Iterator[Batch]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.information import categorical_information, gaussian_information
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Generating
 from genlab.networks.init import feature_count
 from genlab.randomness import whole_below
@@ -42,10 +42,6 @@ class InfoGAN(Generating):
         q_hidden: int,
         info_weight: float,
         code_weight: float,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -83,8 +79,8 @@ class InfoGAN(Generating):
         self.latent_dim, self.categories, self.codes = latent_dim, categories, codes
         self.one_hot_latents = (range(self.noise_dim, self.noise_dim + categories),)
         self.info_weight, self.code_weight = info_weight, code_weight
-        self.add_player("discriminator", [discriminator, self.q], d_optimizer, d_scheduler)
-        self.add_player("generator", generator, g_optimizer, g_scheduler)
+        self.add_player("discriminator", [discriminator, self.q], "d_optimizer")
+        self.add_player("generator", generator, "g_optimizer")
 
     def noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """Latents [n, latent_dim]: noise and codes uniform on [-1, 1], and between them a category of K, one-hot."""
@@ -113,26 +109,21 @@ class InfoGAN(Generating):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Eq. 6: one update of discriminator and Q, then one generator update."""
         x_real = batch.x
-        with self.fakes() as reused:
-            z = self.noise(len(x_real))
-            x_fake = self.generator(z)
+        fakes = self.fakes(len(x_real))
 
         # Discriminator and Q: minimise loss.discriminator(D(x), D(G(z, c))) - lambda L_I.
         with self.turn("discriminator") as discriminator:
-            logits_real, features = self.discriminator(x_real), self.discriminator.features(x_fake.detach())
+            logits_real, features = self.discriminator(x_real), self.discriminator.features(fakes.shown)
             logits_fake = self.discriminator.logits(features)
             d_loss = self.loss.discriminator(logits_real, logits_fake)
-            info_category, info_codes = self.information(features, z)
+            info_category, info_codes = self.information(features, fakes.z)
             discriminator.minimise(d_loss - self.info_weight * info_category - self.code_weight * info_codes)
 
         # Generator: minimise loss.generator(D(G(z, c))) - lambda L_I.
         with self.turn("generator") as generator:
-            if not reused:
-                z = self.noise(len(x_real))
-                x_fake = self.generator(z)
-            features = self.discriminator.features(x_fake)
+            features = self.discriminator.features(fakes.again())
             g_loss = self.loss.generator(self.discriminator.logits(features))
-            info_category, info_codes = self.information(features, z)
+            info_category, info_codes = self.information(features, fakes.z)
             generator.minimise(g_loss - self.info_weight * info_category - self.code_weight * info_codes)
 
         self.record(d_loss=d_loss, g_loss=g_loss, info_category=info_category, info_codes=info_codes)

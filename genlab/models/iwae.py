@@ -13,7 +13,7 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.adversary import Adversary, Opposable
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.networks.init import start_output_bias
 from genlab.networks.posteriors import DiagonalGaussian, log_standard_normal
 
@@ -40,8 +40,6 @@ class IWAE(Opposable):
         decoder: nn.Module,
         likelihood: Likelihood,
         latent_dim: int,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         k: int = 50,
         estimator: Literal["iwae", "dreg", "vae"] = "iwae",
         upper_dim: int | None = None,
@@ -89,7 +87,7 @@ class IWAE(Opposable):
             self.sizes.append(upper_dim)
         self.likelihood, self.k, self.estimator = likelihood, k, estimator
         self.latent_dim = self.sizes[-1]  # what the prior draws
-        self.add_player("iwae", [self.encoders, self.decoders, likelihood], optimizer, scheduler)
+        self.add_player("iwae", [self.encoders, self.decoders, likelihood], "optimizer")
         self.oppose(adversary)
 
     def initialise(self, batches: Iterator[Batch]) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
-from genlab.models.base import ALL_TRICKS, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import ALL_TRICKS, inference
 from genlab.models.capabilities import Inferring
 
 
@@ -36,10 +36,6 @@ class RegGAN(Inferring):
         encoder_features: int,
         distance_weight: float,
         mode_weight: float,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -60,8 +56,8 @@ class RegGAN(Inferring):
         _check_latents(latent_dim, encoder_features)
         self.generator, self.encoder, self.discriminator, self.loss = generator, encoder, discriminator, loss
         self.latent_dim, self.distance_weight, self.mode_weight = latent_dim, distance_weight, mode_weight
-        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
-        self.add_player("generator", [generator, encoder], g_optimizer, g_scheduler)
+        self.add_player("discriminator", discriminator, "d_optimizer")
+        self.add_player("generator", [generator, encoder], "g_optimizer")
 
     @inference
     def score_logits(self, x: Tensor) -> Tensor:
@@ -71,18 +67,17 @@ class RegGAN(Inferring):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Section 3.2: one discriminator update, then one update of generator and encoder."""
         x_real = batch.x
-        with self.fakes() as reused:
-            x_fake = self.generator(self.noise(len(x_real)))
+        fakes = self.fakes(len(x_real))
 
         # Discriminator: minimise -log D(x) - log(1 - D(G(z))).
         with self.turn("discriminator") as discriminator:
-            logits_real, logits_fake = self.discriminator(x_real), self.discriminator(self.shown(x_fake))
+            logits_real, logits_fake = self.discriminator(x_real), self.discriminator(fakes.shown)
             d_loss = self.loss.discriminator(logits_real, logits_fake)
             discriminator.minimise(d_loss)
 
         # Generator and encoder: minimise -log D(G(z)) + lambda_1 d(x, G(E(x))) - lambda_2 log D(G(E(x))).
         with self.turn("generator") as generator:
-            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            x_fake = fakes.again()
             x_recon = self.generator(self.encoder(x_real))
             g_loss = self.generator_loss(self.loss, self.discriminator, x_fake, x_real)
             recon = distance(x_real, x_recon)
@@ -111,10 +106,6 @@ class MDGAN(Inferring):
         latent_dim: int,
         encoder_features: int,
         manifold_weight: float,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -136,9 +127,9 @@ class MDGAN(Inferring):
         self.generator, self.encoder, self.loss = generator, encoder, loss
         self.manifold_discriminator, self.diffusion_discriminator = manifold_discriminator, diffusion_discriminator
         self.latent_dim, self.manifold_weight = latent_dim, manifold_weight
-        self.add_player("manifold_discriminator", manifold_discriminator, d_optimizer, d_scheduler)
-        self.add_player("diffusion_discriminator", diffusion_discriminator, d_optimizer, d_scheduler)
-        self.add_player("generator", [generator, encoder], g_optimizer, g_scheduler)
+        self.add_player("manifold_discriminator", manifold_discriminator, "d_optimizer")
+        self.add_player("diffusion_discriminator", diffusion_discriminator, "d_optimizer")
+        self.add_player("generator", [generator, encoder], "g_optimizer")
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Appendix A: the manifold step (D_1, then G and E), then the diffusion step (D_2, then G)."""

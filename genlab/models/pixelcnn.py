@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.errors import UserError
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import GenerativeModel, inference
 from genlab.networks.pixelcnn import code_lengths, draw_tokens, log_prob_of, pixels_to_tokens, tokens_to_pixels
 
 
@@ -31,13 +31,7 @@ class PixelCNN(GenerativeModel):
     posterior_draws = 1  # the posterior is one point: more draws would be the same
 
     def __init__(
-        self,
-        network: nn.Module,
-        levels: int,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
-        temperature: float = 1.0,
-        first_stage: GenerativeModel | None = None,
+        self, network: nn.Module, levels: int, temperature: float = 1.0, first_stage: GenerativeModel | None = None
     ) -> None:
         """Takes the network.
 
@@ -63,7 +57,7 @@ class PixelCNN(GenerativeModel):
                 f"model.levels must be the number of the first stage's codes, {codes}, got {levels}. {cure}"
             )
         self.network, self.levels, self.temperature, self.first_stage = network, levels, temperature, first_stage
-        self.add_player("pixelcnn", network, optimizer, scheduler)
+        self.add_player("pixelcnn", network, "optimizer")
 
     @property
     def likelihood(self) -> Any:

@@ -14,7 +14,7 @@ from genlab.errors import UserError
 from genlab.floats import in_float64
 from genlab.losses.likelihoods import Bernoulli
 from genlab.losses.numerics import exact
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import GenerativeModel, inference
 from genlab.networks.init import check_positive
 
 FRAMES = 21  # of a Gibbs chain, at most
@@ -84,8 +84,6 @@ class RBM(GenerativeModel):
         self,
         shape: Sequence[int],
         hidden: int,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         k: int = 1,
         persistent: int = 0,
         weight_std: float = 0.01,
@@ -120,7 +118,7 @@ class RBM(GenerativeModel):
         self.register_buffer(
             "base", torch.zeros(math.prod(shape))
         )  # the mean pixel's logit: chains and AIS begin there
-        self.add_player("rbm", self.machine, optimizer, scheduler)
+        self.add_player("rbm", self.machine, "optimizer")
 
     def initialise(self, batches: Iterator[Batch]) -> None:
         """Starts the visible biases at the mean sample, and persistent chains at samples.

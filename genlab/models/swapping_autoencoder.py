@@ -12,7 +12,7 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.penalties import check_one_of_each_sample, gradient_norms
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import GenerativeModel, inference
 from genlab.networks.swapping import Encoder, Generator, PatchDiscriminator, random_crops
 
 
@@ -64,10 +64,6 @@ class SwappingAutoencoder(GenerativeModel):
         r1_gamma: float,
         patch_r1_gamma: float,
         r1_every: int,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -105,8 +101,8 @@ class SwappingAutoencoder(GenerativeModel):
         self.patch_weight, self.r1_every = patch_weight, r1_every
         self.r1_gamma, self.patch_r1_gamma = r1_gamma, patch_r1_gamma
         self.latent_dim = math.prod(self.encoder.structure_shape) + self.encoder.texture_dim
-        self.add_player("discriminators", [discriminator, patch_discriminator], d_optimizer, d_scheduler)
-        self.add_player("generator", [encoder, generator], g_optimizer, g_scheduler)
+        self.add_player("discriminators", [discriminator, patch_discriminator], "d_optimizer")
+        self.add_player("generator", [encoder, generator], "g_optimizer")
 
     def cut(self, x: Tensor) -> Tensor:
         """Random crops [N, crops, C, p, p] of images, from the stream that all processes share."""

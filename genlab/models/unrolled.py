@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from genlab.data.spec import Batch
+from genlab.engine.schedules import OptimizerFactory, SchedulerFactory
+from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.numerics import eager
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Generating
 
 
@@ -71,19 +73,18 @@ def _one_minus_power(beta: float, t: Tensor) -> Tensor:
     return -torch.expm1(t * (math.log(beta) if beta else -math.inf))
 
 
-def check_unrollable(make: OptimizerFactory) -> None:
+def check_unrollable(optimizer: Optimizer) -> None:
     """Refuses an optimizer whose steps `unroll` does not know.
 
     Raises:
-        ValueError: If it is neither plain SGD nor plain Adam.
+        UserError: If it is neither plain SGD nor plain Adam.
     """
-    optimizer = make([nn.Parameter(torch.zeros(1))])
     settings = optimizer.param_groups[0]
     switches = ("momentum", "weight_decay", "amsgrad", "maximize", "nesterov")
     used = [name for name in switches if settings.get(name)]
     if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam) or used:
         what = f"{type(optimizer).__name__} with {used[0]}" if used else type(optimizer).__name__
-        raise ValueError(f"model.d_optimizer can be unrolled if it is Adam or SGD, without more; got {what}.")
+        raise UserError(f"model.d_optimizer can be unrolled if it is Adam or SGD, without more; got {what}.")
 
 
 class UnrolledGAN(Generating):
@@ -104,10 +105,6 @@ class UnrolledGAN(Generating):
         latent_dim: int,
         unroll_steps: int,
         simultaneous: bool,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -121,16 +118,24 @@ class UnrolledGAN(Generating):
                 first, as in `gan`.
 
         Raises:
-            ValueError: If K is negative, or the discriminator's optimizer is one that is not known here.
+            ValueError: If K is negative.
         """
         super().__init__()
         if unroll_steps < 0:
             raise ValueError(f"model.unroll_steps must be at least 0, got {unroll_steps}.")
-        check_unrollable(d_optimizer)
         self.generator, self.discriminator, self.loss = generator, discriminator, loss
         self.latent_dim, self.unroll_steps, self.simultaneous = latent_dim, unroll_steps, simultaneous
-        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
-        self.add_player("generator", generator, g_optimizer, g_scheduler)
+        self.add_player("discriminator", discriminator, "d_optimizer")
+        self.add_player("generator", generator, "g_optimizer")
+
+    def use_optimizers(self, factories: Mapping[str, OptimizerFactory | SchedulerFactory | None]) -> None:
+        """Sets the players' optimizers; see `GenerativeModel.use_optimizers`.
+
+        Raises:
+            UserError: If the discriminator's is one that cannot be unrolled; see `check_unrollable`.
+        """
+        super().use_optimizers(factories)
+        check_unrollable(self.moves.make_optimizer("discriminator"))
 
     @inference
     def score_logits(self, x: Tensor) -> Tensor:
@@ -162,12 +167,11 @@ class UnrolledGAN(Generating):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Eq. 8 and 9: one step of the discriminator on f, one of the generator on f_K."""
         x_real = batch.x
-        with self.fakes() as reused:
-            x_fake = self.generator(self.noise(len(x_real)))
+        fakes = self.fakes(len(x_real))
 
         # Discriminator: minimise -f, from theta_D^0.
         with self.turn("discriminator") as discriminator:
-            logits_real, logits_fake = self.discriminator(x_real), self.discriminator(self.shown(x_fake))
+            logits_real, logits_fake = self.discriminator(x_real), self.discriminator(fakes.shown)
             d_loss = self.loss.discriminator(logits_real, logits_fake)
             if self.simultaneous:
                 discriminator.collect(d_loss)
@@ -176,7 +180,7 @@ class UnrolledGAN(Generating):
 
         # Generator: minimise f_K.
         with self.turn("generator") as generator:
-            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            x_fake = fakes.again()
             g_loss = -self.unrolled_loss(x_real, x_fake)
             if self.simultaneous:
                 generator.collect(g_loss)

@@ -14,7 +14,7 @@ from genlab.losses.divergences import kl_standard_normal_terms
 from genlab.losses.kl import Constant, KLTerm
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.adversary import Adversary, Opposable
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.networks.init import start_output_bias
 from genlab.networks.posteriors import Diagonal, DiagonalGaussian, FlowedGaussian, Posterior, log_standard_normal
 from genlab.networks.priors import Prior, StandardNormal, first_samples
@@ -36,8 +36,6 @@ class VAE(Opposable):
         likelihood: Likelihood,
         latent_dim: int,
         encoder_features: int,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         kl_weight: float = 1.0,
         kl: KLTerm | None = None,
         prior: Prior | None = None,
@@ -80,7 +78,7 @@ class VAE(Opposable):
             raise UserError("An adversary wants samples with a gradient; this likelihood draws them pixel by pixel.")
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.latent_dim, self.kl_weight = latent_dim, kl_weight
-        self.add_player("vae", [encoder, decoder, likelihood, self.prior, self.family], optimizer, scheduler)
+        self.add_player("vae", [encoder, decoder, likelihood, self.prior, self.family], "optimizer")
         self.oppose(adversary)
 
     def initialise(self, batches: Iterator[Batch]) -> None:

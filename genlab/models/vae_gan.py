@@ -11,7 +11,7 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.divergences import kl_standard_normal
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.models.capabilities import Inferring
 from genlab.networks.layers import Layered
 from genlab.networks.posteriors import DiagonalGaussian
@@ -46,12 +46,6 @@ class VAEGAN(Inferring):
         gamma: float,
         adversarial_weight: float,
         fakes: Sequence[str],
-        e_optimizer: OptimizerFactory,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
-        e_scheduler: SchedulerFactory | None = None,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the three players.
 
@@ -89,9 +83,9 @@ class VAEGAN(Inferring):
         self.latent_dim, self.feature_layer, self.gamma = latent_dim, feature_layer, gamma
         self.feature_sigma, self.standardise = feature_sigma, standardise
         self.adversarial_weight, self.fakes_shown = adversarial_weight, tuple(fakes)
-        self.add_player("encoder", encoder, e_optimizer, e_scheduler)
-        self.add_player("generator", generator, g_optimizer, g_scheduler)
-        self.add_player("discriminator", discriminator, d_optimizer, d_scheduler)
+        self.add_player("encoder", encoder, "e_optimizer")
+        self.add_player("generator", generator, "g_optimizer")
+        self.add_player("discriminator", discriminator, "d_optimizer")
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
         """q(z | x) of samples [N, ...]."""

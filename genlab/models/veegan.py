@@ -8,7 +8,6 @@ from genlab.data.spec import Batch
 from genlab.losses.adversarial import NonSaturating
 from genlab.losses.penalties import Penalty
 from genlab.models.ali import ALI
-from genlab.models.base import OptimizerFactory, SchedulerFactory
 from genlab.networks.posteriors import Posterior
 
 
@@ -38,12 +37,8 @@ class VEEGAN(ALI):
         encoder_features: int,
         distance_weight: float,
         reconstructor_adversarial: bool,
-        g_optimizer: OptimizerFactory,
-        d_optimizer: OptimizerFactory,
         posterior: Posterior | None = None,
         penalty: Penalty | None = None,
-        g_scheduler: SchedulerFactory | None = None,
-        d_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players; see `ALI` for what both have.
 
@@ -59,20 +54,7 @@ class VEEGAN(ALI):
             posterior: What F's output means, p_F(z | x); one code for each sample unless given.
             penalty: On the discriminator's gradient in sample and latent; None for none.
         """
-        super().__init__(
-            generator,
-            encoder,
-            discriminator,
-            loss,
-            latent_dim,
-            encoder_features,
-            g_optimizer,
-            d_optimizer,
-            posterior,
-            penalty,
-            g_scheduler,
-            d_scheduler,
-        )
+        super().__init__(generator, encoder, discriminator, loss, latent_dim, encoder_features, posterior, penalty)
         self.distance_weight, self.reconstructor_adversarial = distance_weight, reconstructor_adversarial
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

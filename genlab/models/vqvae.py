@@ -11,7 +11,7 @@ from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.adversary import Adversary, Opposable
-from genlab.models.base import OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import inference
 from genlab.networks.codebook import Codebook, perplexity, rows
 
 
@@ -31,8 +31,6 @@ class VQVAE(Opposable):
         decoder: nn.Module,
         codebook: Codebook,
         likelihood: Likelihood,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         commitment_weight: float = 0.25,
         adversary: Adversary | None = None,
     ) -> None:
@@ -54,7 +52,7 @@ class VQVAE(Opposable):
             raise UserError(f"model.commitment_weight must be at least 0, got {commitment_weight}.")
         self.encoder, self.decoder, self.codebook, self.likelihood = encoder, decoder, codebook, likelihood
         self.commitment_weight = commitment_weight
-        self.add_player("autoencoder", [encoder, decoder, likelihood], optimizer, scheduler)
+        self.add_player("autoencoder", [encoder, decoder, likelihood], "optimizer")
         self.oppose(adversary)
 
     @property

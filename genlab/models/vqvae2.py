@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import GenerativeModel, inference
 from genlab.networks.codebook import Codebook, perplexity, rows
 
 
@@ -36,8 +36,6 @@ class VQVAE2(GenerativeModel):
         top_codebook: Codebook,
         bottom_codebook: Codebook,
         likelihood: Likelihood,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         commitment_weight: float = 0.25,
     ) -> None:
         """Joins the parts.
@@ -64,7 +62,7 @@ class VQVAE2(GenerativeModel):
         self.top_codebook, self.bottom_codebook = top_codebook, bottom_codebook
         self.likelihood, self.commitment_weight = likelihood, commitment_weight
         learned = [encoder, top_encoder, top_decoder, bottom_head, decoder, likelihood]
-        self.add_player("autoencoder", learned, optimizer, scheduler)
+        self.add_player("autoencoder", learned, "optimizer")
 
     @property
     def num_codes(self) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
-from genlab.models.base import ALL_TRICKS, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import ALL_TRICKS, inference
 from genlab.models.capabilities import Generating
 
 
@@ -33,10 +33,6 @@ class WGAN(Generating):
         n_critic_long: int,
         long_first: int,
         long_every: int,
-        g_optimizer: OptimizerFactory,
-        c_optimizer: OptimizerFactory,
-        g_scheduler: SchedulerFactory | None = None,
-        c_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -65,8 +61,8 @@ class WGAN(Generating):
         self.n_critic, self.n_critic_long = n_critic, n_critic_long
         self.long_first, self.long_every = long_first, long_every
         self.batches_per_step = n_critic
-        self.add_player("critic", critic, c_optimizer, c_scheduler)
-        self.add_player("generator", generator, g_optimizer, g_scheduler)
+        self.add_player("critic", critic, "c_optimizer")
+        self.add_player("generator", generator, "g_optimizer")
 
     def batches_at(self, iteration: int) -> int:
         """Critic updates, and thus fresh batches, of an iteration."""
@@ -88,17 +84,16 @@ class WGAN(Generating):
         """Algorithm 1: critic updates on fresh data, each followed by clipping, then one generator update."""
         # Critic (lines 2-8): minimise f(G(z)) - f(x), |w| <= c.
         for x_real in batch.x.chunk(self.batches_at(self.iteration)):
-            with self.fakes() as reused:
-                x_fake = self.generator(self.noise(len(x_real)))
+            fakes = self.fakes(len(x_real))
             with self.turn("critic") as critic:
-                logits_real, logits_fake = self.critic(x_real), self.critic(self.shown(x_fake))
+                logits_real, logits_fake = self.critic(x_real), self.critic(fakes.shown)
                 d_loss = self.loss.discriminator(logits_real, logits_fake)
                 critic.minimise(d_loss)
             self.clip_parameters()
 
         # Generator (lines 9-11): minimise -f(G(z)).
         with self.turn("generator") as generator:
-            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            x_fake = fakes.again()
             g_loss = self.generator_loss(self.loss, self.critic, x_fake, x_real)
             generator.minimise(g_loss)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from genlab.data.spec import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.penalties import check_one_of_each_sample, gradient_penalty, pack_size
-from genlab.models.base import ALL_TRICKS, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import ALL_TRICKS, inference
 from genlab.models.capabilities import Generating
 
 
@@ -26,10 +26,6 @@ class WGANGP(Generating):
         latent_dim: int,
         n_critic: int,
         gp_weight: float,
-        g_optimizer: OptimizerFactory,
-        c_optimizer: OptimizerFactory,
-        g_scheduler: SchedulerFactory | None = None,
-        c_scheduler: SchedulerFactory | None = None,
     ) -> None:
         """Joins the players.
 
@@ -51,8 +47,8 @@ class WGANGP(Generating):
         self.generator, self.critic, self.loss = generator, critic, loss
         self.latent_dim, self.n_critic, self.gp_weight = latent_dim, n_critic, gp_weight
         self.batches_per_step = n_critic
-        self.add_player("critic", critic, c_optimizer, c_scheduler)
-        self.add_player("generator", generator, g_optimizer, g_scheduler)
+        self.add_player("critic", critic, "c_optimizer")
+        self.add_player("generator", generator, "g_optimizer")
 
     @inference
     def score_logits(self, x: Tensor) -> Tensor:
@@ -63,18 +59,17 @@ class WGANGP(Generating):
         """Algorithm 1: `n_critic` critic updates on fresh data, then one generator update."""
         # Critic (lines 2-9): minimise D(G(z)) - D(x) + lambda (|grad D(x_hat)| - 1)^2.
         for x_real in batch.x.chunk(self.n_critic):
-            with self.fakes() as reused:
-                x_fake = self.generator(self.noise(len(x_real)))
+            fakes = self.fakes(len(x_real))
             with self.turn("critic") as critic:
-                logits_real, logits_fake = self.critic(x_real), self.critic(self.shown(x_fake))
+                logits_real, logits_fake = self.critic(x_real), self.critic(fakes.shown)
                 d_loss = self.loss.discriminator(logits_real, logits_fake)
                 alpha = self.rand(len(x_real) // pack_size(self.critic))
-                gp = gradient_penalty(self.critic, x_real, x_fake.detach(), alpha=alpha)
+                gp = gradient_penalty(self.critic, x_real, fakes.shown, alpha=alpha)
                 critic.minimise(d_loss + self.gp_weight * gp)
 
         # Generator (lines 11-12): minimise -D(G(z)).
         with self.turn("generator") as generator:
-            x_fake = x_fake if reused else self.generator(self.noise(len(x_real)))
+            x_fake = fakes.again()
             g_loss = self.generator_loss(self.loss, self.critic, x_fake, x_real)
             generator.minimise(g_loss)
 

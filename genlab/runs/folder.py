@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import genlab
-from genlab.config.instantiate import check_allowed, check_signatures, instantiate
+from genlab.config.instantiate import build_model, check_allowed, check_signatures, instantiate
 from genlab.errors import UserError
 from genlab.files import FolderLock, write_json, write_text
 
@@ -156,7 +156,6 @@ def _check_whole(path: Path) -> None:
 def load_model(run: Any, device: str = "cpu", allow_targets: tuple[str, ...] = ()) -> GenerativeModel:
     """See `genlab.load`."""
     from genlab.data.spec import DataSpec
-    from genlab.models.base import GenerativeModel
 
     _, path = find_run(run)
     checkpoint = read_checkpoint(path, device)
@@ -165,9 +164,7 @@ def load_model(run: Any, device: str = "cpu", allow_targets: tuple[str, ...] = (
         config = section["config"]["model"]
         check_allowed(config, allow_targets)
         check_signatures(config, "model")
-        model: GenerativeModel = instantiate(config)
-        if not isinstance(model, GenerativeModel):
-            raise UserError(f"{path} describes no model of genlab.")
+        model = build_model(config)
         load_weights(model, checkpoint, path)
         load_averages(model, checkpoint, path)
         model.averages.settle()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.config import checks, speed
-from genlab.config.instantiate import instantiate
+from genlab.config.instantiate import build_model, instantiate
 from genlab.errors import Interrupted, NotFinite, TrainingStopped, UserError
 from genlab.files import FolderLock, free_mib, remove_temporaries
 from genlab.runs import folder, processes
@@ -86,7 +86,6 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
 
     from genlab.callbacks.health import rollback_seed
     from genlab.engine.settings import Settings, Tricks
-    from genlab.models.base import GenerativeModel
     from genlab.runs.first_stage import freeze_first_stage
 
     seed, data_config = rollback_seed(config["seed"], rollbacks), config["data"]
@@ -95,9 +94,7 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     with _mistakes_named(config):
         data: ArrayData = instantiate(data_config)
         pl.seed_everything(seed, verbose=False)  # the same first weights on every process
-        model = instantiate(config["model"])
-    if not isinstance(model, GenerativeModel):
-        raise UserError(f"model._target_ must name a genlab model, got {config['model']['_target_']}.")
+        model = build_model(config["model"])
     if model.wants_groups and not data.grouped:
         raise UserError(model.wants_groups)
     model.spec, model.run_config = data.spec, config

@@ -152,6 +152,11 @@ def test_ten_thousand_random_overrides():
         (["++data=${seed}"], "data|Error"),
         (["model.g_optimizer._partial_=1"], "must be a bool"),
         (["++model.g_optimizer._target_=3"], "cannot be imported"),
+        (
+            ["+model.g_scheduler={_target_: torch.optim.lr_scheduler.StepLR, _partial_: true, step: 3}"],
+            "takes no 'step'",
+        ),
+        (["+data.g_optimizer={_target_: torch.optim.Adam, _partial_: true}"], "takes no 'g_optimizer'"),
     ],
 )
 def test_what_random_overrides_have_found(typed, words):

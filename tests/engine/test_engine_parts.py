@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from genlab.engine.averages import Averages
+from genlab.engine.fakes import Fakes
 from genlab.engine.looking import looking
 from genlab.engine.noise import Noise, random_states, restore_random_states
 from genlab.engine.players import Players
@@ -95,14 +96,68 @@ def test_a_pool_fills_up_and_then_mixes():
     assert torch.equal(pool.mixed(batch(4), 0.0, 8, rand), batch(4)) and not (pool.held == 4).any()
 
 
+def test_two_processes_have_the_pool_of_one():
+    """Each sees its rows of the mixed global batch, and as many earlier ones as the other."""
+    alone, shared = Pool(), [Pool(), Pool()]
+    for step in range(6):
+        whole = 10.0 * step + torch.arange(8.0)[:, None]
+
+        def rand(*shape, step=step):
+            return torch.rand(*shape, generator=torch.Generator().manual_seed(step))
+
+        expected = alone.mixed(whole, 0.5, 16, rand)
+        parts = [
+            pool.mixed(x, 0.5, 16, rand, whole, i)
+            for i, (pool, x) in enumerate(zip(shared, whole.chunk(2), strict=True))
+        ]
+        assert torch.equal(torch.cat(parts), expected)
+        assert torch.equal(shared[0].held, alone.held) and torch.equal(shared[1].held, alone.held)
+        earlier = [int((part < 10 * step).sum()) for part in parts]
+        assert earlier == ([2, 2] if step > 1 else [0, 0])
+
+
 def test_a_pool_survives_a_checkpoint():
     pool, other = Pool(), Pool()
-    assert pool.state(1) == []
-    other.load(pool.state(1), 0, CPU)
+    assert pool.state() == []
+    other.load(pool.state(), CPU)
     assert len(other.held) == 0
     pool.mixed(torch.ones(4, 2), 0.5, 8, torch.rand)
-    other.load([torch.zeros(1), *pool.state(1)], 5, CPU)  # of fewer processes than there are now: the last one's
+    other.load(pool.state(), CPU)
     assert torch.equal(other.held, pool.held) and other.held is not pool.held
+
+
+# --- Fakes ----------------------------------------------------------------------------------------------------------
+
+
+def fakes(reuse, mixed=lambda x: x):
+    """G(z) = w z of the latents 1, 2, ...; returns w and the fakes."""
+    w, latents = torch.tensor(3.0, requires_grad=True), iter(range(1, 9))
+    return w, Fakes(lambda z: w * z, lambda: torch.tensor([float(next(latents))]), reuse, mixed)
+
+
+def test_fakes_are_drawn_anew_for_the_generator():
+    w, own = fakes(reuse=False)
+    assert own.shown.item() == 3 and own.z.item() == 1 and not own.shown.requires_grad
+    again = own.again()
+    assert again.item() == 6 and own.z.item() == 2 and own.shown.item() == 3
+    again.sum().backward()
+    assert w.grad == 2
+
+
+def test_fakes_are_reused_with_their_graph():
+    w, own = fakes(reuse=True)
+    assert own.shown.item() == 3 and not own.shown.requires_grad
+    again = own.again()
+    assert again.item() == 3 and own.z.item() == 1
+    again.sum().backward()
+    assert w.grad == 1
+
+
+def test_earlier_fakes_are_mixed_in_once_and_for_the_discriminator_alone():
+    calls = []
+    _, own = fakes(reuse=True, mixed=lambda x: calls.append(1) or -x)
+    assert calls == [] and own.shown.item() == -3 and own.shown.item() == -3 and calls == [1]
+    assert own.again().item() == 3
 
 
 # --- Averages -------------------------------------------------------------------------------------------------------
@@ -212,7 +267,8 @@ class Game:
         self.layers = {name: nn.Linear(1, 1, bias=False) for name in ("a", "b")}
         self.players = Players(self)
         for name, layer in self.layers.items():
-            self.players.add(name, layer, lambda ps: torch.optim.SGD(ps, lr=0.5))
+            self.players.add(name, layer, "optimizer")
+        self.players.use({"optimizer": lambda ps: torch.optim.SGD(ps, lr=0.5)})
         self.optimizers, _ = self.players.optimizers()
         self.players.take(self.optimizers)
 
@@ -240,7 +296,7 @@ def test_one_player_moves_and_the_others_are_frozen():
     assert game.layers["b"].weight.item() == pytest.approx(before["b"] + 1)
     assert game.seen == [("a", "loss"), ("a and b", "loss")]
     with pytest.raises(ValueError, match="players share no parameter"):
-        game.players.add("c", game.layers["a"], torch.optim.SGD)
+        game.players.add("c", game.layers["a"], "optimizer")
 
 
 def test_before_a_step_gradients_are_remembered_watched_and_clipped():
@@ -257,6 +313,44 @@ def test_before_a_step_gradients_are_remembered_watched_and_clipped():
     trainer.precision_plugin.scaler = object()  # float16's own watch
     game.players.before_step(game.optimizers[0], trainer, watching)
     assert game.seen == [("b", "gradient")]
+
+
+def test_players_get_the_optimizers_of_their_keys():
+    """Two players may share a key; a schedule belongs to the optimizer of the same prefix."""
+    players = Players(Game())
+    layers = {name: nn.Linear(1, 1) for name in ("one", "two", "three")}
+    for name, key in (("one", "d_optimizer"), ("two", "d_optimizer"), ("three", "game.optimizer")):
+        players.add(name, layers[name], key)
+
+    def sgd(lr):
+        return lambda parameters: torch.optim.SGD(parameters, lr=lr)
+
+    halve = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)  # noqa: E731
+    players.use({"d_optimizer": sgd(1.0), "game.optimizer": sgd(2.0), "game.scheduler": halve, "d_scheduler": None})
+    optimizers, schedulers = players.optimizers()
+    assert [o.param_groups[0]["lr"] for o in optimizers] == [1.0, 1.0, 2.0]
+    assert [s.optimizer for s in schedulers] == [optimizers[2]]
+    assert optimizers[1].param_groups[0]["params"] == list(layers["two"].parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, r"The a of Game needs an optimizer. Set model.optimizer="),
+        ({"optimizer": None}, "The a of Game needs an optimizer"),
+        ({"optimizer": torch.optim.SGD, "q_scheduler": None}, "model.q_scheduler belongs to no player; Game has opt"),
+    ],
+)
+def test_optimizers_that_do_not_fit_the_players_are_refused(given, words):
+    with pytest.raises(UserError, match=words):
+        Game().players.use(given)
+
+
+def test_players_without_optimizers_cannot_train():
+    players = Players(Game())
+    players.add("a", nn.Linear(1, 1), "optimizer")
+    with pytest.raises(UserError, match="The a has no optimizer"):
+        players.optimizers()
 
 
 # --- State ----------------------------------------------------------------------------------------------------------

@@ -158,13 +158,13 @@ def test_a_turn_in_training_uses_no_gradient_of_others(tmp_path):
 
 
 def test_players_share_nothing():
-    model, adam = GenerativeModel(), torch.optim.Adam
+    model = GenerativeModel()
     layer = nn.Linear(2, 2)
-    model.add_player("a", layer, adam)
+    model.add_player("a", layer)
     with pytest.raises(ValueError, match="share no parameter"):
-        model.add_player("b", nn.Sequential(layer, nn.Linear(2, 2)), adam)
+        model.add_player("b", nn.Sequential(layer, nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="'a' clashes"):
-        model.add_player("a", nn.Linear(2, 2), adam)
+        model.add_player("a", nn.Linear(2, 2))
     assert list(model.players) == ["a"] and len(model.players["a"]) == 2
     assert isinstance(model.turn("a"), Turn)
 
@@ -742,7 +742,7 @@ def test_capabilities(name, expected):
 
 
 def test_alone_a_value_is_its_own_mean_and_gathering(tmp_path):
-    model = Walk(torch.optim.SGD)
+    model = Walk()
     x = torch.ones(3, requires_grad=True)
     assert model.gathered(x) is x
     assert torch.equal(model.averaged(x), x) and not model.averaged(x).requires_grad

@@ -44,8 +44,6 @@ def model(**changes):
         "r1_gamma": 10.0,
         "patch_r1_gamma": 1.0,
         "r1_every": 16,
-        "g_optimizer": torch.optim.Adam,
-        "d_optimizer": torch.optim.Adam,
     }
     return SwappingAutoencoder(**{**arguments, **changes}).double()
 

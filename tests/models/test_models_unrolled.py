@@ -187,7 +187,7 @@ def test_a_gradient_of_zero_is_no_nan():
 )
 def test_other_optimizers_are_refused(make, what):
     with pytest.raises(ValueError, match=f"got {what}"):
-        check_unrollable(make)
+        check_unrollable(make([torch.nn.Parameter(torch.zeros(1))]))
 
 
 # ----------------------------------------------------------------------------------------------------------- the model

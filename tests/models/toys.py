@@ -8,7 +8,7 @@ from torch import nn
 from genlab.data.module import ArrayData
 from genlab.data.store import ArrayStore
 from genlab.data.stream import NamedStreams, Stream
-from genlab.models.base import GenerativeModel, OptimizerFactory, SchedulerFactory, inference
+from genlab.models.base import GenerativeModel, inference
 
 
 class Weights(nn.Module):
@@ -31,8 +31,6 @@ class Walk(GenerativeModel):
 
     def __init__(
         self,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None = None,
         clip: float | None = None,
         slope: float = 1.0,
         nan_at: int | None = None,
@@ -45,7 +43,7 @@ class Walk(GenerativeModel):
         self.latent_dim = 2
         self.slope, self.nan_at, self.inf_gradient_at = slope, nan_at, inf_gradient_at
         self.starts: list[int] = []
-        self.add_player("generator", self.generator, optimizer, scheduler, clip)
+        self.add_player("generator", self.generator, "optimizer", clip)
 
     def initialise(self, batches):
         self.starts.append(len(next(batches)))
@@ -91,11 +89,11 @@ class Mean(GenerativeModel):
 class Unpaired(GenerativeModel):
     """Follows the mean of each of two domains, with a player for each."""
 
-    def __init__(self, optimizer: OptimizerFactory) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.a, self.b = Weights(), Weights()
-        self.add_player("a", self.a, optimizer)
-        self.add_player("b", self.b, optimizer)
+        self.add_player("a", self.a)
+        self.add_player("b", self.b)
 
     def training_step(self, batch, batch_idx):
         for name in ("a", "b"):
@@ -132,11 +130,11 @@ class Prior(GenerativeModel):
 
     ema_modules = ("prior",)
 
-    def __init__(self, optimizer: OptimizerFactory, latent_dim: int, first_stage: GenerativeModel) -> None:
+    def __init__(self, latent_dim: int, first_stage: GenerativeModel) -> None:
         super().__init__()
         self.first_stage, self.latent_dim = first_stage, latent_dim
         self.prior = nn.Linear(latent_dim, latent_dim)
-        self.add_player("prior", self.prior, optimizer)
+        self.add_player("prior", self.prior)
 
     @inference
     def sample(self, n, y=None, rng=None):

@@ -31,11 +31,12 @@ from tests.runs.two_processes import last_iteration
 pytestmark = pytest.mark.matrix
 
 POINTS = ["data=ring", "network=mlp", "trainer.max_steps=8", "data.batch_size=64", "callbacks=none", "logger=csv"]
-FOUR = {
+ALIKE = {
     "gan": ["model=gan"],
     "wgan_gp": ["model=wgan_gp"],  # double backward, several batches an iteration
     "began": ["model=began"],  # simultaneous updates, k_t on the global batch
     "vae": ["model=vae", "likelihood=gaussian"],
+    "replay": ["model=gan", "tricks.replay=0.5", "tricks.replay_size=128"],  # one pool, of the global batch
 }
 TWO = ["trainer=ddp", "trainer.accelerator=cpu"]
 TINY = ["data.batch_size=8", "trainer=cpu", "trainer.max_steps=3", "callbacks=none", "logger=none"]
@@ -82,13 +83,13 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     configs = {name: tiny(*overrides) for name, overrides in GRADIENTS.items()}
     configs |= losses(configs["model=gan"])
-    jobs = [["train", [*TWO, *POINTS, *FOUR[name]], str(folder / name)] for name in FOUR]
-    jobs += [["train", [*TWO, *POINTS, *FOUR["gan"], "trainer.max_steps=4"], str(folder / "cut")]]
+    jobs = [["train", [*TWO, *POINTS, *ALIKE[name]], str(folder / name)] for name in ALIKE]
+    jobs += [["train", [*TWO, *POINTS, *ALIKE["gan"], "trainer.max_steps=4"], str(folder / "cut")]]
     jobs += [["resume", 8, str(folder / "cut")], ["stamp", None, str(folder / "stamp")]]
     watched = ["callbacks=default", "~callbacks.grid", "~callbacks.scores", "callbacks.players.every_n_steps=2"]
     watched += ["metrics=none", "tricks.minibatch_discrimination=true"]
     points = [word for word in POINTS if word != "callbacks=none"]
-    jobs.append(["train", [*TWO, *points, *FOUR["gan"], *watched], str(folder / "watched")])
+    jobs.append(["train", [*TWO, *points, *ALIKE["gan"], *watched], str(folder / "watched")])
     for name, config in configs.items():
         for precision in precisions(name):
             shared = with_precision(config, precision)
@@ -151,10 +152,10 @@ def test_gradients_of_two_processes_for_every_objective(two):
         assert_two_are_one(name, two)
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", ALIKE)
 def test_two_processes_train_as_one(name, two, tmp_path):
     """In float32, so sums in another order differ in the last bits; the scores are the same then."""
-    train(compose([*FOUR[name], *POINTS, "trainer=cpu"]), tmp_path / "one")
+    train(compose([*ALIKE[name], *POINTS, "trainer=cpu"]), tmp_path / "one")
     alone, shared = weights(tmp_path / "one"), weights(two[0] / name)
     for part in (0, 1):  # the live weights and the averages
         assert alone[part].keys() == shared[part].keys()
