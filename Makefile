@@ -1,4 +1,4 @@
-# Everything that a fresh machine needs: `make train` and `make test` set up .venv themselves.
+# On a fresh machine `make train` and `make test` set up .venv first.
 # Another Python: make clean install PYTHON=python3.12
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ ARGS ?=
 .DELETE_ON_ERROR:
 .PHONY: help install train test test-all lint format benchmark tensorboard clean
 
-help:  ## this list
+help:  ## print this list
 	@echo "usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.x]"
 	@echo
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##  */|/' | while IFS='|' read -r name text; do \
@@ -26,13 +26,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
 
-train: install  ## train the default, or what ARGS says: make train ARGS="model=began data=celeba"
+train: install  ## train the default, or with overrides: make train ARGS="model=began data=celeba"
 	$(BIN)/python train.py $(ARGS)
 
 test: install  ## run the tests: make test ARGS="-k resume"
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: test  ## the tests, then each promise for every config: a step on another device, in half precision, on two processes
+test-all: test  ## the tests, then for every config a step on another device, in half precision and on two processes
 	$(BIN)/python -m pytest -m matrix $(ARGS)
 
 lint: install  ## ruff (rules and format) and mypy; changes nothing
@@ -40,7 +40,7 @@ lint: install  ## ruff (rules and format) and mypy; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: install  ## let ruff mend what it can
+format: install  ## apply ruff's fixes and its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -13,18 +13,18 @@ __version__ = "0.1.0"
 def load(run: Any, *, device: str = "cpu", allow_targets: tuple[str, ...] = ()) -> GenerativeModel:
     """Loads a trained model from a run folder or a checkpoint, ready to `sample(n)`.
 
-    Nothing in the checkpoint is executed, and its config may only name genlab's own parts, layers and optimizers.
+    No code in the checkpoint is executed. Its config may name only genlab's own classes, layers and optimizers.
 
     Args:
-        run: A run folder (its last checkpoint is taken) or a `.ckpt` file.
-        device: Where to put it.
-        allow_targets: Patterns of further names that its config may build, such as "mypackage.*".
+        run: A run folder (its last checkpoint is loaded) or a `.ckpt` file.
+        device: Device of the model.
+        allow_targets: Patterns of further `_target_` names that the config may build, such as "mypackage.*".
 
     Returns:
-        The model, in eval mode, with its averaged weights where the run kept an average.
+        The model in eval mode, with the averaged weights if the run kept an average.
 
     Raises:
-        UserError: If there is no readable checkpoint, or its config names something that is not allowed.
+        UserError: If there is no readable checkpoint, or its config names a target that is not allowed.
     """
     from genlab.runs.folder import load_model
 

@@ -1,14 +1,17 @@
-"""Capabilities of models: a Protocol for each, and whether a model offers it.
+"""Capabilities of models: a Protocol for each, and `offers`, which tests a model for one.
 
-Scripts, samplers, judges and callbacks ask `offers` (a method's `can`), never for names of methods.
+Scripts, samplers, judges and callbacks ask `offers` (or the model's `can`) and never test the name of a method.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+
+from genlab.batch import Batch
 
 Rng = torch.Generator | None
 
@@ -16,13 +19,13 @@ Rng = torch.Generator | None
 class Samples(Protocol):
     """Draws samples."""
 
-    def sample(self, n: int, y: Tensor | None = None, rng: Rng = None) -> Tensor:
-        """[n, ...], of the classes y [n] where the model knows classes."""
+    def sample(self, n: int, given: Batch | None = None, rng: Rng = None) -> Tensor:
+        """Samples [n, ...] under the conditions of the given rows [n], for a model that is given columns."""
         ...
 
 
 class Encodes(Protocol):
-    """Has codes of samples."""
+    """Maps samples to codes."""
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes [N, ...] of samples [N, ...]."""
@@ -30,7 +33,7 @@ class Encodes(Protocol):
 
 
 class Decodes(Protocol):
-    """Makes samples of codes."""
+    """Maps codes to samples."""
 
     def decode(self, z: Tensor) -> Tensor:
         """Samples [N, ...] of codes [N, ...]."""
@@ -38,7 +41,7 @@ class Decodes(Protocol):
 
 
 class Reconstructs(Protocol):
-    """Gives back what it is shown."""
+    """Reconstructs samples."""
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Reconstructions of samples, both [N, ...]."""
@@ -46,7 +49,7 @@ class Reconstructs(Protocol):
 
 
 class LogJoint(Protocol):
-    """Knows p(x, z); with `LogPrior` and `SamplesPosterior` it has importance-weighted bounds."""
+    """Evaluates p(x, z); with `LogPrior` and `SamplesPosterior`, importance-weighted bounds can be computed."""
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x, z), [N] nats."""
@@ -54,7 +57,7 @@ class LogJoint(Protocol):
 
 
 class LogPrior(Protocol):
-    """Knows p(z)."""
+    """Evaluates p(z)."""
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z), [N] nats."""
@@ -62,7 +65,7 @@ class LogPrior(Protocol):
 
 
 class SamplesPrior(Protocol):
-    """Draws continuous latents; with `LogJoint` and `LogPrior` it has annealed estimates."""
+    """Draws continuous latents from the prior; with `LogJoint` and `LogPrior`, annealed estimates can be computed."""
 
     def sample_prior(self, n: int, rng: Rng = None) -> Tensor:
         """z ~ p(z), [n, Z]."""
@@ -70,7 +73,7 @@ class SamplesPrior(Protocol):
 
 
 class SamplesPosterior(Protocol):
-    """Draws latents of samples, and knows their density."""
+    """Draws latents of given samples, with their densities."""
 
     def sample_posterior(self, x: Tensor, k: int = 1, rng: Rng = None) -> tuple[Tensor, Tensor]:
         """z ~ q(z | x) [k, N, Z] and log q(z | x) [k, N]."""
@@ -78,10 +81,10 @@ class SamplesPosterior(Protocol):
 
 
 class ScoresLogits(Protocol):
-    """Has a discriminator that tells samples from data, each for itself."""
+    """Has a discriminator of data and samples that judges each sample by itself."""
 
     def score_logits(self, x: Tensor) -> Tensor:
-        """Logits [N] of samples [N, ...]: log p_data / p_model at its optimum."""
+        """Logits [N] of samples [N, ...]; for an optimal discriminator, log p_data / p_model."""
         ...
 
 
@@ -97,12 +100,12 @@ class Frames(Protocol):
     """Draws samples step by step."""
 
     def frames(self, n: int, rng: Rng = None) -> Tensor:
-        """How n samples come about, [T, n, ...]."""
+        """The T intermediate states of n samples, [T, n, ...]."""
         ...
 
 
 class Classifies(Protocol):
-    """Knows the data's classes."""
+    """Predicts the classes of the data."""
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits [N, K] of classes."""
@@ -110,7 +113,7 @@ class Classifies(Protocol):
 
 
 class Clusters(Protocol):
-    """Has found categories, which have no names."""
+    """Predicts categories that were learned without labels."""
 
     def cluster(self, x: Tensor) -> Tensor:
         """Logits [N, K] of categories."""
@@ -135,8 +138,31 @@ CAPABILITIES: dict[str, type] = {
 
 
 def offers(model: Any, capability: str) -> bool:
-    """Whether a model offers a capability, one of `CAPABILITIES`."""
+    """Whether the model offers a capability, a key of `CAPABILITIES`."""
     assert capability in CAPABILITIES
     if capability == "score_logits" and any(getattr(m, "couples_samples", False) for m in model.modules()):
-        return False  # a sample has no logit of its own
+        return False  # the logit of a sample depends on its batch
     return callable(getattr(model, capability, None))
+
+
+if TYPE_CHECKING:
+
+    class Offered:
+        """Capabilities for the type checker, offered or not; `offers` tells."""
+
+        sample: Callable[..., Tensor]
+        encode: Callable[..., Tensor]
+        decode: Callable[..., Tensor]
+        reconstruct: Callable[..., Tensor]
+        log_joint: Callable[..., Tensor]
+        log_prior: Callable[..., Tensor]
+        sample_prior: Callable[..., Tensor]
+        sample_posterior: Callable[..., tuple[Tensor, Tensor]]
+        score_logits: Callable[..., Tensor]
+        translate: Callable[..., Tensor]
+        frames: Callable[..., Tensor]
+        classify: Callable[..., Tensor]
+        cluster: Callable[..., Tensor]
+
+else:
+    Offered = object

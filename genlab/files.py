@@ -1,4 +1,4 @@
-"""Writing that leaves either the old file or the new one, never half of one. Free of heavy imports."""
+"""Atomic file writes, a folder lock and the cache folder. No heavy imports."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ except ImportError:  # Windows
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> Path:
-    """Calls `write` on a temporary file beside `path`, makes it durable, and renames it into place.
+    """Calls `write` on a temporary file beside `path`, flushes it to disk and renames it to `path`.
 
-    A reader sees the old file or the whole new one, and a run that is killed leaves the old one.
+    A reader sees the old file or the whole new one. A run that is killed leaves the old one.
 
     Args:
-        path: The file to make or replace; its folder is made if needed.
+        path: The file to create or replace; its folder is created if needed.
         write: Writes the whole content to an open binary file.
 
     Returns:
         The path.
 
     Raises:
-        OSError: If it cannot be written; `path` is then as it was, and no temporary file stays behind.
+        OSError: If the file cannot be written; `path` is then unchanged and the temporary file removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def write_atomic(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's own mode would shut out the rest of the group
+        os.chmod(temporary, 0o644)  # mkstemp creates files that only their owner can read
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -61,46 +61,46 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def free_mib(path: Path) -> int:
-    """MiB that are free where a path lies, or would lie."""
+    """Free space, in MiB, on the file system of a path (which need not exist)."""
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     return shutil.disk_usage(existing).free // 2**20
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Takes away what `write_atomic` leaves when its process is killed; nobody else may be writing to the folder."""
+    """Removes the temporary files of killed calls of `write_atomic`; no other process may be writing to the folder."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 class FolderLock:
-    """Says that this process alone writes to a folder; the kernel lets go of it when the process ends, however it ends.
+    """Lock of a folder that one process writes to. The kernel releases it when the process ends, even when killed.
 
-    File systems that know no locks, and Windows, go without.
+    On Windows, and on file systems without locks, `take` always succeeds.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Names the lock.
+        """Sets the path of the lock file; `take` creates it.
 
         Args:
-            folder: Where it lies, as `.lock`; `take` needs the folder to exist.
+            folder: Folder of the lock file `.lock`; must exist when `take` is called.
         """
         self.path = folder / ".lock"
         self._file: BinaryIO | None = None
 
     def take(self) -> bool:
-        """Takes the lock, unless it is ours already; False if another process has it."""
+        """Takes the lock, unless this object holds it already; False if another process holds it."""
         if self._file is not None or fcntl is None:
             return True
         try:
             file = self.path.open("a+b")
-        except OSError:  # a folder that may not be written to: whoever writes next finds the words for it
+        except OSError:  # the folder is not writable: the next write reports that
             return True
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             return False
-        except OSError:  # no locks here
+        except OSError:  # the file system has no locks
             file.close()
             return True
         self._file = file
@@ -109,12 +109,12 @@ class FolderLock:
             file.truncate(0)
             file.write(json.dumps(holder).encode())
             file.flush()
-        except OSError:  # a full disk: the lock holds without a name
+        except OSError:  # a full disk: the lock is held, but the file does not name its holder
             pass
         return True
 
     def holder(self) -> str:
-        """Who has it, as far as it is known."""
+        """Process, host and time of the holder, or "another process" if the lock file does not name it."""
         try:
             found = json.loads(self.path.read_text())
             return f"process {found['pid']} on {found['host']}, since {found['since']}"
@@ -122,11 +122,11 @@ class FolderLock:
             return "another process"
 
     def release(self) -> None:
-        """Lets go; safe to call again."""
+        """Releases the lock, if it is held."""
         if self._file is not None:
             try:
                 self._file.close()
-            except OSError:  # what was still to be written: the disk is full
+            except OSError:  # the disk is full: buffered bytes cannot be written
                 pass
             self._file = None
 
@@ -140,5 +140,5 @@ class FolderLock:
 
 
 def cache_dir() -> Path:
-    """Where prepared data and trained classifiers are kept: $GENLAB_CACHE or ~/.cache/genlab."""
+    """Folder of prepared data and trained classifiers: $GENLAB_CACHE or ~/.cache/genlab."""
     return Path(os.environ.get("GENLAB_CACHE") or Path.home() / ".cache" / "genlab").expanduser()

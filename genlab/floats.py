@@ -1,4 +1,4 @@
-"""Arithmetic with all its digits on any device. Free of other parts of genlab, so that all of them may use it."""
+"""Full-precision arithmetic on any device. Imports nothing from genlab, so that every module may import it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ DEVICES_WITHOUT = ["mps"]  # float64: Apple's GPUs
 
 
 def in_float64(x: Tensor) -> Tensor:
-    """x in float64, any shape; on the CPU if its device has no float64, else where it is. Keeps the gradient."""
+    """x in float64, any shape; on its own device, or on the CPU if that has no float64. Differentiable."""
     return (x.cpu() if x.device.type in DEVICES_WITHOUT else x).double()
 
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Inside, operators on float32 keep all 24 bits: no TF32, no bfloat16 behind them.
+    """Within the block, float32 operators compute with all 24 bits of mantissa: without TF32 and bfloat16.
 
-    cuDNN's convolutions use TF32 unless told otherwise, and `torch.set_float32_matmul_precision` reaches products of
-    matrices, on a CPU too; either moves features by about 1e-3. All is put back afterwards.
+    By default cuDNN's convolutions use TF32, and `torch.set_float32_matmul_precision` can lower the precision of
+    matrix products, on a CPU too; either changes features by about 1e-3. The settings are restored afterwards.
     """
     backends = torch.backends
-    cudnn, mkldnn = cast(Any, backends.cudnn), cast(Any, backends.mkldnn)  # their stubs lack the operators
+    cudnn, mkldnn = cast(Any, backends.cudnn), cast(Any, backends.mkldnn)  # the type stubs lack conv, rnn and matmul
     undo: list[Callable[[], None]] = []
-    # The older switches first, which compilers read: they raise once the newer ones have been turned without them.
+    # First the older switches, which compilers read: they raise if the newer ones have been set without them.
     with contextlib.suppress(RuntimeError):
         if cudnn.allow_tf32:
             cudnn.allow_tf32 = False
@@ -38,7 +38,7 @@ def without_tf32() -> Iterator[None]:
         if before != "highest":
             torch.set_float32_matmul_precision("highest")
             undo.append(partial(torch.set_float32_matmul_precision, before))
-    # Then what only the newer ones know.
+    # Then the settings that only the newer switches have.
     for each in (cast(Any, backends.cuda.matmul), cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.matmul, mkldnn.rnn):
         precision = each.fp32_precision
         if precision not in ("ieee", "none"):

@@ -1,4 +1,4 @@
-"""Who started this process, and as which of how many. Free of torch."""
+"""The launcher of this process (torchrun, srun or none) and its rank. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-STORE_SECONDS = 600  # that processes wait for the first one, which may still be importing torch
+STORE_SECONDS = 600  # timeout of waiting for the first process, which may still be importing torch
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,9 @@ class Launch:
 
     Attributes:
         by: "torchrun" or "srun".
-        rank: Its number, 0 for the one that writes.
-        world: How many there are.
-        nodes: On how many machines.
+        rank: Number of this process; process 0 writes the files.
+        world: Number of processes.
+        nodes: Number of machines.
     """
 
     by: str
@@ -29,11 +29,11 @@ class Launch:
 
 
 def launch(env: Mapping[str, str] = os.environ) -> Launch | None:
-    """The launcher of this process and of others beside it; None without one (Lightning may still start others)."""
+    """The launcher of this process and its peers; None without one (Lightning may still start further processes)."""
     if "TORCHELASTIC_RUN_ID" in env:
         world = int(env["WORLD_SIZE"])
         return Launch("torchrun", int(env["RANK"]), world, world // int(env["LOCAL_WORLD_SIZE"]))
-    # SLURM sets most of its variables in batch scripts, too; the number of a step only in what srun starts.
+    # SLURM sets most of its variables in batch scripts too, but the step's number only in processes started by srun.
     if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
         world = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
         nodes = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
@@ -42,22 +42,22 @@ def launch(env: Mapping[str, str] = os.environ) -> Launch | None:
 
 
 def devices(default: int) -> int:
-    """Processes on each machine: as many as were started, else the default. The resolver `genlab.devices`."""
+    """Processes per machine that the launcher started, else the default. The resolver `genlab.devices`."""
     started = launch()
     return default if started is None else started.world // started.nodes
 
 
 def nodes() -> int:
-    """Machines that processes were started on, else 1. The resolver `genlab.nodes`."""
+    """Machines on which the launcher started processes, else 1. The resolver `genlab.nodes`."""
     started = launch()
     return 1 if started is None else started.nodes
 
 
 def stamp() -> str:
-    """Now, to the millisecond, and the same in all processes of a run; they would each make a folder otherwise.
+    """The time of the start, to the millisecond; the same in all processes of a run, so that they share one folder.
 
-    Two runs started within one second still get two folders. Under srun, which has no place to leave word, it is the
-    number of the job and its step.
+    Milliseconds give two runs that start within one second two folders. Under srun, whose processes have no common
+    store, it is the numbers of the job and the step instead.
     """
     started = launch()
     if started is None:
@@ -67,7 +67,7 @@ def stamp() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _agreed() -> str:
-    """The first process's time, through the store of torchrun's agent."""
+    """The time of the first process, shared through the TCP store of torchrun's agent."""
     from datetime import timedelta
 
     from torch.distributed import TCPStore

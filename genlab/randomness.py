@@ -1,4 +1,4 @@
-"""Random draws: whole numbers from uniform ones, and the stream of a module inside a model, which processes share."""
+"""Random draws: a base class of modules that draw from their model's stream, and integers from uniform draws."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class Drawing(nn.Module):
-    """Base of networks and objectives that draw random numbers, or change, in the course of training.
+    """Base of networks and objectives that draw random numbers, or follow a schedule, in training.
 
-    The model that they are part of adopts them when training starts. The reference is weak, so that copying or saving
-    such a module never takes the model along.
+    The model that contains such a module calls `adopt` when training starts. The reference to the model is weak:
+    copying or saving the module does not copy or save the model.
     """
 
     def __init__(self) -> None:
@@ -20,12 +20,12 @@ class Drawing(nn.Module):
         self._owner: weakref.ref[Any] | None = None
 
     def adopt(self, owner: Any) -> None:
-        """Takes the model whose stream and clock count: something with `rand(n, *shape)` and `progress`."""
+        """Sets the model that gives random stream and clock: an object with `rand(n, *shape)` and `progress`."""
         self._owner = weakref.ref(owner)
 
     @property
     def owner(self) -> Any:
-        """The model, None outside of training."""
+        """The model; None outside of training."""
         return None if self._owner is None else self._owner()
 
     def rand(self, n: int, *shape: int) -> Tensor:
@@ -40,6 +40,6 @@ class Drawing(nn.Module):
 def whole_below(u: Tensor, n: int) -> Tensor:
     """Uniform draws [N] in [0, 1] as whole numbers [N] below n, all equally likely.
 
-    A draw of 1 belongs to the last of them: a normal's distribution function reaches it, from 5.4 on in float32.
+    A draw of exactly 1 gives n - 1: the normal distribution function rounds to 1 from 5.4 on in float32.
     """
     return (u * n).long().clamp_max(n - 1)

@@ -1,7 +1,8 @@
-"""Judging shared by the processes of a group: each does every n-th piece of work, and all get all results in order.
+"""Evaluation shared by a group of processes: each computes every n-th piece, and all receive all results in order.
 
-A piece depends on its number alone, never on who does it or how many there are, so that a score is the one of a single
-process to the last bit (with equally many threads each). Without a process group everything is done here.
+The result of a piece depends on the piece's number alone, not on the process or the number of processes. A score
+therefore equals that of a single process bit for bit (with the same number of threads per process). Without a process
+group, this process computes all pieces.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ R = TypeVar("R")
 
 @contextmanager
 def joined() -> Iterator[bool]:
-    """Inside, the processes that torchrun started form a group; says whether this is the first of them.
+    """Within the block, the processes started by torchrun form a group. Yields whether this process is the first.
 
-    By gloo whatever the device: results are exchanged on the CPU. A process that was started alone stays alone, and a
-    group that is there already is used.
+    The backend is gloo on all devices, because results are exchanged on the CPU. Without torchrun no group is made; an
+    existing group is used as it is.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         yield is_first()
@@ -39,7 +40,7 @@ def joined() -> Iterator[bool]:
 
 
 def place() -> tuple[int, int]:
-    """This process's number, and how many there are."""
+    """Rank of this process and number of processes."""
     grouped = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
 
@@ -50,23 +51,23 @@ def is_first() -> bool:
 
 
 def stream(seed: int, piece: int) -> torch.Generator:
-    """The random stream of one piece of work, whoever does it; the first one's is that of the seed itself.
+    """The random stream of one piece of work, the same on every process; piece 0 has the seed itself.
 
-    Steps of 2^32 / golden ratio keep streams of everyday seeds apart; torch reads 32 bits of a seed.
+    Steps of 2^32 / golden ratio keep the streams of small seeds apart; torch uses 32 bits of a seed.
     """
     return torch.Generator().manual_seed((seed + piece * 0x9E3779B9) % 2**32)
 
 
 def shared(pieces: Iterable[P], work: Callable[[P], R]) -> Iterator[R]:
-    """The result of each piece, in order; in a group every process must read it to the end.
+    """Yields the result of each piece, in order. In a group every process must iterate to the end.
 
     Args:
-        pieces: What is to be done, the same on every process; best something small that `work` makes large.
-        work: Does one piece. In a group the result is pickled: plain values and tensors on the CPU.
+        pieces: Descriptions of the pieces, the same on every process; best small, with the data loaded by `work`.
+        work: Computes one piece. In a group the result is pickled: plain values and tensors on the CPU.
 
     Raises:
-        UserError: If it stopped any process; then it is raised on all, so that none waits for it.
-        RuntimeError: If another error stopped another process.
+        UserError: If a process raised one; it is raised on all processes, so that none waits for the others.
+        RuntimeError: If another process raised any other error.
     """
     rank, world = place()
     if world == 1:
@@ -93,20 +94,20 @@ def shared(pieces: Iterable[P], work: Callable[[P], R]) -> Iterator[R]:
 
 
 def by_first(make: Callable[[], R]) -> R:
-    """The result of the first process, on all of them: for scores of shared values, and files that one must write."""
+    """Calls `make` in the first process and returns its result in all: for scores of shared values and for files."""
     (made,) = shared([make], lambda each: each())
     return made
 
 
 def first_then_others(make: Callable[[], R]) -> R:
-    """Made by the first process, then by the others, which find what it left in the cache."""
+    """Calls `make` in the first process, then in the others, which read the first one's files from the cache."""
     made: list[R] = []
     by_first(lambda: made.append(make()))
     return made[0] if made else make()
 
 
 def agreed(here: bool) -> bool:
-    """Whether it holds on every process: what one of them lacks, all must make together."""
+    """Whether `here` is true on every process: a result that one process lacks must be computed by all together."""
     _, world = place()
     if world == 1:
         return here

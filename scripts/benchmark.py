@@ -1,4 +1,4 @@
-"""Times genlab's step against the same step by hand: `python scripts/benchmark.py`, or with overrides for one."""
+"""Times genlab's step against hand-written ones: `python scripts/benchmark.py [overrides]`."""
 
 from genlab.cli.benchmark import main
 

@@ -1,4 +1,4 @@
-"""Scores runs, or images that anything made: `python scripts/evaluate.py run=outputs/latest`, `... real=A fake=B`."""
+"""Scores runs or sets of images: `python scripts/evaluate.py run=outputs/latest`, `... real=A fake=B`."""
 
 from genlab.cli.evaluate import main
 

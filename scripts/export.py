@@ -1,4 +1,4 @@
-"""Takes a model out of genlab, weights and sampler: `python scripts/export.py run=outputs/latest`."""
+"""Exports a model's weights and sampler: `python scripts/export.py run=outputs/latest`."""
 
 from genlab.cli.export import main
 

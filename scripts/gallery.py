@@ -1,4 +1,4 @@
-"""Draws what every method makes of digits after the same CPU time: `python scripts/gallery.py`."""
+"""Draws the pictures of every method, trained on digits for the same CPU time: `python scripts/gallery.py`."""
 
 from genlab.cli.gallery import main
 

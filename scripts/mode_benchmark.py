@@ -1,4 +1,4 @@
-"""Counts modes: methods x toy mixtures x seeds at equal CPU time: `python scripts/mode_benchmark.py rows=all`."""
+"""Counts modes that methods cover on toy mixtures at equal CPU time: `python scripts/mode_benchmark.py rows=all`."""
 
 from genlab.cli.mode_benchmark import main
 

@@ -1,4 +1,4 @@
-"""One page that compares runs: `python scripts/report.py runs=outputs/multirun_...`."""
+"""Writes a page that compares runs: `python scripts/report.py runs=outputs/multirun_...`."""
 
 from genlab.cli.report import main
 

@@ -1,4 +1,4 @@
-"""Draws from a trained model: `python scripts/sample.py run=outputs/latest n=64`."""
+"""Draws samples from a trained model: `python scripts/sample.py run=outputs/latest n=64`."""
 
 from genlab.cli.sample import main
 

@@ -1,4 +1,4 @@
-"""Trains the classifier that judges samples of a data set: `python scripts/train_classifier.py data=digits`."""
+"""Trains the classifier for the scores of a data set: `python scripts/train_classifier.py data=digits`."""
 
 from genlab.cli.train_classifier import main
 

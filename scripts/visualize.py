@@ -1,4 +1,4 @@
-"""Looks into a trained model: `python scripts/visualize.py run=outputs/latest what=interpolations`."""
+"""Draws pictures of a trained model: `python scripts/visualize.py run=outputs/latest what=interpolations`."""
 
 from genlab.cli.visualize import main
 

@@ -1,7 +1,7 @@
-"""The gallery: every method on real digits for the same CPU time, 64 samples of each, and looks inside.
+"""The gallery: every method on real digits for the same CPU time, with 64 samples and further pictures of each.
 
-`python scripts/gallery.py` trains what is missing, one after the other or several at a time, and writes a page with the
-pictures beside it. A row is a model, or an objective of the plain GAN; files of `configs` are all that it asks.
+`python scripts/gallery.py` trains missing runs, one or several at a time, and writes a page and a folder of pictures.
+A row is a model, or an objective of the plain GAN; all rows follow from the files of `configs`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from genlab.runs import folder as runs
 
 Draw = Callable[[Path, str, Path], dict[str, Path]]
 RUNS = Path("outputs") / "gallery"
-QUALITY = 75  # of the pictures
-WIDTH = 16  # of networks made for large images, which would have few iterations at their usual size
-LOOKS = ("reconstructions", "traversals", "categories")  # beside the samples, where a model has them
+QUALITY = 75  # of the WebP files
+WIDTH = 16  # of networks for large images, whose default width would allow few iterations
+LOOKS = ("reconstructions", "traversals", "categories")  # drawn besides samples if the model supports them
 DEFAULTS: dict[str, Any] = {
     "rows": "all",
     "data": "digits",
@@ -40,20 +40,20 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One training of the gallery: its name, what it is, and its part of the command."""
+    """One training of the gallery: its name, title and overrides."""
 
     name: str
     title: str
     overrides: tuple[str, ...]
-    looks: bool = True  # whether it is looked into, beside its samples
-    own_data: bool = False  # whether it trains on nothing but the data that its config chooses
+    looks: bool = True  # whether `LOOKS` are drawn besides samples
+    own_data: bool = False  # whether its config fixes the data
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:
-    """The options over `DEFAULTS`.
+    """Parses options over `DEFAULTS`.
 
     Raises:
-        UserError: If a key is unknown, a number is none, or a row is not there.
+        UserError: If a key or row is unknown, or a number is invalid.
     """
     options = dict(DEFAULTS)
     for argument in arguments:
@@ -97,7 +97,7 @@ def rows() -> list[Row]:
 
 
 def command(row: Row, options: dict[str, Any], steps: int | None = None) -> list[str]:
-    """The arguments that train a row for its seconds or, where that is not enough, for so many iterations."""
+    """The arguments that train a row for its CPU seconds or, if `steps` is given, for so many iterations."""
     timed = [f"max_cpu_time={options['seconds']}", "trainer.max_steps=10000000"]
     budget = timed if steps is None else [f"trainer.max_steps={steps}"]
     data = [] if row.own_data else [f"data={options['data']}"]
@@ -105,11 +105,11 @@ def command(row: Row, options: dict[str, Any], steps: int | None = None) -> list
 
 
 def gallery(options: dict[str, Any], draw: Draw) -> Path:
-    """Trains what is missing, draws all, and writes the page; its path.
+    """Trains missing runs, draws all pictures, and writes the page; returns its path.
 
     Args:
-        options: See `parse`.
-        draw: Makes the pictures of a run, of one look ("samples", or one of `LOOKS`) in a folder; paths by title.
+        options: Options from `parse`.
+        draw: Draws one kind of picture ("samples", or one of `LOOKS`) of a run into a folder; returns paths by title.
     """
     with ThreadPoolExecutor(options["n_jobs"]) as pool:
         folders = list(pool.map(lambda row: trained(row, options), options["rows"]))
@@ -122,7 +122,7 @@ def gallery(options: dict[str, Any], draw: Draw) -> Path:
 
 
 def trained(row: Row, options: dict[str, Any]) -> Path | None:
-    """The folder of a row's finished run, which is trained if it is not there; None if it cannot be."""
+    """The folder of a row's finished run, trained if it is missing; None if training fails."""
     folder = RUNS / f"{row.name.replace('=', '_')}_{options['data']}_{options['seconds']}s_seed{options['seed']}"
     if not done(folder) and not timed_out(folder, options):
         print(f"{row.name}: {shlex.join(command(row, options))}", flush=True)
@@ -138,23 +138,23 @@ def trained(row: Row, options: dict[str, Any]) -> Path | None:
 
 
 def done(folder: Path) -> bool:
-    """Whether a run came to its end."""
+    """Whether a run is finished."""
     return bool((runs.record_of(folder).get("sessions") or [{}])[-1].get("status") == "done")
 
 
 def timed_out(folder: Path, options: dict[str, Any]) -> bool:
-    """Whether a run has had its seconds: PCA is done before."""
+    """Whether a run has used up its CPU seconds; PCA is done before."""
     return float(runs.record_of(folder).get("cpu_seconds") or 0) >= options["seconds"]
 
 
 def steps_of(folder: Path | None) -> int | None:
-    """For how many iterations a run went on after its seconds, by its own config; None if it did not."""
+    """The iterations to which a run continued after its CPU seconds, from its config; None if it did not."""
     config = {} if folder is None else runs.read_config(folder)
     return int(config["trainer"]["max_steps"]) if config and config["max_cpu_time"] is None else None
 
 
 def goes(name: str, arguments: list[str]) -> bool:
-    """Trains in a process of its own; False, with what it said, if that failed."""
+    """Trains in a subprocess; on failure prints its last line of output and returns False."""
     ended = subprocess.run(
         [sys.executable, "-m", "genlab.cli.train", *arguments], check=False, capture_output=True, text=True
     )
@@ -164,7 +164,7 @@ def goes(name: str, arguments: list[str]) -> bool:
 
 
 def entry(row: Row, folder: Path | None, home: Path, options: dict[str, Any], draw: Draw) -> str:
-    """The part of the page about one row; its pictures are drawn."""
+    """Draws the pictures of one row, and returns its part of the page."""
     arguments = command(row, options, steps_of(folder))
     told = f"\n## `{row.name}`\n\n{row.title}\n\n    python train.py {shlex.join(arguments)}\n"
     if folder is None:
@@ -178,7 +178,7 @@ def entry(row: Row, folder: Path | None, home: Path, options: dict[str, Any], dr
             drawn = {}
             told += f"\nNo samples: {error}\n"
         for look in LOOKS if row.looks else ():
-            with contextlib.suppress(UserError):  # it has no such look
+            with contextlib.suppress(UserError):  # the model does not support it
                 drawn |= draw(folder, look, Path(place))
         for look, path in drawn.items():
             pictures[look] = smaller(path, home / f"{name}_{look.removeprefix('64 ')}.webp")
@@ -188,7 +188,7 @@ def entry(row: Row, folder: Path | None, home: Path, options: dict[str, Any], dr
 
 
 def smaller(path: Path, to: Path) -> Path:
-    """A picture at half its size, in a format that takes a tenth of the room; where it is."""
+    """Saves a picture at half its size as WebP, which takes a tenth of the space; returns its path."""
     from PIL import Image
 
     with Image.open(path) as picture:
@@ -199,9 +199,10 @@ def smaller(path: Path, to: Path) -> Path:
 
 HEAD = """# Gallery
 
-Every method of genlab on `data={data}` (but for those that need data of their own), each for {seconds} s of CPU time of
-one thread, or {least:,} iterations where these take longer (on a machine whose other work slows the seconds, not their
-number), seed {seed}, with its default settings, save the width of networks made for large images: nothing is tuned for
-the picture, and what fails is shown failing. 64 samples in a row of the seed's noise; where a method encodes, test
-images beside their reconstructions, and rows in which one latent moves. Written by `python scripts/gallery.py`.
+Every method of genlab on `data={data}` (or on data of its own, if it needs them), with seed {seed}. Each run has
+{seconds} s of CPU time of one thread, or {least:,} iterations if these take longer. Other work on the machine slows the
+iterations per second, not the number of seconds. Settings are the defaults, except for a smaller width of networks for
+large images; nothing is tuned for the pictures, and failures are shown. Each method has 64 samples of the seed's noise;
+methods with an encoder also have test images beside their reconstructions, and rows that vary one latent each. Written
+by `python scripts/gallery.py`.
 """

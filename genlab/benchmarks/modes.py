@@ -1,9 +1,9 @@
-"""Which methods cover the modes of a mixture: every row of `configs/experiment/mode_benchmark` at equal CPU time.
+"""Mode coverage of methods on mixtures: every row of `configs/experiment/mode_benchmark` at equal CPU time.
 
 All rows share networks, latent, batch and budget as far as their method allows. The budget is CPU time of the run's own
-process with one thread, which other programs on the machine do not shorten; scores are taken once, at the end, outside
-of it. Runs are the jobs of a sweep, each in a folder that its row, data and seed name, so that the same command goes on
-with what is missing, and more rows or seeds join what is there.
+process with one thread, which other programs on the machine do not reduce; scores are computed once, at the end,
+outside the budget. Runs are the jobs of a sweep, each in a folder named by row, data and seed, so that the same command
+continues with missing runs, and more rows or seeds are added to existing ones.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from genlab.errors import UserError
 from genlab.runs import folder as runs
 
 GROUP = "mode_benchmark"  # in configs/experiment
-# What each mixture needs beside what the rows share: noise of two dimensions cannot fill 700.
+# Extra overrides of each mixture: two-dimensional noise cannot fill 700 dimensions.
 DATA: dict[str, tuple[str, ...]] = {"ring": (), "grid": (), "highdim": ("model.latent_dim=254",)}
-SAMPLES = 2500  # of the perfect sampler's draws; `metrics.num_samples` has as many
+SAMPLES = 2500  # per draw of the perfect sampler, as in `metrics.num_samples`
 SCORES = {"modes": "test/modes", "hq": "test/hq", "kl_modes": "test/kl_modes"}
 FOLDER = "runs_{seconds:g}s"
-POLL = 2.0  # seconds between two looks at what is done
+POLL = 2.0  # seconds between two checks for finished runs
 PUBLISHED: tuple[dict[str, Any], ...] = (
     {
         "source": "Srivastava et al. (2017), VEEGAN, arXiv:1705.07761, Table 1",
@@ -67,11 +67,11 @@ class Plan:
 
     Attributes:
         rows: Names of files in `configs/experiment/mode_benchmark`.
-        data: Of `DATA`.
-        seeds: Of the trainings.
-        seconds: Of CPU time, for each.
+        data: Names from `DATA`.
+        seeds: Training seeds.
+        seconds: CPU seconds of each run.
         out: Folder of runs and tables.
-        n_jobs: Processes at a time.
+        n_jobs: Number of parallel processes.
     """
 
     rows: tuple[str, ...]
@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def runs(self) -> Path:
-        """The folder of the sweeps; runs of another length have another."""
+        """The folder of the sweeps, one for each length of runs."""
         return self.out / FOLDER.format(seconds=self.seconds)
 
     def run(self, row: str, data: str, seed: int) -> Path:
@@ -91,15 +91,15 @@ class Plan:
         return self.runs / GROUP / row / data / f"seed_{seed}"
 
     def missing(self, data: str) -> list[str]:
-        """The rows that have not all their runs on a data set."""
+        """The rows with missing runs on a data set."""
         return [r for r in self.rows if not all(result(self.run(r, data, s), self.seconds) for s in self.seeds)]
 
 
-# --- What is asked for ----------------------------------------------------------------------------------------------
+# --- Options --------------------------------------------------------------------------------------------------------
 
 
 def rows() -> dict[str, str]:
-    """The rows there are, the plain GAN first, and what each of them is: the first line of its file."""
+    """Row names, the plain GAN first, with their descriptions: the first comment line of each file."""
     found = {}
     for path in sorted(
         (composition.config_dir() / "experiment" / GROUP).glob("*.yaml"), key=lambda p: (p.stem != "gan", p)
@@ -110,10 +110,10 @@ def rows() -> dict[str, str]:
 
 
 def parse(arguments: Sequence[str]) -> Plan:
-    """The plan that the command line describes.
+    """Parses the command line into a plan.
 
     Raises:
-        UserError: If an argument, or its value, is none.
+        UserError: If an argument or its value is invalid.
     """
     values: dict[str, str] = {
         "rows": "all",
@@ -137,7 +137,7 @@ def parse(arguments: Sequence[str]) -> Plan:
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds):
-        raise UserError(f"seeds are different whole numbers, got {values['seeds']!r}. Try seeds=0,1,2.")
+        raise UserError(f"seeds must be distinct whole numbers, got {values['seeds']!r}. Try seeds=0,1,2.")
     try:
         seconds = float(values["seconds"])
     except ValueError:
@@ -149,7 +149,7 @@ def parse(arguments: Sequence[str]) -> Plan:
         raise UserError(f"n_jobs must be a positive whole number, got {jobs!r}. Try n_jobs=2.")
     n_jobs = int(jobs or os.cpu_count() or 1) if _has_joblib() else 1
     if jobs and n_jobs < int(jobs):
-        print('One run after the other: n_jobs needs the joblib launcher, pip install "genlab[sweep]"', file=sys.stderr)
+        print('Runs go one by one: n_jobs needs the joblib launcher, pip install "genlab[sweep]"', file=sys.stderr)
     data = _names("data", values["data"], list(DATA))
     return Plan(tuple(chosen), tuple(data), tuple(seeds), seconds, Path(values["out"]), n_jobs)
 
@@ -158,7 +158,7 @@ def _names(key: str, text: str, known: Sequence[str]) -> list[str]:
     names = text.split(",")
     odd = [n for n in names if n not in known]
     if odd or len({*names}) < len(names):
-        what = f"has no {odd[0]!r}" if odd else "names something twice"
+        what = f"has no {odd[0]!r}" if odd else "has a duplicate"
         raise UserError(f"{key}={text} {what}; it takes {', '.join(known)}{', or all' if key == 'rows' else ''}.")
     return names
 
@@ -192,7 +192,7 @@ def command(plan: Plan, data: str, chosen: Sequence[str]) -> list[str]:
 
 
 def sweep(plan: Plan, data: str) -> None:
-    """Trains what is missing on one data set; what a run prints goes to a log."""
+    """Trains the missing runs on one data set; their output goes to a log."""
     chosen = plan.missing(data)
     if not chosen:
         return
@@ -201,7 +201,7 @@ def sweep(plan: Plan, data: str) -> None:
     plan.runs.mkdir(parents=True, exist_ok=True)
     log = plan.runs / f"{data}.log"
     length = (len(wanted) - len(done)) * plan.seconds / min(plan.n_jobs, os.cpu_count() or 1) / 60
-    _tell(f"{data}: {len(wanted) - len(done)} runs, {length:.1f} minutes or more; what they say is in {log}")
+    _tell(f"{data}: {len(wanted) - len(done)} runs, {length:.1f} minutes or more; their output is in {log}")
     with log.open("a") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "genlab.cli.train", *command(plan, data, chosen)],
@@ -224,7 +224,7 @@ def sweep(plan: Plan, data: str) -> None:
                         done.add(key)
                         text = f"{found['modes']:.0f} modes, HQ {found['hq']:.1%}, {found['iterations']} iterations"
                         _tell(f"{data} {len(done)}/{len(wanted)}: {key[0]}, seed {key[1]}: {text}")
-        except KeyboardInterrupt:  # the runs have got it as well, and write their checkpoints
+        except KeyboardInterrupt:  # the runs receive it as well, and write their checkpoints
             process.wait()
             raise
 
@@ -237,7 +237,7 @@ def _tell(text: str) -> None:
 
 
 def result(folder: Path, seconds: float) -> dict[str, float] | None:
-    """The figures of a run that has had its CPU time and its scores, None for any other."""
+    """Scores and times of a run with full CPU time and scores; None for any other."""
     record = runs.record_of(folder)
     scores = record.get("scores") or {}
     finished = (record.get("sessions") or [{}])[-1].get("status") == "done"
@@ -254,19 +254,19 @@ def result(folder: Path, seconds: float) -> dict[str, float] | None:
 
 
 def summary(found: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float | None]]:
-    """Mean and standard error (deviation with n - 1, over sqrt(n); None for one run) of each figure over runs."""
+    """Mean and standard error (deviation with n - 1, over sqrt(n); None for one run) of each value over runs."""
     names = found[0].keys() if found else ()
     return {name: mean_and_error([each[name] for each in found]) for name in names}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Their mean and its standard error; None for a single one."""
+    """The mean of values and its standard error, which is None for a single value."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return statistics.fmean(values), error
 
 
 def perfect(data: str) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """Scores of true samples, from disjoint draws of as many as are judged; and the card of the scores."""
+    """Scores of true samples, on disjoint draws of `SAMPLES` each, and the card of the scores."""
     import torch
 
     from genlab.config.instantiate import instantiate
@@ -286,7 +286,7 @@ def perfect(data: str) -> tuple[list[dict[str, float]], dict[str, Any]]:
 
 
 def gather(plan: Plan) -> dict[str, Any]:
-    """All figures, as they go into the JSON file."""
+    """All results, as written to the JSON file."""
     titles = rows()
     results: dict[str, Any] = {
         "protocol": {
@@ -324,7 +324,7 @@ def _failed(folder: Path) -> bool:
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """The Markdown of what `gather` gives: a table per data set, best rows first, then what others published."""
+    """Results of `gather` as Markdown: a table per data set, best rows first, then published results."""
     protocol = results["protocol"]
     seeds, seconds = protocol["seeds"], protocol["cpu_seconds_per_run"]
     text = [
@@ -332,15 +332,15 @@ def tables(results: Mapping[str, Any]) -> str:
         "",
         f"Every run has {seconds:g} s of CPU time of one thread; {protocol['samples']:,} samples of the averaged "
         f"weights; mean ± standard error over {len(seeds)} seed{'s' if len(seeds) > 1 else ''} "
-        f"({', '.join(map(str, seeds))}). KL: of the histogram of good samples over the modes to uniform, in nats.",
+        f"({', '.join(map(str, seeds))}). KL of the histogram of good samples over the modes to uniform, in nats.",
     ]
     for name, data in results["data"].items():
         text += ["", f"## {name}", "", *_table(name, data, len(seeds))]
     if results["missing"]:
-        text += ["", f"{len(results['missing'])} runs are missing or failed; the same command goes on with them."]
+        text += ["", f"{len(results['missing'])} runs are missing or failed; the same command continues them."]
     text += ["", "## Published by others, under other protocols", ""]
     text += [
-        "Other networks, lengths and, in part, other measures: to be read beside the tables above, not against them."
+        "Networks, lengths and, in part, measures differ, so these values are not comparable with the tables above."
     ]
     for table in results["published"]:
         text += ["", f"{table['source']}: {table['protocol']}.", ""]

@@ -1,4 +1,4 @@
-"""Genlab's rivals: the same step written by hand, pythae's trainer, torchvision's image folder."""
+"""Rivals of genlab in speed: the same step written by hand, pythae's trainer, torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from genlab.runs.running import Parts
 
 Runner = Callable[[int], object]
-"""Runs so many iterations."""
+"""Runs the given number of iterations."""
 Step = Callable[["Tensor"], None]
 
 
 class Turnstile:
-    """Lets a loop that runs in a thread of its own through so many rounds at a time; only one of the two is awake.
+    """Runs a loop in its own thread, a given number of rounds at a time; caller and loop never run at once.
 
-    A training that is entered anew for every measurement would count its start each time.
+    A training restarted for every measurement would include its start-up each time.
     """
 
     def __init__(self) -> None:
@@ -33,10 +33,10 @@ class Turnstile:
         self._thread: threading.Thread | None = None
 
     def open(self, target: Callable[[], object]) -> None:
-        """Starts the loop and waits until it has come to its first round.
+        """Starts the loop and waits until it reaches its first round.
 
         Raises:
-            BaseException: Whatever the loop raised.
+            BaseException: The error of the loop, of any type.
         """
 
         def run() -> None:
@@ -44,7 +44,7 @@ class Turnstile:
                 target()
             except _Closed:
                 pass
-            except BaseException as error:  # handed on to the thread that waits
+            except BaseException as error:  # raised again in the waiting thread
                 self._error = error
             self._done.release()
 
@@ -53,7 +53,7 @@ class Turnstile:
         self._wait()
 
     def enter(self) -> bool:
-        """Called by the loop before each round; waits for its turn. False when the loop is to end."""
+        """Called by the loop before each round: waits for its turn, and returns False if the loop must end."""
         if self._left == 0 and not self._closed:
             self._done.release()
             self._start.acquire()
@@ -61,7 +61,7 @@ class Turnstile:
         return not self._closed
 
     def __call__(self, count: int) -> None:
-        """Lets so many rounds through and waits for their end."""
+        """Runs `count` rounds and waits for their end."""
         self._left = count
         self._start.release()
         self._wait()
@@ -80,24 +80,24 @@ class Turnstile:
 
 
 class _Closed(Exception):
-    """Ends a loop that knows no other way out."""
+    """Ends a loop that has no other exit."""
 
 
 # --- By hand --------------------------------------------------------------------------------------------------------
 
 
 def by_hand(parts: Parts, device: torch.device, freeze: bool) -> Runner:
-    """The same step in straightforward PyTorch, float32, on batches from the same stream; no logging, no average.
+    """The same step in straightforward PyTorch, float32, on batches from the same stream, without logging and average.
 
-    Fakes are made once for each player, optimizers are torch's defaults.
+    Fakes are generated once for each player; optimizers are torch's defaults.
 
     Args:
-        parts: A composition of its own; its networks are trained.
-        device: Where.
-        freeze: Whether the idle player's parameters are frozen, which spares their gradients.
+        parts: Composition for this rival alone; its networks are trained.
+        device: Device of the training.
+        freeze: Whether the idle player's parameters are frozen, which saves computing their gradients.
 
     Raises:
-        UserError: If no step was written by hand for such a composition.
+        UserError: If there is no hand-written step for the composition.
     """
     step = _step(parts, device, freeze)
     parts.data.setup()
@@ -111,7 +111,7 @@ def by_hand(parts: Parts, device: torch.device, freeze: bool) -> Runner:
 
 
 def has_idle_player(parts: Parts) -> bool:
-    """Whether freezing the idle player can make a difference."""
+    """Whether there is an idle player to freeze."""
     return len(parts.model.players) > 1
 
 
@@ -167,7 +167,7 @@ def _gan_step(model: Any, freeze: bool) -> Step:
 
 
 def _generator_update(model: Any, judge: Any, freeze: bool) -> Callable[[Tensor], None]:
-    """The generator's update from latents [N, Z], with the judge frozen meanwhile or not."""
+    """The generator's update from latents [N, Z], with the discriminator frozen meanwhile or not."""
     optimizer = _optimizer(model, "generator")
     weights = list(judge.parameters()) if freeze else []
 
@@ -236,11 +236,11 @@ def _vae_step(model: Any) -> Step:
 class Pythae:
     """The VAE trainer of pythae (Chadebec et al. 2022, arXiv:2206.08309) with its default networks, epoch by epoch.
 
-    Its dataset, loader, progress bar and best-model copy are its own; it evaluates nothing.
+    Dataset, loader, progress bar and best-model copy are those of pythae; nothing is evaluated.
 
     Args:
-        parts: Gives the images, the size of the latent and of batches.
-        folder: Where it writes.
+        parts: Composition with the images, latent size and batch size.
+        folder: Output folder.
 
     Raises:
         UserError: If pythae is not installed.
@@ -276,11 +276,11 @@ class Pythae:
         self._turnstile.open(trainer.train)
 
     def __call__(self, count: int) -> None:
-        """Runs so many iterations, whole epochs."""
+        """Runs `count` iterations, rounded down to whole epochs."""
         self._turnstile(count // self.epoch)
 
     def close(self) -> None:
-        """Ends its training."""
+        """Ends the training."""
         self._turnstile.close()
 
 
@@ -288,14 +288,13 @@ class Pythae:
 
 
 def write_jpegs(folder: Path, source: Path | None, size: int, count: int) -> None:
-    """JPEGs at one size, in ten sub-folders.
+    """Writes JPEGs of one size to ten sub-folders.
 
     Args:
-        folder: To be filled.
-        source: A folder of images, of which so many are taken; None: patches of the two photographs that come with
-            scikit-learn.
+        folder: Output folder.
+        source: Folder of images, of which `count` are used; None for patches of scikit-learn's two photographs.
         size: Height and width in pixels.
-        count: How many.
+        count: Number of JPEGs.
     """
     from PIL import Image
 
@@ -318,8 +317,8 @@ def _patches(size: int, count: int) -> Iterator[Any]:
 
 
 def _resized(source: Path, size: int, count: int) -> Iterator[Any]:
-    from genlab.data.decode import decode_image
     from genlab.data.images import _walk
+    from genlab.fields.decoding import decode_image
 
     files = sorted(_walk(source))
     if not files:
@@ -329,7 +328,7 @@ def _resized(source: Path, size: int, count: int) -> Iterator[Any]:
 
 
 def image_folder_epoch(folder: Path, batch_size: int) -> Callable[[], None]:
-    """One epoch of torchvision's ImageFolder and torch's DataLoader without workers: decode, flip, normalise."""
+    """A function for one epoch of torchvision's ImageFolder and DataLoader without workers: decode, flip, normalise."""
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 

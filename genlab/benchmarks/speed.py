@@ -1,9 +1,9 @@
-"""Speed of genlab's training, all logging on, against the same training without genlab.
+"""Speed of genlab's training, with all logging, against the same training without genlab.
 
-All contestants run in one process, in turns of a fraction of a second, so that a machine whose speed drifts slows all
-of them; one of them runs twice, which shows how far a ratio can be trusted (the A/A control). Ratios are taken within
-a round, and their medians and quartiles over rounds are reported. With one thread the clock is the process's CPU time,
-which does not count waiting for other programs.
+All contestants run in one process, in turns of a fraction of a second, so that a drift of the machine's speed affects
+all of them. One contestant runs twice (the A/A control), which shows the accuracy of a ratio. Ratios are computed
+within a round; their medians and quartiles over rounds are reported. With one thread the clock is the process's CPU
+time, which excludes waiting for other programs.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 Clock = Callable[[], float]
 Lap = tuple[float, float]
-"""Seconds by the race's clock and by the wall."""
+"""Seconds by the race's clock and by the wall clock."""
 
 LEAST_ROUNDS = 5
-ROUND_SECONDS = 0.25  # about what one contestant's turn takes
-PARTS_SECONDS = 2.0  # about what the timing of an iteration's parts takes
-WARM_SECONDS = 1.0  # that caches and allocators get
+ROUND_SECONDS = 0.25  # approximate duration of one contestant's turn
+PARTS_SECONDS = 2.0  # approximate duration of timing an iteration's parts
+WARM_SECONDS = 1.0  # of warm-up, for caches and allocators
 IMAGES = 5000  # JPEGs in the race of data pipelines
-BATCHES = 300  # of genlab's own, in one turn
+BATCHES = 300  # of genlab's stream in one turn
 CONTROL = "plain again"
 
 
@@ -48,11 +48,11 @@ class Case:
     """A composition to be measured.
 
     Attributes:
-        name: Of its rows.
-        overrides: As on the command line.
-        presets: Overrides of each variant of it.
-        bars: What (variant, rival) must reach, in times as fast.
-        pythae: Whether pythae's trainer with its default networks is the same training.
+        name: Name of its rows.
+        overrides: Command-line overrides.
+        presets: Overrides of each variant.
+        bars: Required speed ratio of each (variant, rival).
+        pythae: Whether pythae's trainer with its default networks runs the same training.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Case:
     pythae: bool = False
 
     def told(self) -> dict[str, Any]:
-        """Its fields in a row, in plain containers."""
+        """The fields for a row, in plain containers."""
         return {
             "name": self.name,
             "overrides": list(self.overrides),
@@ -74,7 +74,7 @@ class Case:
 
 
 DIGITS = ("data=digits", "data.batch_size=64", "threads=1")
-LARGE = ("metrics=none",)  # to time their scores, the classifier that judges would be trained for minutes first
+LARGE = ("metrics=none",)  # timing the scores would need minutes of training a classifier first
 STANDARD = (
     Case(
         "DCGAN 32x32, batch 64",
@@ -108,7 +108,7 @@ DATA_BARS = {32: 50.0, 64: 15.0}
 
 
 def standard_cases(seconds: float, mnist: str | None, images: Path | None) -> dict[str, Any]:
-    """All that `make benchmark` measures, and what is printed as it comes."""
+    """All measurements of `make benchmark`, with printed progress."""
     steps = []
     root = mnist or os.environ.get("GENLAB_DATA") or "data"
     pythae = Case(PYTHAE.name, (*PYTHAE.overrides, f"data.root={root}"), bars=PYTHAE.bars, pythae=True)
@@ -133,15 +133,15 @@ def _tell(text: str) -> None:
 
 
 def race(contestants: Mapping[str, Callable[[], object]], seconds: float, clock: Clock) -> dict[str, list[Lap]]:
-    """Lets contestants take turns for about so many seconds, at least five rounds.
+    """Lets contestants take turns for about the given seconds, at least five rounds.
 
     Args:
-        contestants: Each runs one lap.
-        seconds: For all rounds together.
-        clock: Gives seconds.
+        contestants: Functions that run one lap, by name.
+        seconds: Duration of all rounds together.
+        clock: Returns seconds.
 
     Returns:
-        The laps of each.
+        The laps of each contestant.
     """
     laps: dict[str, list[Lap]] = {name: [] for name in contestants}
     order = list(contestants)
@@ -151,18 +151,18 @@ def race(contestants: Mapping[str, Callable[[], object]], seconds: float, clock:
             started, wall = clock(), time.perf_counter()
             contestants[name]()
             laps[name].append((clock() - started, time.perf_counter() - wall))
-        order.reverse()  # whoever goes first in one round goes last in the next
+        order.reverse()  # the first of one round is the last of the next
     return laps
 
 
 def times_as_fast(laps: Sequence[Lap], than: Sequence[Lap], work: float = 1.0, clock: int = 0) -> dict[str, float]:
-    """How many times as much work one contestant does in the time of another.
+    """The speed of one contestant relative to another.
 
     Args:
-        laps: Its laps.
-        than: The other's, of the same rounds.
-        work: How many times as much a lap of its own is.
-        clock: 0 for the race's clock, 1 for the wall.
+        laps: Laps of the one.
+        than: Laps of the other, of the same rounds.
+        work: Work in a lap of the one, relative to a lap of the other.
+        clock: 0 for the race's clock, 1 for the wall clock.
 
     Returns:
         `median`, `first` and `third` quartile over rounds.
@@ -173,7 +173,7 @@ def times_as_fast(laps: Sequence[Lap], than: Sequence[Lap], work: float = 1.0, c
 
 
 def make_clock(device: torch.device, threads: int) -> tuple[Clock, str]:
-    """A clock and its name: CPU time for one thread on a CPU, else the wall, on a GPU after all its work is done."""
+    """A clock and its name: CPU time for one thread on a CPU, else the wall clock, on a GPU after a synchronisation."""
     import torch
 
     if device.type == "cuda":
@@ -193,14 +193,14 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     """Times one composition.
 
     Args:
-        case: What.
-        seconds: For all rounds together.
+        case: Composition to time.
+        seconds: Duration of all rounds together.
 
     Returns:
         Plain containers: times and ratios, parts of an iteration, recurring work, peak memory.
 
     Raises:
-        UserError: If the composition, or its data, are not to be had.
+        UserError: If the composition or its data are unavailable.
     """
     import torch
 
@@ -253,13 +253,13 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
 def _rivals(
     case: Case, first: Training, folder: Path, stack: contextlib.ExitStack
 ) -> tuple[dict[str, Runner], int, list[str]]:
-    """Those that genlab's trainings are raced against, iterations that must be run at a time, and what is missing.
+    """The rivals of genlab's trainings, the least number of iterations at a time, and notes on missing rivals.
 
     Args:
-        case: What is measured.
-        first: One of the trainings.
-        folder: Where they may write.
-        stack: Closes them.
+        case: The measured composition.
+        first: One of genlab's trainings.
+        folder: Output folder of the rivals.
+        stack: Closes the rivals.
     """
     from genlab.benchmarks.rivals import Pythae, by_hand, has_idle_player
 
@@ -295,7 +295,7 @@ def _turn(runner: Runner, count: int) -> Callable[[], object]:
 
 
 def _warm_up(runner: Runner, unit: int) -> float:
-    """Seconds per iteration once caches are filled, after three of them."""
+    """Seconds per iteration with filled caches, after at least three iterations."""
     runner(unit * -(-3 // unit))
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < WARM_SECONDS or not done:
@@ -330,13 +330,13 @@ def _device_name(device: torch.device) -> str:
 
 
 class Training:
-    """Genlab's training as the command line runs it (loggers, progress, average, watch for NaN), on demand.
+    """Genlab's training as on the command line (loggers, progress, average, checks for NaN), run on demand.
 
-    What comes only every some hundred iterations (scores, pictures, checkpoints) is left out of it, and timed by
-    itself in `recurring`.
+    Scores, pictures and checkpoints, which are due only every few hundred iterations, are left out and timed in
+    `recurring`.
 
     Args:
-        overrides: The composition.
+        overrides: Overrides of the composition.
         folder: The run folder.
     """
 
@@ -363,7 +363,7 @@ class Training:
         stream, trainer = self.stream, self.trainer
 
         class Gated:
-            """The data's own stream, but it waits."""
+            """The data's own stream, gated by the turnstile."""
 
             def __iter__(self) -> Iterator[Any]:
                 for batch in stream:
@@ -378,14 +378,14 @@ class Training:
                 pass
 
         def fit() -> None:
-            torch.set_num_threads(config["threads"] or torch.get_num_threads())  # of this thread
+            torch.set_num_threads(config["threads"] or torch.get_num_threads())  # a setting per thread
             trainer.fit(parts.model, datamodule=parts.data)
 
         parts.data.train_dataloader = Gated
         self._turnstile.open(fit)
 
     def __call__(self, count: int) -> None:
-        """Runs so many iterations."""
+        """Runs `count` iterations."""
         self._turnstile(count)
 
     def close(self) -> None:
@@ -393,17 +393,17 @@ class Training:
         self._turnstile.close()
 
     def parts_of_an_iteration(self, clock: Clock, iteration: float) -> dict[str, float]:
-        """Milliseconds per iteration of data, each player's turn and so on; `rest` is all else.
+        """Milliseconds per iteration of the data, each player's turn and other parts; `rest` is the remainder.
 
-        The timers stay in place and cost a little themselves: to be called after everything was raced.
+        The timers stay in place and cost some time themselves, so this is called after the race.
 
         Args:
-            clock: Gives seconds.
-            iteration: Seconds of one, about.
+            clock: Returns seconds.
+            iteration: Approximate seconds of one iteration.
         """
         timers, model = _Timers(clock), self.parts.model
         timers.wrap(self.stream, "batch", "data")
-        timers.wrap_contexts(model, "fakes", lambda _: "fakes")
+        timers.wrap(model, "fakes", "fakes")
         timers.wrap_contexts(model, "turn", lambda arguments: f"turn of {arguments[0]}")
         for method, name in {
             "step": "simultaneous updates",
@@ -415,7 +415,7 @@ class Training:
         for callback in self.parts.callbacks.values():
             timers.wrap(callback, "on_train_batch_end", "progress bar")
         every = model.settings.log_every_n_steps
-        periods = round(PARTS_SECONDS / (iteration * every))  # of logging, whole ones if one is short enough
+        periods = round(PARTS_SECONDS / (iteration * every))  # of logging; a whole number if one is short enough
         count = every * periods or max(3, round(PARTS_SECONDS / iteration))
         started = clock()
         self(count)
@@ -424,10 +424,10 @@ class Training:
         return {**spent, "rest": 1000 * whole / count - sum(spent.values())}
 
     def recurring(self, clock: Clock, iteration: float) -> dict[str, dict[str, float]]:
-        """Work that recurs every some hundred iterations: its seconds, how often, and its share of the run's time.
+        """Work that recurs every few hundred iterations: its seconds, interval, and share of the run's time.
 
         Args:
-            clock: Gives seconds.
+            clock: Returns seconds.
             iteration: Seconds of one iteration without it.
         """
         from genlab.callbacks.scores import judged
@@ -435,7 +435,7 @@ class Training:
         parts, trainer, model = self.parts, self.trainer, self.parts.model
         work: dict[str, tuple[int, Callable[[], object]]] = {}
         if parts.judge is not None:
-            with contextlib.suppress(UserError):  # weights that are not there: training goes on without scores as well
+            with contextlib.suppress(UserError):  # missing weights: training, too, goes on without scores
                 parts.judge.prepare(parts.data, self.device)
                 work["scores"] = (parts.judge.every_n_steps, lambda: judged(parts.judge.validate, model, trainer))
         if self.grid is not None:
@@ -446,7 +446,7 @@ class Training:
         found = {}
         for name, (every, run) in work.items():
             seconds = []
-            for _ in range(2):  # the first one may prepare what is kept
+            for _ in range(2):  # the first one may fill caches
                 started = clock()
                 run()
                 seconds.append(clock() - started)
@@ -456,7 +456,7 @@ class Training:
 
 
 class _Timers:
-    """Adds up the time that calls and `with` blocks take."""
+    """Accumulates the time of calls and `with` blocks."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -481,7 +481,7 @@ class _Timers:
         setattr(owner, method, timed)
 
     def wrap_contexts(self, owner: Any, method: str, name: Callable[[tuple[Any, ...]], str]) -> None:
-        """Times the block of each context that a method gives; the name follows from the call's arguments."""
+        """Times the block of each context that a method returns; `name` maps the call's arguments to a name."""
         original = getattr(owner, method)
 
         @contextlib.contextmanager
@@ -496,7 +496,7 @@ class _Timers:
 
 
 def _peaks(case: Case) -> dict[str, dict[str, float]]:
-    """Peak memory of each variant and of the step by hand, each in a process of its own."""
+    """Peak memory of each variant and of the hand-written step, each in its own process."""
     kinds = {name: [f"peak={name}", *case.overrides, *preset] for name, preset in case.presets.items()}
     kinds["plain"] = ["peak=plain", *case.overrides]
     command = [sys.executable, "-c", "from genlab.cli.benchmark import main; main()"]
@@ -508,20 +508,20 @@ def _peaks(case: Case) -> dict[str, dict[str, float]]:
     peaks = {}
     for name, process in started.items():
         output, _ = process.communicate()
-        if process.returncode == 0:  # else there is nothing of the kind, and the race says why
+        if process.returncode == 0:  # else it is unavailable, and the race reports why
             peaks[name] = json.loads(output.splitlines()[-1])
     return peaks
 
 
-def print_peak(kind: str, overrides: list[str]) -> None:
-    """Runs ten iterations and prints, in MiB, the memory before them and the most that was held."""
+def print_peak(preset: str, overrides: list[str]) -> None:
+    """Runs ten iterations and prints the memory before them and the peak memory, in MiB."""
     import torch
 
     from genlab.benchmarks.rivals import by_hand
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         runner: Runner
-        if kind == "plain":
+        if preset == "plain":
             parts = _build(overrides)
             torch.set_num_threads(parts.config["threads"] or torch.get_num_threads())
             gpu = parts.config["trainer"]["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
@@ -533,13 +533,13 @@ def print_peak(kind: str, overrides: list[str]) -> None:
         before = _memory(device)
         runner(10)
         peak = _memory(device)
-        if kind != "plain":
+        if preset != "plain":
             training.close()
     print(json.dumps({"before": before, "peak": peak}))
 
 
 def _memory(device: torch.device) -> float:
-    """The most memory that was held so far, in MiB: of the GPU, or of the process."""
+    """The peak memory so far of the GPU or the process, in MiB."""
     import resource
 
     import torch
@@ -547,7 +547,7 @@ def _memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
-    if status.exists():  # unlike `ru_maxrss` it does not begin at the peak of the process that started this one
+    if status.exists():  # unlike `ru_maxrss` it does not start at the parent's peak
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(peak.split()[1]) / 2**10
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -563,8 +563,8 @@ def race_images(size: int, source: Path | None, seconds: float, count: int = IMA
     Args:
         size: Height and width in pixels.
         source: A folder of images; None for patches of photographs.
-        seconds: For all rounds together.
-        count: JPEGs.
+        seconds: Duration of all rounds together.
+        count: Number of JPEGs.
 
     Returns:
         Plain containers: images per second and ratios.
@@ -644,7 +644,7 @@ def _cache_in(folder: Path) -> Iterator[None]:
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """Everything as Markdown, ratios first."""
+    """All results as Markdown, ratios first."""
     steps = [row for row in results["steps"] if "failed" not in row]
     blocks = []
     if results["steps"]:

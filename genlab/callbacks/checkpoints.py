@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all, and a run that stops cleanly."""
+"""Atomic checkpoints, and the clean stop of a run."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ log = logging.getLogger("genlab")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints under a temporary name and renames them; reads them without executing anything."""
+    """Writes checkpoints under a temporary name and renames them; reads them without executing code."""
 
     def __init__(self, random_states: bool = True) -> None:
-        """Sets what is read.
+        """Sets how random states are restored.
 
         Args:
-            random_states: Whether the random streams go on as they were; else the run's seed starts them anew.
+            random_states: Whether to restore the random streams; else the run's seed restarts them.
         """
         super().__init__()
         self.random_states = random_states
@@ -40,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Writes a checkpoint.
 
         Raises:
-            TrainingStopped: If it cannot be written; the file at `path` is then the one that was there before.
+            TrainingStopped: If it cannot be written; an earlier file at `path` is then unchanged.
         """
         path = Path(path)
         try:
@@ -48,11 +48,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
             raise TrainingStopped(
                 f"The checkpoint {path} could not be written ({_reason(error)}); {free_mib(path.parent)} MiB are free "
-                "there. The one before it is whole."
+                "there. The checkpoint before it is intact."
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
-        """Reads a checkpoint, plain containers and tensors only."""
+        """Reads a checkpoint of plain containers and tensors only."""
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         if not self.random_states:
             checkpoint["genlab"]["random"] = None
@@ -60,7 +60,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _reason(error: Exception) -> str:
-    """Why a write failed, on one line; what torch wraps around the system's word is left out."""
+    """The reason of a failure on one line: the system's message, without torch's wrapper around it."""
     cause: BaseException = error
     while not isinstance(cause, OSError) and cause.__context__ is not None:
         cause = cause.__context__
@@ -68,9 +68,9 @@ def _reason(error: Exception) -> str:
 
 
 class Checkpoints(Checkpoint):
-    """`last.ckpt` every n iterations and at the end, a few older ones, and `best.ckpt` by a validation score.
+    """Writes `last.ckpt` every n iterations and at the end, keeps a few older ones, and `best.ckpt` by a score.
 
-    All are written at the end of an iteration, when every player has moved, so that each can be resumed exactly.
+    All are written at the end of an iteration, after every player's update, so that each can be resumed exactly.
     """
 
     def __init__(
@@ -80,35 +80,35 @@ class Checkpoints(Checkpoint):
         monitor: str | Sequence[str] | None,
         mode: str | Callable[[str], str] = "min",
     ) -> None:
-        """Sets when and what.
+        """Sets the schedule and the monitored score.
 
         Args:
             every_n_steps: Iterations between checkpoints.
-            keep: How many of them stay, the last one included.
-            monitor: Name of the score that chooses the best, None for no best one. Of several names, the first that is
-                among the scores chooses.
-            mode: "min" or "max": which of its values are good; or a function that gives this for a score's name.
+            keep: Number of checkpoints to keep, the last one included.
+            monitor: Name of the validation score that chooses `best.ckpt`; None for no such file. Of several names, the
+                first that is among the scores is used.
+            mode: The better direction of the score, "min" or "max", or a function from the score's name to it.
         """
         if every_n_steps < 1 or keep < 1:
             raise ValueError(f"checkpoint.every_n_steps and keep must be at least 1, got {every_n_steps} and {keep}.")
         self.every_n_steps, self.keep = every_n_steps, keep
         self._choices = (monitor,) if isinstance(monitor, str) else tuple(monitor or ())
-        self.monitor = monitor if isinstance(monitor, str) else None  # of several: known with the first scores
+        self.monitor = monitor if isinstance(monitor, str) else None  # of several names: set at the first scores
         self._mode = mode if callable(mode) else lambda _: mode
         self.best_score: float | None = None
         self.best_step: int | None = None
-        self._last_step: int | None = None  # of the `last.ckpt` that lies there, None for none that is readable
+        self._last_step: int | None = None  # of the existing `last.ckpt`, None if there is none or it is unreadable
         self.saved = False  # in this session
         self._warned = False
 
     @property
     def mode(self) -> str:
-        """Which values of the monitored score are good, "min" or "max"; "min" where there is none."""
+        """The better direction of the monitored score, "min" or "max"; "min" if there is none."""
         return self._mode(self.monitor) if self.monitor else "min"
 
     @staticmethod
     def folder(trainer: pl.Trainer) -> Path:
-        """Where the checkpoints of a run lie."""
+        """The checkpoint folder of a run."""
         return Path(trainer.default_root_dir) / "checkpoints"
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,20 +116,20 @@ class Checkpoints(Checkpoint):
         return {"monitor": self.monitor, "best_score": self.best_score, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back, unless it is the best of another score: the two have no common scale."""
+        """Restores the best score, unless it is one of another name: the two have no common scale."""
         name = state_dict.get("monitor")
         if name in self._choices:
             self.monitor = name
             self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sees what an earlier session left: its last checkpoint is kept like any other."""
+        """Reads the step of an earlier session's `last.ckpt`, which is then kept like any other checkpoint."""
         last = self.folder(trainer) / "last.ckpt"
         if trainer.is_global_zero and last.is_file():
             remove_temporaries(last.parent)
             try:
                 self._last_step = int(torch.load(last, mmap=True, map_location="cpu", weights_only=True)["global_step"])
-            except Exception as error:  # whatever damage leads to; the run goes on from another one then
+            except Exception as error:  # any type, by the damage; the run then resumes from another one
                 log.warning("%s cannot be read and will be replaced (%s).", last, _reason(error))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -139,7 +139,7 @@ class Checkpoints(Checkpoint):
             self.save(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, model: Any) -> None:
-        """Writes `last.ckpt`, after a look for NaN, and drops what is older than `keep`."""
+        """Checks for NaN, writes `last.ckpt`, and deletes all but the newest `keep` checkpoints."""
         assert isinstance(model, GenerativeModel)
         model.check_finite()
         model.check_parameters()
@@ -150,7 +150,7 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(last)
         self._last_step, self.saved = step, True
         if trainer.is_global_zero:
-            # The oldest by the clock: a run that went back has newer ones of lower iterations.
+            # Oldest by modification time: after a rollback, newer checkpoints may have lower iterations.
             older = sorted(folder.glob("step_*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name))
             for path in older[: len(older) + 1 - self.keep]:
                 path.unlink()
@@ -158,17 +158,17 @@ class Checkpoints(Checkpoint):
     def consider(self, trainer: pl.Trainer, scores: dict[str, float]) -> None:
         """Keeps this iteration's weights as `best.ckpt` if the monitored score is the best so far.
 
-        It is called at the end of an iteration, by the callback that scores, before this callback's own turn.
+        The scoring callback calls it at the end of an iteration, before this callback's own hook.
         """
         if self.monitor is None:
             self.monitor = next((choice for choice in self._choices if choice in scores), None)
-        # "fid" means "fid/<extractor>", whatever the extractor is.
+        # "fid" matches "fid/<extractor>" of any extractor.
         name = next((n for n in scores if self.monitor in (n, n.partition("/")[0])), None)
         if name is None:
             if self.monitor is not None and scores and not self._warned:
                 self._warned = True
                 names = ", ".join(sorted(scores))
-                log.warning("There is no best.ckpt: no score is called checkpoint.monitor=%s; %s.", self.monitor, names)
+                log.warning("No best.ckpt: checkpoint.monitor=%s is not among the scores %s.", self.monitor, names)
             return
         score = scores[name]
         sign = 1 if self.mode == "min" else -1
@@ -180,9 +180,9 @@ class Checkpoints(Checkpoint):
 
 
 def _second_name(path: Path, name: Path) -> None:
-    """Lets a file go by another name as well, so that one of that name is there at every moment while it is replaced.
+    """Gives a file a second name (a hard link), so that `path` exists at every moment while it is replaced.
 
-    File systems without hard links rename it: for the time of the next write there is then only the second name.
+    On file systems without hard links the file is renamed: only the second name exists until the next write.
     """
     name.unlink(missing_ok=True)
     try:
@@ -193,7 +193,7 @@ def _second_name(path: Path, name: Path) -> None:
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM raise `Interrupted`; while training runs, `CleanStop` has them instead."""
+    """SIGINT and SIGTERM raise `Interrupted` inside the block; during training, `CleanStop` handles them instead."""
 
     def stop(number: int, frame: Any) -> None:
         raise Interrupted(number)
@@ -211,17 +211,17 @@ def interrupts() -> Iterator[None]:
             signal.signal(taken, handler or signal.SIG_DFL)
 
 
-# Ctrl-C, the end of a job, and what clusters send some minutes before they take a job's machines away.
+# Ctrl-C, the end of a job, and the signals that clusters send some minutes before they withdraw a job's machines.
 STOPS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, n)]
 
 
 class CleanStop(Callback):
-    """Ends a run after the iteration at hand, when a signal comes or the time is up; the checkpoint follows.
+    """Ends a run after the current iteration, on a signal or a time limit; a checkpoint is then written.
 
     Attributes:
-        signal: The number of the signal that ends the run, on all processes the same.
-        cpu_seconds: CPU time of this process that went into the weights, over all sessions of the run.
-        before: What handled the signals before training.
+        signal: Number of the signal that ends the run, the same on all processes.
+        cpu_seconds: CPU time of this process spent on the current weights, over all sessions of the run.
+        before: Signal handlers before training.
     """
 
     def __init__(self, max_seconds: float | None = None, max_cpu_seconds: float | None = None) -> None:
@@ -230,7 +230,7 @@ class CleanStop(Callback):
         Args:
             max_seconds: Seconds of this session's training, None for no limit.
             max_cpu_seconds: Seconds of CPU time (all threads of a process together) of the whole run, None for no
-                limit. What was trained after the checkpoint that a run goes on from does not count: it is lost.
+                limit. Training after the checkpoint that a run resumes from does not count, as it is lost.
         """
         self.max_seconds, self.max_cpu_seconds = max_seconds, max_cpu_seconds
         self.cpu_seconds = 0.0
@@ -243,11 +243,11 @@ class CleanStop(Callback):
         self._held = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The CPU time so far, of runs that have only so much of it."""
+        """The CPU time so far, of runs with a limit."""
         return {} if self.max_cpu_seconds is None else {"cpu_seconds": self._cpu_time()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back."""
+        """Restores the CPU time."""
         self.cpu_seconds = self._cpu_before = float(state_dict["cpu_seconds"])
 
     def _cpu_time(self) -> float:
@@ -255,7 +255,7 @@ class CleanStop(Callback):
         return self._cpu_before + time.process_time() - started
 
     def _share_of_cpu_time(self, trainer: pl.Trainer) -> float:
-        """How much of the run's CPU time is spent, in [0, 1]; the model's schedules follow it."""
+        """The spent share of the run's CPU time limit, in [0, 1], which drives the model's schedules."""
         if self.max_cpu_seconds is None:
             return 0.0
         self.cpu_seconds = self._cpu_time()
@@ -266,19 +266,19 @@ class CleanStop(Callback):
         return share
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the signals over: Lightning would end, or save, in the middle of an iteration."""
+        """Installs signal handlers: Lightning's would end or save in the middle of an iteration."""
         self._started, self._cpu_started = time.monotonic(), time.process_time()
         self._share_of_cpu_time(trainer)
         for number in STOPS:
             try:
                 self.before[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread: a notebook's kernel, say, handles signals itself
+            except ValueError:  # not the main thread, as in a notebook, whose kernel handles signals itself
                 return
         self._held = True
 
     def _note(self, number: int, frame: Any) -> None:
-        # A second Ctrl-C means now; Lightning would answer a KeyboardInterrupt by exit(1). Another signal does not:
-        # torchrun sends SIGTERM when it gets the Ctrl-C that its processes have got as well.
+        # A second Ctrl-C stops at once, not by KeyboardInterrupt, to which Lightning responds with exit(1). A second,
+        # different signal does not: torchrun sends SIGTERM on a Ctrl-C that its processes have received as well.
         if number == self._received and number in (signal.SIGINT, signal.SIGTERM):
             raise Interrupted(number)
         self._received = self._received or number
@@ -292,7 +292,7 @@ class CleanStop(Callback):
             trainer.should_stop = True
 
     def _agree(self, trainer: pl.Trainer) -> None:
-        """A signal, or the end of the time, may have come to one process alone."""
+        """Shares signals and time limits, which may have reached one process alone, with all processes."""
         self.signal = self._received
         if trainer.world_size > 1:
             own = [self.signal or 0, int(self.out_of_time), int(self.out_of_cpu_time)]
@@ -301,12 +301,12 @@ class CleanStop(Callback):
             self.signal, (self.out_of_time, self.out_of_cpu_time) = number or None, map(bool, late)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gives the signals back, before Lightning does the same with its own handlers."""
-        self._agree(trainer)  # one may have come after the last iteration, and then nothing is scored
+        """Restores the earlier signal handlers, before Lightning does so with its own."""
+        self._agree(trainer)  # a signal may come after the last iteration: then nothing is scored
         self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Gives the signals back when training breaks off, too."""
+        """Restores the earlier signal handlers after an error."""
         self._restore()
 
     def _restore(self) -> None:

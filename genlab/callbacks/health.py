@@ -6,11 +6,11 @@ from typing import Any
 
 from pytorch_lightning.callbacks import Callback
 
-from genlab.data.stream import stable_seed
+from genlab.seeding import stable_seed
 
 
 class Rollbacks(Callback):
-    """Keeps in every checkpoint how often the run was rolled back, since its seeds follow from that."""
+    """Keeps the number of rollbacks in every checkpoint, as the seeds of the run depend on it."""
 
     def __init__(self, count: int = 0) -> None:
         """Sets the count.
@@ -26,10 +26,10 @@ class Rollbacks(Callback):
 
     @classmethod
     def count_in(cls, checkpoint: dict[str, Any]) -> int:
-        """Rollbacks before a checkpoint; 0 for those of runs that knew none."""
+        """Number of rollbacks in a checkpoint; 0 if it holds none."""
         return int(checkpoint.get("callbacks", {}).get(cls.__qualname__, {}).get("count", 0))
 
 
 def rollback_seed(seed: int, count: int) -> int:
-    """The seed after so many rollbacks: the run's own at first, then others that are functions of both, below 2^31."""
+    """The seed after `count` rollbacks: the run's own for 0, else a function of both, below 2^31."""
     return seed if count == 0 else stable_seed(seed, "rollback", count) % 2**31

@@ -1,4 +1,4 @@
-"""Where curves go: TensorBoard, and `metrics.csv` for everything else."""
+"""Loggers of curves: TensorBoard, and `metrics.csv` for all other tools."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class TensorBoard(TensorBoardLogger):
 
         Args:
             run_dir: The run folder.
-            resume_step: Iteration that a resumed run starts from: later points of the broken run are hidden.
+            resume_step: Iteration that a resumed run starts from: later points of the interrupted run are hidden.
         """
         purge: dict[str, Any] = {} if resume_step is None else {"purge_step": resume_step + 1}
         super().__init__(save_dir=run_dir, name="tb", version="", default_hp_metric=False, **purge)
 
 
 class CSVLog(Logger):
-    """`metrics.csv`, one row `step,seconds,metric,value` per value: appended to, so nothing is lost, and easy to pivot.
+    """`metrics.csv` with one row `step,seconds,metric,value` per value, appended so that nothing is lost.
 
     `pandas.read_csv(path).pivot(index="step", columns="metric", values="value")` gives a table of curves.
     """
@@ -38,7 +38,7 @@ class CSVLog(Logger):
 
         Args:
             run_dir: The run folder.
-            resume_step: Iteration that a resumed run starts from: later rows of the broken run are dropped.
+            resume_step: Iteration that a resumed run starts from: later rows of the interrupted run are dropped.
         """
         super().__init__()
         self.path = Path(run_dir) / "metrics.csv"
@@ -83,7 +83,7 @@ class CSVLog(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `config.yaml` holds them."""
+        """Does nothing: `config.yaml` holds the hyperparameters."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -91,4 +91,4 @@ class CSVLog(Logger):
         if self._file is not None:
             self._file.close()
             self._file = None
-            self._resume_step, self._reopened = 10**12, True  # a later write appends to what there is
+            self._resume_step, self._reopened = 10**12, True  # a later write keeps all rows

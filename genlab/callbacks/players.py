@@ -1,4 +1,4 @@
-"""The health of an adversarial game: whether samples are still diverse, and both players still in play."""
+"""Health of adversarial training: diversity of the samples and balance of the players."""
 
 from __future__ import annotations
 
@@ -12,43 +12,46 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from genlab.batch import Batch
 from genlab.models.base import GenerativeModel
+from genlab.networks.told import Told
 from genlab.seeding import preserved_random_states
+from genlab.telling import telling
 
 log = logging.getLogger("genlab")
 
-COLLAPSED = 0.3  # diversity, as a share of real samples'
-SURE = 0.99  # accuracy on real samples and on fakes of a discriminator that is never wrong
+COLLAPSED = 0.3  # diversity relative to real samples
+SURE = 0.99  # discriminator accuracy on real samples and on fakes, from which on it has won
 CHANCE, WORSE_THAN_CHANCE = 0.55, 0.25  # mean of the two accuracies
-VANISHED = 0.01  # gradient norm, as a share of the largest in this run: the generator's of both players' (it may have
-# vanished at the start), the opponent's of its own
+VANISHED = 0.01  # gradient norm relative to the largest in this run: the generator's to both players' (its own may have
+# vanished at the start), the opponent's to its own
 VALUES = ("diversity", "acc_real", "acc_fake", "grad_generator", "grad_opponent")
 
 
 class Players(Callback):
-    """Records how diverse the samples are, and warns once each of a collapse and of a player that is out of play.
+    """Records the diversity of samples, and warns once each of mode collapse and of a player that has lost.
 
-    Diversity is the mean distance between two samples of a batch, over that between two real ones, in the features of
-    the discriminator (in the data, where it has no features of single samples). The other values are those that the
-    method records. A verdict needs all the looks of a window to agree:
+    Diversity is the mean distance between two samples of a batch, divided by that between two real ones, in features
+    of the discriminator (in data space if it has no features of single samples). The other values are those that the
+    method records. A verdict needs the agreement of all checks of a window:
 
     - collapse: a diversity below 0.3;
     - the discriminator wins: right on 99 % of both real samples and fakes, with a gradient norm of the generator below
       1 % of the largest that either had (Arjovsky & Bottou (2017), arXiv:1701.04862, theorem 2.4: it vanishes);
     - the generator wins: the discriminator is right on less than 25 %, or on less than 55 % with a gradient norm below
-      1 % of its largest. Near one half with a gradient alive is the equilibrium.
+      1 % of its largest. An accuracy near one half without a vanished gradient is the equilibrium.
 
-    Methods without a generator that has an opponent are left alone. Nothing that training reads is changed.
+    Methods without a generator and an opponent are skipped. Training is not affected.
     """
 
     def __init__(self, every_n_steps: int = 50, num_samples: int = 64, window: int = 20, seed: int = 0) -> None:
-        """Sets when it looks.
+        """Sets the schedule of the checks.
 
         Args:
-            every_n_steps: Iterations between looks.
-            num_samples: Largest number of samples, and of real ones of the batch, on each process.
-            window: Looks that must agree on a verdict, at least 1.
-            seed: Of the latents, which are the same at every look.
+            every_n_steps: Iterations between checks.
+            num_samples: Maximum number of generated samples, and of real samples of the batch, on each process.
+            window: Checks that must agree on a verdict, at least 1.
+            seed: Seed of the latents, which are the same in every check.
 
         Raises:
             ValueError: If a number is too small.
@@ -59,16 +62,16 @@ class Players(Callback):
                 f"got {every_n_steps}, {window} and {num_samples}."
             )
         self.every_n_steps, self.num_samples, self.window, self.seed = every_n_steps, num_samples, window, seed
-        self.looks: deque[list[float]] = deque(maxlen=window)  # of `VALUES`, NaN for what is not recorded
+        self.looks: deque[list[float]] = deque(maxlen=window)  # of `VALUES`, NaN if not recorded
         self.largest = [0.0, 0.0]  # gradient norms of the generator and of its opponents
         self.warned: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint: looks and warnings."""
+        """The state for a checkpoint: checks, largest gradient norms and given warnings."""
         return {"looks": [list(look) for look in self.looks], "largest": list(self.largest), "warned": self.warned[:]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it back: what was said is not said again."""
+        """Restores the state, so that no warning is repeated."""
         self.looks.clear()
         self.looks.extend(state_dict["looks"])
         self.largest, self.warned = list(state_dict["largest"]), list(state_dict["warned"])
@@ -76,14 +79,14 @@ class Players(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Looks when due; all processes do, and the first one speaks."""
+        """Checks when due, on all processes; the first one warns."""
         if trainer.global_step % self.every_n_steps or not isinstance(pl_module, GenerativeModel):
             return
         opponents = [name for name in pl_module.players if name != "generator"]
-        real = batch.x[: self.num_samples]
-        if "generator" not in pl_module.players or not opponents or not pl_module.can("sample") or len(real) < 2:
+        some = batch.rows(slice(0, self.num_samples))
+        if "generator" not in pl_module.players or not opponents or not pl_module.can("sample") or len(some) < 2:
             return
-        diversity = float(pl_module.averaged(self.diversity(pl_module, opponents, real)))
+        diversity = float(pl_module.averaged(self.diversity(pl_module, opponents, some)))
         pl_module.report({"train/diversity": diversity})
         norms = [_recorded(trainer, f"grad_norm_{name}") for name in opponents]
         look = [
@@ -104,29 +107,29 @@ class Players(Callback):
                     log.warning("%s", self.words(verdict, pl_module, trainer.global_step))
 
     @torch.no_grad()
-    def diversity(self, model: GenerativeModel, opponents: list[str], real: Tensor) -> Tensor:
-        """The ratio of mean distances, fakes over real samples; 1 where all real ones are the same.
+    def diversity(self, model: GenerativeModel, opponents: list[str], batch: Batch) -> Tensor:
+        """The mean distance of fakes over that of real samples; 1 if all real samples are equal.
 
         Args:
-            model: Sampled from by latents of its own.
-            opponents: The generator's.
-            real: [N, ...].
+            model: Model to sample from, with latents from `seed`.
+            opponents: Names of the generator's opponents.
+            batch: Real samples and their conditions.
         """
         stream = model.rng.get_state()
         with preserved_random_states(), model.inference():
-            fake = model.sample(len(real), rng=torch.Generator().manual_seed(self.seed))
-            features = _features_of(model, opponents)
-            spread = [torch.pdist(features(x).flatten(1).float()).mean() for x in (fake, real.to(fake.dtype))]
+            fake = telling(model, batch).sample(len(batch), rng=torch.Generator().manual_seed(self.seed))
+            features = _features_of(model, opponents, batch)
+            spread = [torch.pdist(features(x).flatten(1).float()).mean() for x in (fake, batch.x.to(fake.dtype))]
         model.rng.set_state(stream)
         return torch.where(spread[1] > 0, spread[0] / spread[1], torch.ones_like(spread[1]))
 
     def verdicts(self) -> list[str]:
-        """The findings that all looks of a full window share; none while the window is not full."""
+        """The verdicts on which all checks of a full window agree; none before it is full."""
         if len(self.looks) < self.window:
             return []
         diversity, acc_real, acc_fake, grad_generator, grad_opponent = zip(*self.looks, strict=True)
         right = [(a + b) / 2 for a, b in zip(acc_real, acc_fake, strict=True)]
-        # A comparison with NaN is false: what a method does not record convicts nobody.
+        # A comparison with NaN is false, so values that a method does not record give no verdict.
         generator_still = all(norm < VANISHED * max(self.largest) for norm in grad_generator)
         opponent_still = all(norm < VANISHED * self.largest[1] for norm in grad_opponent)
         found = {
@@ -139,7 +142,7 @@ class Players(Callback):
         return [verdict for verdict, holds in found.items() if holds]
 
     def words(self, verdict: str, model: GenerativeModel, step: int) -> str:
-        """A warning: what was measured, and the switches of this method that the literature turns then."""
+        """A warning with the measured values, and remedies from the literature that this method supports."""
         mean = {name: sum(look[i] for look in self.looks) / len(self.looks) for i, name in enumerate(VALUES)}
         when = f"over the {(self.window - 1) * self.every_n_steps} iterations before {step}"
         right = f"right on {mean['acc_real']:.0%} of real samples and {mean['acc_fake']:.0%} of fakes"
@@ -161,28 +164,32 @@ class Players(Callback):
             cures += _taken(model, instance_noise="0.1 (Sønderby et al., 2017)", augment="true (Zhao et al., 2020)")
             cures += ["model=wgan_gp (Gulrajani et al., 2017)"]
         else:
-            what = f"The discriminator has given up: it is {right}, {when}."
+            what = f"The discriminator has lost: it is {right}, {when}."
             cures = ["a higher learning rate of the discriminator (two time scales, Heusel et al., 2017)"]
-            cures += ["a larger one (network.*)", "several updates of it per iteration: model=wgan_gp model.n_critic=5"]
-        return f"{what} What others do about it: {'; '.join(cures)}."
+            cures += [
+                "a larger discriminator (network.*)",
+                "several updates of it per iteration: model=wgan_gp model.n_critic=5",
+            ]
+        return f"{what} Remedies from the literature: {'; '.join(cures)}."
 
 
 def _recorded(trainer: pl.Trainer, name: str) -> float:
-    """The value last written, NaN where there is none."""
+    """The last recorded value; NaN if there is none."""
     return float(trainer.callback_metrics.get(f"train/{name}", math.nan))
 
 
 def _taken(model: GenerativeModel, **tricks: str) -> list[str]:
-    """Those of the switches that the method takes."""
+    """Overrides of the tricks that the method supports."""
     return [f"tricks.{name}={value}" for name, value in tricks.items() if name in model.tricks_taken]
 
 
-def _features_of(model: GenerativeModel, opponents: list[str]) -> Any:
-    """The features of the first opponent that has some of each sample alone; else the samples themselves."""
+def _features_of(model: GenerativeModel, opponents: list[str], batch: Batch) -> Any:
+    """The feature function of the first opponent with features of single samples; else the identity."""
     owned = {id(p) for name in opponents for p in model.players[name]}
     for network in model.children():
         theirs = any(id(p) in owned for p in network.parameters())
         coupled = any(getattr(module, "couples_samples", False) for module in network.modules())
         if theirs and not coupled and callable(getattr(network, "features", None)):
-            return network.features
+            told = model.told(batch) if any(isinstance(module, Told) for module in network.modules()) else ()
+            return lambda x: network.features(x, *told)  # type: ignore[operator]
     return torch.nn.Identity()

@@ -1,4 +1,4 @@
-"""No profiling, at no cost."""
+"""A profiler without cost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _NOTHING = nullcontext()
 
 
 class Unprofiled(PassThroughProfiler):
-    """Lightning's profiler that does nothing, without making a generator for each of a hundred hooks an iteration."""
+    """A no-op profiler without the generator that Lightning's makes for each of a hundred hooks per iteration."""
 
     def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
-        """A block that does nothing either."""
+        """A context that does nothing."""
         return _NOTHING

@@ -13,14 +13,14 @@ from rich.progress import Progress as Bar
 
 
 class Progress(Callback):
-    """Iterations, images per second, losses and the latest scores; a line now and then without a terminal."""
+    """Shows iterations, images per second, losses and the latest scores; without a terminal in occasional lines."""
 
     def __init__(self, refresh_seconds: float = 0.2, lines_every_seconds: float = 15.0) -> None:
-        """Sets how often it moves.
+        """Sets the refresh intervals.
 
         Args:
             refresh_seconds: Seconds between updates of the bar.
-            lines_every_seconds: Seconds between lines where output goes to a file.
+            lines_every_seconds: Seconds between lines if output goes to a file.
         """
         self.refresh_seconds, self.lines_every_seconds = refresh_seconds, lines_every_seconds
         self.images_per_second = 0.0
@@ -43,7 +43,7 @@ class Progress(Callback):
             self._bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Moves the bar when it is time."""
+        """Updates the bar when due."""
         now = time.monotonic()
         if not trainer.is_global_zero or (now - self._shown < self._every and trainer.global_step < trainer.max_steps):
             return
@@ -63,15 +63,15 @@ class Progress(Callback):
         """Losses first, then scores, as last written."""
         shown = []
         for name, value in trainer.callback_metrics.items():
-            kind, _, rest = name.partition("/")
-            if kind == "train" and (rest.endswith("loss") or rest in ("kl", "gp", "m_global")):
+            phase, _, rest = name.partition("/")
+            if phase == "train" and (rest.endswith("loss") or rest in ("kl", "gp", "m_global")):
                 shown.append(f"{rest} {float(value):.3g}")
-            elif kind == "val" and not rest.partition("/")[0].endswith("_std"):
+            elif phase == "val" and not rest.partition("/")[0].endswith("_std"):
                 shown.append(f"[bold]{rest.partition('/')[0]} {float(value):.3g}[/]")
         return "  ".join(shown)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leaves the terminal whole."""
+        """Closes the bar, which restores the terminal."""
         self._close()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Scores while training."""
+"""Scores during training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from genlab.seeding import preserved_random_states
 
 
 class Scores(Callback):
-    """Judges the averaged weights on validation data every n iterations, and keeps the best ones.
+    """Scores the averaged weights on validation data every n iterations, and keeps the best ones.
 
-    What judges is the `metrics` group; training's random streams, weights and buffers are left as they were.
+    The config group `metrics` chooses the judge. Training's random streams, weights and buffers do not change.
     """
 
     judge: Any = None
@@ -38,17 +38,17 @@ class Scores(Callback):
 def judged(
     score: Callable[[GenerativeModel, Any], dict[str, float]], model: GenerativeModel, trainer: pl.Trainer
 ) -> dict[str, float]:
-    """A judge's scores, taken by all processes together without a trace in the training; the first one's count.
+    """A judge's scores, computed by all processes together without effect on training; the first one's count.
 
     Args:
         score: `validate` or `final` of a judge.
-        model: What is judged.
+        model: Model to score.
         trainer: Its Trainer; every process must call this.
     """
     with preserved_random_states():
         if trainer.world_size > 1:
-            # Running statistics of batch norm, and their averages, are each process's own: all judge the first one's,
-            # which the checkpoint holds and the next iteration would start from anyway.
+            # Running statistics of batch norm, and their averages, differ between processes. All score the first
+            # one's, which the checkpoint holds and the next iteration would start from anyway.
             for tensor in (*model.state_dict().values(), *model.averages.values.values()):
                 torch.distributed.broadcast(tensor, src=0)
         scores = score(model, trainer.datamodule)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Shared by all commands: errors as sentences, log lines, Hydra, help and lists. Free of torch."""
+"""Shared by all commands: error messages, log lines, Hydra, help and lists. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from genlab.config.composition import check_plugins, config_dir, first_line, opt
 from genlab.errors import TrainingStopped, UserError
 from genlab.runs import processes
 
-LEAST_ROOM = 2**18  # bytes: less does not hold the records of a run, let alone a checkpoint
+LEAST_ROOM = 2**18  # bytes; less does not even hold the records of a run
 
 
 @contextmanager
 def errors_as_sentences() -> Iterator[None]:
-    """Prints a user's mistake in a sentence and leaves with code 2; what stops training leaves with code 3.
+    """Prints a `UserError` and exits with code 2, a `TrainingStopped` with code 3.
 
     HYDRA_FULL_ERROR=1 shows the traceback instead, as it does for Hydra's own errors.
     """
     try:
         yield
-    except BrokenPipeError:  # `... | head` has read enough
+    except BrokenPipeError:  # the reader has closed the pipe: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except KeyboardInterrupt:  # before or after the part of a run that knows what to do with it
+    except KeyboardInterrupt:  # outside of training, which handles signals itself
         print("\nStopped.", file=sys.stderr)
         raise SystemExit(130) from None
     except (UserError, TrainingStopped) as error:
@@ -41,7 +41,7 @@ def errors_as_sentences() -> Iterator[None]:
 
 
 class _ToStderr(logging.Handler):
-    """Writes to whatever `sys.stderr` is when a line comes: notebooks and tests replace and close it."""
+    """Looks up `sys.stderr` for each line, as notebooks and tests replace and close it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr, flush=True)
@@ -49,7 +49,7 @@ class _ToStderr(logging.Handler):
 
 @contextmanager
 def log_lines() -> Iterator[None]:
-    """Shows genlab's own log lines inside; for the commands that Hydra does not set up."""
+    """Prints genlab's log lines within the block; for commands without Hydra, which sets up logging otherwise."""
     logger, handler = logging.getLogger("genlab"), _ToStderr()
     level = logger.level
     logger.addHandler(handler)
@@ -66,18 +66,18 @@ def hydra_app(task: Callable[[Any], Any], config_name: str, arguments: Sequence[
     import hydra
 
     check_plugins(arguments)
-    logging.raiseExceptions = False  # a log file on a full disk: the run itself says so, in a sentence
+    logging.raiseExceptions = False  # a log file on a full disk: the run itself reports it
     sys.argv = [sys.argv[0], *quote_paths([*arguments, *processes.quiet_overrides()])]
     hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=config_name)(task)()
 
 
 def print_help(config_name: str, arguments: Sequence[str]) -> None:
-    """The help of a primary config: its template with the groups there are and the config that is composed.
+    """Prints the help of a primary config: its template with the config groups and the composed config.
 
-    Hydra's own `--help` reads all groups, its own among them, again for each of them: seconds, where there are many.
+    Hydra's own `--help` reads all groups, its own included, once per group, which takes seconds.
 
     Raises:
-        UserError: If the arguments compose to nothing.
+        UserError: If Hydra cannot compose the arguments.
     """
     from string import Template
 
@@ -113,20 +113,20 @@ def list_options(group: str) -> None:
     groups = sorted({path.parent.name for path in config_dir().glob("*/*.yaml")})
     asked, group = group, next((g for g in (group, group[:-1], group[:-2]) if g in groups), group)
     if group not in groups:
-        raise UserError(f"There is no group {asked!r} to list; there are {', '.join(groups)}.")
+        raise UserError(f"There is no group {asked!r} to list; choose from {', '.join(groups)}.")
     table = Table(title=f"{group}=...", title_justify="left")
     table.add_column("name", style="bold", no_wrap=True)
-    table.add_column("method and source" if group == "model" else "what it is")
+    table.add_column("method and source" if group == "model" else "description")
     for name in options(group):
         table.add_row(name, first_line(group, name))
     Console().print(table)
 
 
 def check_writable(folder: Path) -> None:
-    """Makes sure that a run folder can be made, before Hydra tries.
+    """Checks that a run folder can be created, before Hydra tries.
 
     Raises:
-        UserError: If something in the way is not a folder, or may not be written to.
+        UserError: If a file is in the way, the nearest existing folder is not writable, or its disk is full.
     """
     folder = folder.absolute()
     existing = next(p for p in (folder, *folder.parents) if p.exists())

@@ -1,4 +1,4 @@
-"""`python scripts/benchmark.py`, `make benchmark`: times genlab against the same step by hand and others."""
+"""`python scripts/benchmark.py`, `make benchmark`: times genlab against hand-written steps and other libraries."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from genlab.errors import UserError
 
 
 def main() -> None:
-    """Benchmark of compositions, or of the standard set without any.
+    """Times the composition that the overrides name, or without overrides the standard set.
 
     python scripts/benchmark.py [seconds=25] [out=outputs/benchmark] [mnist=FOLDER] [images=FOLDER] [overrides ...]
 
-    `seconds` go to each composition's rounds; `mnist` holds the two files of data=mnist10k (for the race with pythae),
-    `images` is a folder whose images are used in the race of data pipelines, else photographs that come with
-    scikit-learn. What overrides compose is measured as it is, or, if they do not name speed, with both presets.
+    `seconds` is the time for each composition's rounds. `mnist` is the folder with the two files of data=mnist10k, for
+    the comparison with pythae. `images` is the folder of images for the comparison of data pipelines; by default
+    photographs of scikit-learn. Without `speed.` among the overrides, the composition is timed with both presets.
     """
     with app.errors_as_sentences():
         arguments = sys.argv[1:]

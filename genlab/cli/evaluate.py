@@ -1,4 +1,4 @@
-"""`genlab-evaluate`, `python scripts/evaluate.py`: scores of runs, or of any images, each with its protocol card."""
+"""`genlab-evaluate`, `python scripts/evaluate.py`: scores runs or sets of images, with a protocol card per score."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ from genlab.judging.subject import (
 )
 
 log = logging.getLogger("genlab")
-HELP = f"""genlab-evaluate: score a trained model, or any images, and keep the protocol with the scores.
+HELP = f"""genlab-evaluate: score a trained model or a set of images, and record the protocol with the scores.
 
   genlab-evaluate run=outputs/latest                    against the test split of the run's own data
   genlab-evaluate run=RUN_A run=RUN_B/checkpoints/best.ckpt
   genlab-evaluate run=outputs/multirun_2026-01-01       every run in a folder
-  genlab-evaluate real=PATH fake=PATH train=PATH        folders, zips or npz (`x`, uint8 [N, H, W, C]) made by anything
+  genlab-evaluate real=PATH fake=PATH train=PATH        folders, zips or npz (`x`, uint8 [N, H, W, C]) of any origin
   genlab-evaluate run=RUN extractor=inception inception_weights=PATH scores=[fid,kid]
   genlab-evaluate run=RUN sampler=drs sampler.gamma_percentile=95
-  torchrun --standalone --nproc_per_node 2 scripts/evaluate.py run=RUN ...    shared by two processes, same scores
+  torchrun --standalone --nproc_per_node 2 scripts/evaluate.py run=RUN ...    two processes share the work; same scores
 
 Keys
-  run, real, fake, train   what to score; `train` are training images for the memorisation ratio of real= fake=
+  run, real, fake, train   runs, or sets of images; `train`: training images for the memorisation ratio of real= fake=
   scores            some of [{", ".join(SCORES)}]; default: all that apply
-  n                 images of each kind at most ({IMAGES:,}; points {POINTS:,})
+  n                 most real and most generated samples (images {IMAGES:,}; points {POINTS:,})
   split (test)      train | val | test of the run's data
-  seed (2020)       of latents and subsets; another one is another scoring under the same protocol
-  extractor         classifier (trained on the data set: of real= fake= on train= if it has labels, else on half of
-                    real=, which is then not compared with), inception, random (untrained, for data without labels), or
-                    a file of scripts/train_classifier.py; default: what the run was judged by
+  seed (2020)       of latents and subsets; scores with different seeds are comparable
+  extractor         classifier (trained on the data set; for real= fake= on train= if it has labels, else on half of
+                    real=, and the scores then use the other half), inception, random (untrained, for data without
+                    labels), or a file of scripts/train_classifier.py; default: the run's own extractor
   inception_weights, precision (float32; bfloat16 for monitoring only)
-  sampler (prior)   how samples are drawn: truncated | drs | ddls | gmm | flow, and sampler.KEY=VALUE (configs/sampler);
+  sampler (prior)   of the samples: truncated | drs | ddls | gmm | flow, and sampler.KEY=VALUE (configs/sampler);
                     the card names it, and scores of different samplers are not ranked against each other
   iwae_samples (500; the paper: 5000), likelihood_images (1000; null: all n)
   ais_steps (0: none; the paper: 10000), ais_samples (16)    annealed importance sampling: temperatures, chains
-  size              real= fake= of different sizes: crop each around its centre and resize it (Lanczos) to this
-  data.root         where the run's data lie on this machine
+  size              for real= fake= of different sizes: crop around the centre and resize (Lanczos) to this
+  data.root         folder of the run's data on this machine
   skip_broken (false), batch_size (256), device (cpu; cuda: under torchrun a GPU per process),
   out (a folder for the score files), allow_targets ([mypackage.*])
 
-A model of classes is asked for the classes of the real images, with their frequencies.
+A class-conditional model draws the classes of the real images, in their frequencies.
 The scores go to scores/<split>-<extractor>-seed<seed>[-<sampler>].json in the run folder; scripts/report.py compares
 them."""
 TEXT = ("run", "real", "fake", "train", "out", "data.root", "inception_weights", "extractor")
@@ -91,7 +91,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def main() -> None:
-    """The command line. Exit code 2 if one of several runs could not be scored; the others are."""
+    """The command line. If one of several runs cannot be scored, the others are, and the exit code is 2."""
     with app.errors_as_sentences(), app.log_lines():
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(HELP)
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def _evaluate(named: list[str], options: dict[str, Any], first: bool) -> None:
-    """Scores what was named; the first process of several prints."""
+    """Scores the named runs or image sets; only the first process prints."""
     if options["device"] == "cuda":
         options["device"] = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if options["real"] is not None or options["fake"] is not None:
@@ -136,13 +136,13 @@ def _evaluate(named: list[str], options: dict[str, Any], first: bool) -> None:
 
 
 def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The runs that were named, and all other keys over their defaults.
+    """The named runs, and the values of all other keys.
 
     Raises:
         UserError: If a key is unknown or a value is out of its range.
     """
     sampler, settings, arguments = take_sampler(arguments)
-    sampler_config(sampler or "prior", settings)  # says what is wrong with them, before anything is read
+    sampler_config(sampler or "prior", settings)  # refuses wrong settings before any file is read
     runs = [a.partition("=")[2] for a in arguments if a.startswith("run=")]
     typed = {key: take_path(arguments, key)[0] for key in TEXT}
     rest = [a for a in arguments if a.partition("=")[0] not in TEXT]
@@ -170,17 +170,17 @@ def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Scores a run against a split of its data and writes the record into the run folder.
 
-    The checkpoint is read, never written; the process's random streams are left as they were.
+    The checkpoint is only read; the random states of the process are restored afterwards.
 
     Args:
         run: A run folder or a checkpoint.
-        options: See `HELP`; what is missing has its default.
+        options: See `HELP`; missing keys have their defaults.
 
     Returns:
         The record as written: `scores` by name, `group` of each score, `cards` by group, `notes`, `checkpoint`.
 
     Raises:
-        UserError: If the run cannot be scored as asked.
+        UserError: If the run cannot be scored with these options.
     """
     from genlab.metrics.files import file_checksum
     from genlab.runs import folder as runs
@@ -220,7 +220,7 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
 
 
 def _keep(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Writes the record; groups of an earlier scoring of the same checkpoint that were not taken anew stay."""
+    """Writes the record; keeps the other groups of an earlier record of the same checkpoint."""
     if path.is_file():
         try:
             before = json.loads(path.read_text())
@@ -238,7 +238,7 @@ def _keep(record: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**record, "file": str(path)}
 
 
-# --- Images that anything made --------------------------------------------------------------------------------------
+# --- Sets of images -------------------------------------------------------------------------------------------------
 
 
 def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
 
     options = {**DEFAULTS, **(options or {})}
     if options["sampler"] is not None:
-        raise UserError(f"sampler={options['sampler']} is for run=...: images are drawn already.")
+        raise UserError(f"sampler={options['sampler']} is for run=...: the images of real= fake= exist already.")
     if options["real"] is None or options["fake"] is None:
         raise UserError("Images are scored against others: give both real=PATH and fake=PATH.")
     paths = {key: options[key] for key in ("real", "fake", "train") if options[key] is not None}
@@ -291,11 +291,11 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
     return by_first(lambda: _keep(record, home / f"{stem}-{name}-seed{options['seed']}.json"))
 
 
-# --- What is printed ------------------------------------------------------------------------------------------------
+# --- Printed tables -------------------------------------------------------------------------------------------------
 
 
 def show(records: list[dict[str, Any]]) -> None:
-    """Prints a table per record, and for several what may be compared."""
+    """Prints a table per record, and for several records a ranking by each score whose cards agree."""
     from rich.console import Console
     from rich.table import Table
 
@@ -305,7 +305,7 @@ def show(records: list[dict[str, Any]]) -> None:
     for record in records:
         place = record["run"] if "checkpoint" not in record else f"{record['run']}/{record['checkpoint']['file']}"
         table = Table(title=place, title_justify="left", show_header=True, box=None, padding=(0, 2, 0, 0))
-        for column in ("score", "value", "beside it", "taken on"):
+        for column in ("score", "value", "reference", "samples"):
             table.add_column(column, overflow="fold")
         for row in score_rows(record):
             table.add_row(*row)
@@ -319,32 +319,32 @@ def show(records: list[dict[str, Any]]) -> None:
 
 
 def score_rows(record: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Title, value, reference and conditions of each score; spreads stand with their score."""
+    """Title, value with spread, reference values, and number and split of the samples of each score."""
     scores, rows = record["scores"], []
     for name, value in scores.items():
-        kind, _, extractor = name.partition("/")
-        if kind.endswith(("_std", "_se", "_real", "_noised")) or kind in ("nn_samples", "nn_test"):
+        family, _, extractor = name.partition("/")
+        if family.endswith(("_std", "_se", "_real", "_noised")) or family in ("nn_samples", "nn_test"):
             continue
         tail = f"/{extractor}" if extractor else ""
-        spread = scores.get(f"{kind}_std{tail}", scores.get(f"{kind}_se{tail}"))
+        spread = scores.get(f"{family}_std{tail}", scores.get(f"{family}_se{tail}"))
         text = f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
         beside = []
-        if (real := scores.get(f"{kind}_real{tail}")) is not None:
+        if (real := scores.get(f"{family}_real{tail}")) is not None:
             beside.append(f"real {real:.4g}" if record["group"][name] != "points" else f"perfect {real:.4g}")
-        if (noisy := scores.get(f"{kind}_noised{tail}")) is not None:
+        if (noisy := scores.get(f"{family}_noised{tail}")) is not None:
             beside.append(f"noised {noisy:.4g}")
         card = record["cards"][record["group"][name]]
-        if kind == "active_units":
+        if family == "active_units":
             beside.append(f"of {card['latent_dim']}")
-        if kind == "ess":
+        if family == "ess":
             beside.append(f"of {card['iwae_samples']}")
-        if kind == "ais_ess":
+        if family == "ais_ess":
             beside.append(f"of {card['ais_samples']}")
-        if kind == "modes":
+        if family == "modes":
             beside.append(f"of {card['num_modes']}")
-        if kind == "nn_ratio":
+        if family == "nn_ratio":
             beside.append("unseen images 1")
-        if kind == "nn_copies":
+        if family == "nn_copies":
             beside[:] = [f"unseen images {scores['nn_copies_real']:.4g}"]
         sizes = [f"{card[key]} {word}" for key, word in (("n_fake", "generated"), ("n_real", "real")) if key in card]
         rows.append((title_of(name), text, ", ".join(beside), ", ".join([*sizes, str(card["split"])])))
@@ -364,16 +364,14 @@ def _compare(records: list[dict[str, Any]], console: Any) -> None:
         ranking = ", ".join(f"{Path(r['run']).name} {r['scores'][name]:.4g}" for r in order)
         console.print(f"- {title_of(name)} ({BETTER[kind_of(name)]} is better): {ranking}", highlight=False)
     fixed = ", ".join(REPEATED)
-    told = (
-        f"Cards are compared in what a score depends on, but for {fixed}. For a page: python scripts/report.py runs=..."
-    )
+    told = f"Scores with equal cards are ranked ({fixed} may differ). For a page: python scripts/report.py runs=..."
     console.print(told, highlight=False)
 
 
 def _one_line(
     message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None
 ) -> None:
-    """A warning as a sentence, without the place in the code."""
+    """Prints a warning without its place in the code."""
     text = str(message).replace("metrics.num_samples", "n")
     print(f"Warning: {text}", file=sys.stderr)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import genlab
 from genlab.cli import app
@@ -18,6 +18,7 @@ from genlab.config.arguments import parse, take_path
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from genlab.models.base import GenerativeModel
@@ -28,9 +29,12 @@ FILES = {"safetensors": "weights.safetensors", "pt2": "sampler.pt2", "onnx": "sa
 PACKAGES = {"safetensors": ("safetensors",), "pt2": (), "onnx": ("onnx", "onnxruntime", "onnxscript")}
 SPEC = "spec.json"
 FORMAT = 1  # of spec.json
-TOLERANCE = 1e-4  # of the exported samples' largest absolute value; one grey level is 80 times as much
+TOLERANCE = 1e-4  # relative to the largest absolute value of the samples; one grey level is 80 times as much
 PRIORS = {"normal": "standard normal", "uniform": "uniform on [-1, 1]"}
-CHECKED = (1, 3, 8)  # latents at a time; not all of them the number that was traced
+CHECKED = (1, 3, 8)  # batch sizes of the check; only the last one is traced
+Inputs = tuple["Tensor", ...]  # latents, and the given columns in their order
+Draw = Callable[..., "Tensor"]
+
 HELP = f"""genlab-export: take a trained model out of genlab; the files go to RUN/export/.
 
   genlab-export run=outputs/latest                 all formats that this machine and the model allow
@@ -40,13 +44,13 @@ Files
   {FILES["safetensors"]:<20} all weights, averaged where the run kept an average
   {FILES["pt2"]:<20} latents to samples, for torch.export.load: no genlab needed
   {FILES["onnx"]:<20} the same for onnxruntime and others; any number of latents
-  {SPEC:<20} what the data are, what the latents are drawn from, the model's config, and the checks
+  {SPEC:<20} description of the data, prior of the latents, the model's config, and the checks
 
 The folder holds one export: the files of an earlier one are replaced or removed.
-Every exported sampler is read back and must draw what the model draws from the same latents, to {TOLERANCE:g} of the
-samples' largest value; else it is not written.
+Every exported sampler is read back and compared with the model on the same latents. It is written only if the samples
+agree to {TOLERANCE:g} of their largest value.
 
-Keys: run, formats (all), out, seed (0: of the latents that are compared), allow_targets ([mypackage.*])"""
+Keys: run, formats (all), out, seed (0: of the latents for the check), allow_targets ([mypackage.*])"""
 TEXT = ("run", "formats", "out")
 DEFAULTS: dict[str, Any] = {"run": None, "formats": None, "out": None, "seed": 0, "allow_targets": []}
 
@@ -73,14 +77,14 @@ def export(options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Writes weights, samplers and their description.
 
     Args:
-        options: See `HELP`; what is missing has its default.
+        options: See `HELP`; missing keys have their defaults.
 
     Returns:
         The folder, and the content of its `spec.json`.
 
     Raises:
-        UserError: If the run cannot be read, or a format that was asked for by name cannot be made, or draws something
-            else.
+        UserError: If the run cannot be read, or a format that was asked for by name cannot be made or its samples
+            differ from the model's.
     """
     import torch
 
@@ -101,14 +105,14 @@ def export(options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         model = genlab.load(path, allow_targets=allow)
         averaged = keep_averages(model)
         rng = torch.Generator().manual_seed(options["seed"])
-        latents = [model.noise(n, rng) for n in CHECKED] if model.can("decode") else []
-        samples = [model.decode(z) for z in latents]
+        inputs = [_inputs(model, n, rng) for n in CHECKED] if model.can("decode") else []
+        samples = [_decoded(model, *each) for each in inputs]
         for name in wanted:
             try:
-                content, draw = _make(name, model, latents)
+                content, draw = _make(name, model, inputs)
                 facts: dict[str, Any] = {}
-                if latents:
-                    facts = {"largest_difference": compare(draw, latents, samples, name), "tolerance": TOLERANCE}
+                if inputs:
+                    facts = {"largest_difference": compare(draw, inputs, samples, name), "tolerance": TOLERANCE}
             except UserError as error:
                 if named:
                     raise
@@ -128,7 +132,7 @@ def export(options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
 
 
 def _described(model: GenerativeModel) -> dict[str, Any]:
-    """The part of `spec.json` that says what the model is and what its samples mean."""
+    """The part of `spec.json` that describes the model and its samples."""
     import torch
 
     return {
@@ -136,8 +140,9 @@ def _described(model: GenerativeModel) -> dict[str, Any]:
         "genlab": genlab.__version__,
         "torch": torch.__version__,
         "data": model.spec.to_dict(),
-        "to_uint8": "x * 127.5 + 128, cut to 0..255, rounded down" if model.spec.kind == "image" else None,
+        "to_uint8": "x * 127.5 + 128, cut to 0..255, rounded down" if model.spec.images else None,
         "latents": {"size": getattr(model, "latent_dim", None), "prior": PRIORS[model.latent_prior]},
+        "given": {name: model.spec.fields[name].to_dict() for name in model.given},
         "choices": model.run_config.get("choices", {}),
         "model": model.run_config.get("model"),
     }
@@ -147,7 +152,7 @@ def load_export(folder: str | Path, allow_targets: Sequence[str] = ()) -> Genera
     """The model of an export folder: built from its `spec.json`, with the weights of its safetensors.
 
     Raises:
-        UserError: If a file is missing or damaged, or the config names what it may not.
+        UserError: If a file is missing or damaged, or the config has a target that is not allowed.
     """
     import json
 
@@ -199,27 +204,51 @@ def _formats(asked: str | Sequence[str] | None) -> tuple[tuple[str, ...], bool]:
 
 
 def keep_averages(model: GenerativeModel) -> bool:
-    """Puts the moving averages in place of the live weights, for good; whether there were any."""
+    """Replaces the live weights by the moving averages for good. Returns whether there were any."""
     model.averages.settle()
     model.requires_grad_(False)
     return model.has_averages
 
 
-def compare(draw: Callable[[Tensor], Tensor], latents: list[Tensor], samples: list[Tensor], name: str) -> float:
-    """The largest difference between samples drawn by an export and the model's own from the same latents.
+def _inputs(model: GenerativeModel, n: int, rng: torch.Generator) -> Inputs:
+    """Latents [n, Z], and random values [n, ...] of each column that the model is given.
 
     Raises:
-        UserError: If it exceeds the tolerance, or something else than samples comes out.
+        UserError: If a column holds sequences.
+    """
+    columns = []
+    for name in model.given:
+        field = model.spec.fields[name]
+        if field.ragged:
+            raise UserError(f"{type(model).__name__} is given {name}, sequences of any length, and cannot be exported.")
+        columns.append(cast("Tensor", field.random(n, rng)))
+    return (model.noise(n, rng), *columns)
+
+
+def _decoded(model: GenerativeModel, z: Tensor, *columns: Tensor) -> Tensor:
+    """The samples of latents [N, Z] and given columns [N, ...]."""
+    from genlab.batch import Batch
+
+    if not model.given:
+        return model.decode(z)
+    return model.decode(z, Batch(dict(zip(model.given, columns, strict=True))))
+
+
+def compare(draw: Draw, inputs: list[Inputs], samples: list[Tensor], name: str) -> float:
+    """The largest difference between the samples of an export and of the model for the same latents and conditions.
+
+    Raises:
+        UserError: If it exceeds the tolerance, or the shapes differ.
     """
     import torch
 
     differences = []
-    for z, x in zip(latents, samples, strict=True):
-        drawn = draw(z)
+    for each, x in zip(inputs, samples, strict=True):
+        drawn = draw(*each)
         if drawn.shape != x.shape:
             raise UserError(f"The {name} sampler draws {list(drawn.shape)} where the model draws {list(x.shape)}.")
         differences.append((drawn - x).abs().max())
-    largest = float(torch.stack(differences).max())  # a NaN stays one, unlike in Python's own max
+    largest = float(torch.stack(differences).max())  # Python's own max would lose a NaN
     bound = TOLERANCE * max(float(x.abs().max()) for x in samples)
     if not largest <= bound:
         raise UserError(
@@ -233,67 +262,73 @@ def compare(draw: Callable[[Tensor], Tensor], latents: list[Tensor], samples: li
 # --- The formats ----------------------------------------------------------------------------------------------------
 
 
-def _make(name: str, model: GenerativeModel, latents: list[Tensor]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
-    """The bytes of a file, and what draws from them as they were read back.
+def _make(name: str, model: GenerativeModel, inputs: list[Inputs]) -> tuple[bytes, Draw]:
+    """The bytes of a file, and the sampler that was read back from them.
 
     Raises:
-        UserError: If a package is missing, or the model does not allow it.
+        UserError: If a package is missing, or the model cannot be exported in this format.
     """
     missing = [package for package in PACKAGES[name] if find_spec(package) is None]
     if missing:
         raise UserError(f'{FILES[name]} needs {" and ".join(missing)}: pip install "genlab[export]"')
     if name == "safetensors":
         return _safetensors(model)
-    if not latents:
+    if not inputs:
         raise UserError(
             f"{FILES[name]} cannot be made: {type(model).__name__} has no `decode` from latents to samples."
         )
-    return (_pt2 if name == "pt2" else _onnx)(model, latents[-1])
+    return (_pt2 if name == "pt2" else _onnx)(model, inputs[-1])
 
 
-def _safetensors(model: GenerativeModel) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+def _safetensors(model: GenerativeModel) -> tuple[bytes, Draw]:
     from safetensors.torch import save
 
     # Each tensor by itself: safetensors refuses weights that share memory.
     weights = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
     content = save(weights, metadata={"format": "pt", "genlab": genlab.__version__})
-    # Its config passed the list of allowed targets when the run was loaded.
+    # The config passed the check of its targets when the run was loaded.
     copy = _model_of(content, model.run_config["model"], model.spec.to_dict(), ("*",))
-    return content, getattr(copy, "decode", copy.forward)  # of a model without latents nothing is drawn
+    return content, lambda *inputs: _decoded(copy, *inputs)  # never called for a model without latents
 
 
-def _pt2(model: GenerativeModel, z: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+def _pt2(model: GenerativeModel, inputs: Inputs) -> tuple[bytes, Draw]:
     import torch
 
     file = io.BytesIO()
-    torch.export.save(trace(model, z), file)
+    torch.export.save(trace(model, *inputs), file)
     content = file.getvalue()
     sampler = torch.export.load(io.BytesIO(content)).module()
-    return content, lambda z: sampler(z)
+    return content, lambda *inputs: sampler(*inputs)
 
 
-def _onnx(model: GenerativeModel, z: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+def _onnx(model: GenerativeModel, inputs: Inputs) -> tuple[bytes, Draw]:
     import onnxruntime
     import torch
 
-    program = trace(model, z)
+    program, names = trace(model, *inputs), ["z", *model.given]
     try:
         with _quiet():
-            made = torch.onnx.export(program, (z,), dynamo=True, verbose=False, input_names=["z"], output_names=["x"])
+            made = torch.onnx.export(program, inputs, dynamo=True, verbose=False, input_names=names, output_names=["x"])
         assert made is not None
         content = made.model_proto.SerializeToString()
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except Exception as error:  # whatever the exporter meets: an operator without a counterpart, a model beyond 2 GB
+    except Exception as error:  # an operator without a counterpart, a model beyond 2 GB, ...
         raise UserError(f"{FILES['onnx']} cannot be made of {type(model).__name__}: {_first_line(error)}") from error
-    return content, lambda z: torch.from_numpy(session.run(None, {"z": z.numpy()})[0])
+
+    def draw(*inputs: Tensor) -> Tensor:
+        named = {name: each.numpy() for name, each in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, named)[0])
+
+    return content, draw
 
 
-def trace(model: GenerativeModel, z: Tensor) -> Any:
+def trace(model: GenerativeModel, z: Tensor, *columns: Tensor) -> Any:
     """The model's `decode` as a `torch.export` program for any number of latents, with the weights that it needs.
 
     Args:
-        model: With the weights that are meant, see `keep_averages`.
+        model: Holds the weights to export, see `keep_averages`.
         z: Latents [N, Z], N >= 2.
+        *columns: Values [N, ...] of each column that the model is given.
 
     Raises:
         UserError: If the model's code cannot be traced.
@@ -301,34 +336,35 @@ def trace(model: GenerativeModel, z: Tensor) -> Any:
     import torch
 
     class Sampler(torch.nn.Module):
-        """Latents to samples, and nothing else."""
+        """Maps latents and given columns to samples."""
 
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, z: Tensor) -> Tensor:
-            return self.model.decode(z)
+        def forward(self, z: Tensor, *columns: Tensor) -> Tensor:
+            return _decoded(self.model, z, *columns)
 
     sampler = Sampler().eval()
     number = torch.export.Dim("n", min=1)
+    shapes: Any = ({0: number}, tuple({0: number} for _ in columns)) if columns else ({0: number}, ())
     try:
         with model.inference(gradients=True), torch.no_grad(), _quiet():
-            program = torch.export.export(sampler, (z,), dynamic_shapes=({0: number},))
+            program = torch.export.export(sampler, (z, *columns), dynamic_shapes=shapes)
             unused = _unused(program)
-            if unused:  # a discriminator is of no use to a sampler
+            if unused:  # such as a discriminator's
                 with _without(sampler, unused):
                     try:
-                        program = torch.export.export(sampler, (z,), dynamic_shapes=({0: number},))
-                    except Exception as error:  # the code looks at a weight that it does not calculate with
+                        program = torch.export.export(sampler, (z, *columns), dynamic_shapes=shapes)
+                    except Exception as error:  # the code reads a weight that no operation uses
                         log.debug("The sampler keeps weights that it does not use: %s", error)
             return program
-    except Exception as error:  # torch's own classes of errors change from version to version
+    except Exception as error:  # the class of the error depends on torch's version
         raise UserError(f"{type(model).__name__} cannot be traced by torch.export: {_first_line(error)}") from error
 
 
 def _unused(program: Any) -> list[str]:
-    """Names of the weights and buffers that a program carries but does not calculate with."""
+    """Names of the weights and buffers of a program that no operation uses."""
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
@@ -337,7 +373,7 @@ def _unused(program: Any) -> list[str]:
 
 @contextmanager
 def _without(module: nn.Module, names: list[str]) -> Iterator[None]:
-    """Inside, these weights and buffers are not there."""
+    """Removes these weights and buffers within the block."""
     taken = []
     for name in names:
         owner, _, key = name.rpartition(".")
@@ -354,7 +390,7 @@ def _without(module: nn.Module, names: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what the exporters tell about their own insides."""
+    """Silences the exporters' log lines and warnings."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""`python scripts/gallery.py`: draws what every method makes of digits after the same CPU time."""
+"""`python scripts/gallery.py`: trains every method on digits for the same CPU time and draws its pictures."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def main() -> None:
                               [out=docs/gallery]
 
     `rows` are names of models, or loss=NAME for the plain GAN with another objective, between commas. `seconds` is the
-    CPU time of each training; one that has fewer iterations than `least` by then goes on to that number. The runs go to
-    outputs/gallery; the same command goes on with what is missing. Writes OUT.md and the pictures in OUT/.
+    CPU time of each training; a training with fewer than `least` iterations by then continues to that number. The runs
+    go to outputs/gallery; the same command runs the missing ones. Writes OUT.md and the pictures in OUT/.
     """
     with app.errors_as_sentences():
         if {"-h", "--help"} & set(sys.argv[1:]):
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def draw(run: Path, look: str, place: Path) -> dict[str, Path]:
-    """The pictures of a run, of one look, in a folder; paths by title.
+    """Draws one look at a run into a folder. Returns the paths by title.
 
     Raises:
         UserError: If the model has no such look.

@@ -1,4 +1,4 @@
-"""`python scripts/mode_benchmark.py`: counts modes, methods by toy mixtures by seeds, at equal CPU time."""
+"""`python scripts/mode_benchmark.py`: counts the modes that methods cover on toy mixtures, at equal CPU time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def main() -> None:
                                      [out=outputs/mode_benchmark] [n_jobs=CORES]
 
     `rows` are files of configs/experiment/mode_benchmark; add one to add a method. `seconds` is the CPU time of each
-    training, `n_jobs` how many run at a time (more than one: pip install "genlab[sweep]"). The same command goes on
-    with what is missing. Writes mode_benchmark_SECONDSs.json and .md.
+    training, `n_jobs` the number of parallel ones (more than one: pip install "genlab[sweep]"). The same command runs
+    the missing ones. Writes mode_benchmark_SECONDSs.json and .md.
     """
     with app.errors_as_sentences():
         if {"-h", "--help"} & set(sys.argv[1:]):

@@ -1,4 +1,4 @@
-"""`genlab-report`, `python scripts/report.py runs=...`: what runs have in common, where they differ, how they score."""
+"""`genlab-report`, `python scripts/report.py runs=...`: one page about runs: common settings, differences, scores."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from genlab.config.arguments import parse, take_path
 from genlab.reports.page import write
 from genlab.reports.report import collect, draw_boxes, home_of, markdown
 
-HELP = """genlab-report: one page and one table about runs.
+HELP = """genlab-report: compare runs on one page and in one table.
 
   genlab-report runs=outputs/latest                     report.html and report.md in the run folder
   genlab-report runs=outputs/multirun_2026-01-01        every run of a sweep, seeds averaged
-  genlab-report runs=RUN_A runs=RUN_B out=compare.html  several; a score file (scores/*.json) may stand for images
+  genlab-report runs=RUN_A runs=RUN_B out=compare.html  several; a score file (scores/*.json) for a set of images
   genlab-report runs=DIR by=model                       all runs of a method together, whatever their settings; and
-                                                        report.png, a box of each method's runs for every score
+                                                        report.png, for every score a box plot of each method's runs
 
-Scores come from genlab-evaluate (scores/*.json in a run folder), else from the run itself. Those whose protocol cards
-differ or are missing are shown, never ranked. The page needs no network and no other file."""
+Scores come from genlab-evaluate (scores/*.json in a run folder), else from the run itself. Scores whose protocol
+cards differ or are missing are shown, but not ranked. The page needs no network and no other file."""
 DEFAULTS: dict[str, Any] = {"runs": None, "out": None, "by": None}
 
 

@@ -1,32 +1,39 @@
-"""`genlab-sample`, `python scripts/sample.py run=...`: draws from a run folder alone, without its data or config."""
+"""`genlab-sample`, `python scripts/sample.py run=...`: draws samples of a trained model."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genlab.cli import app
 from genlab.config.arguments import parse, take_path
 from genlab.errors import UserError
 
+if TYPE_CHECKING:
+    from genlab.batch import Batch
+    from genlab.data.spec import DataSpec
+    from genlab.models.base import GenerativeModel
+
 HELP = """genlab-sample: draw from a trained model.
 
   genlab-sample run=outputs/latest                    64 samples as a grid, samples_n64_seed0.png in the run folder
-  genlab-sample run=outputs/latest n=10000 format=npz arrays `x` (uint8 images [N, H, W, C], or points) and `y`
+  genlab-sample run=outputs/latest n=10000 format=npz arrays: `x` (uint8 images [N, H, W, C], or points), conditions
   genlab-sample run=RUN n=500 format=images out=DIR   one PNG each
-  genlab-sample run=RUN/checkpoints/best.ckpt y=3     another checkpoint; a class, where the model knows classes
+  genlab-sample run=RUN/checkpoints/best.ckpt y=3     another checkpoint; a class, for a model that is given classes
+  genlab-sample run=RUN n=80 y=each                   all classes, one row each; also y=3,5
+  genlab-sample run=RUN x=PHOTO_OR_FOLDER             pictures from which the given column is made (derive=half, ...)
   genlab-sample run=RUN sampler=drs sampler.gamma_percentile=95
 
-Keys: run, n (64), seed (0), y, format (grid | images | npz), out, batch_size (256), device (cpu),
-sampler (prior | truncated | drs | ddls | gmm | flow; settings as sampler.KEY=VALUE, see configs/sampler; what was
-fitted is kept in samplers/ of the run folder), data.root (where the run's data lie, for samplers that are fitted),
-allow_targets ([mypackage.*]: further parts that a stranger's config may build)."""
+Keys: run, n (64), seed (0), each column that the model is given (rows of the test split if left out),
+format (grid | images | npz), out, batch_size (256), device (cpu),
+sampler (prior | truncated | drs | ddls | gmm | flow; settings as sampler.KEY=VALUE, see configs/sampler; fitted
+samplers are kept in samplers/ of the run folder), data.root (folder of the run's data, for samplers that are fitted),
+allow_targets ([mypackage.*]: further targets that a stranger's config may build)."""
 DEFAULTS: dict[str, Any] = {
     "run": None,
     "n": 64,
     "seed": 0,
-    "y": None,
     "format": "grid",
     "out": None,
     "batch_size": 256,
@@ -35,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "sampler": None,
     "sampler_settings": {},
     "data.root": None,
+    "columns": {},
 }
 
 
@@ -59,8 +67,10 @@ def read_options(arguments: list[str]) -> dict[str, Any]:
 
     name, settings, rest = take_sampler(arguments)
     root, rest = take_path(rest, "data.root")
-    known = {key: value for key, value in DEFAULTS.items() if key != "sampler_settings"}
-    return {**parse(rest, known), "sampler": name, "sampler_settings": settings, "data.root": root}
+    known = {key: value for key, value in DEFAULTS.items() if key not in ("sampler_settings", "columns")}
+    columns: dict[str, str] = {}
+    options = parse(rest, known, columns)
+    return {**options, "columns": columns, "sampler": name, "sampler_settings": settings, "data.root": root}
 
 
 def sample(options: dict[str, Any]) -> Path:
@@ -73,7 +83,7 @@ def sample(options: dict[str, Any]) -> Path:
         The file or folder that was written.
 
     Raises:
-        UserError: If the run cannot be sampled from as asked.
+        UserError: If no samples can be drawn with these options.
     """
     import torch
     from rich.progress import track
@@ -83,72 +93,119 @@ def sample(options: dict[str, Any]) -> Path:
     from genlab.runs.samplers import ready_sampler
 
     options = {**DEFAULTS, **options}
-    n, kind = options["n"], options["format"]
+    n, form = options["n"], options["format"]
     if options["run"] is None:
         raise UserError("Say what to draw from: run=outputs/latest, another run folder, or a .ckpt file.")
     if n < 1 or options["batch_size"] < 1:
         raise UserError(f"n and batch_size must be at least 1, got {n} and {options['batch_size']}.")
-    if kind not in ("grid", "images", "npz"):
-        raise UserError(f"format must be grid, images or npz, got {kind!r}.")
+    if form not in ("grid", "images", "npz"):
+        raise UserError(f"format must be grid, images or npz, got {form!r}.")
     name = options["sampler"] or "prior"
     folder, checkpoint = find_run(options["run"])
     allow = tuple(options["allow_targets"])
     model = genlab.load(options["run"], device=options["device"], allow_targets=allow)
     if not model.can("sample"):
         raise UserError(f"{type(model).__name__} cannot draw samples: it has no `sample`.")
-    y = options["y"]
-    classes = model.spec.num_classes
-    if y is not None and not getattr(model, "conditional", False):
-        raise UserError(f"{type(model).__name__} knows no classes, so y={y} means nothing to it. Leave it out.")
-    if y is not None and not (isinstance(y, int) and classes and 0 <= y < classes):
-        raise UserError(f"y must be a class from 0 to {(classes or 0) - 1}, got {y!r}.")
     settings, root = options["sampler_settings"], options["data.root"]
+    given = conditions(model, options["columns"], n, options["seed"], root, allow)
     sampler = ready_sampler(name, settings, model, checkpoint, root, allow)
     rng = torch.Generator().manual_seed(options["seed"])
     parts = []
     sizes = [min(options["batch_size"], n - i) for i in range(0, n, options["batch_size"])]
-    for size in track(sizes, description="drawing", disable=len(sizes) < 4):
-        labels = None if y is None else torch.full((size,), y, device=model.device)
-        parts.append(sampler.sample(model, size, y=labels, rng=rng).cpu())
+    for i, size in enumerate(track(sizes, description="drawing", disable=len(sizes) < 4)):
+        start = i * options["batch_size"]
+        told = None if given is None else given.rows(slice(start, start + size)).to(model.device)
+        parts.append(sampler.sample(model, size, given=told, rng=rng).cpu())
     if sampler.report:
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in sampler.report.items()))
-    stem = f"samples_n{n}_seed{options['seed']}" + ("" if y is None else f"_y{y}")
+    typed = "".join(f"_{column}{_for_files(text)}" for column, text in options["columns"].items())
+    stem = f"samples_n{n}_seed{options['seed']}{typed}"
     stem += "" if name == "prior" else f"_{name}"
-    return write(model.spec, torch.cat(parts), y, kind, options["out"], folder / stem)
+    return write(model.spec, torch.cat(parts), given, form, options["out"], folder / stem)
 
 
-def write(spec: Any, x: Any, y: int | None, kind: str, out: str | None, default: Path) -> Path:
+def conditions(
+    model: GenerativeModel, typed: dict[str, str], n: int, seed: int, root: str | None, allow: tuple[str, ...]
+) -> Batch | None:
+    """The columns [n] that samples are given: as they were typed, the others from rows of the run's test split.
+
+    Args:
+        model: The loaded model.
+        typed: Texts by column. `x` stands for a picture from which the derived columns are made.
+        n: Number of samples.
+        seed: Seed of the choice of rows.
+        root: Where the run's data lie on this machine; None where the run found them.
+        allow: As for `genlab.load`.
+
+    Raises:
+        UserError: If a column is not one of the model's, a text is no value of it, or the data are needed and missing.
+    """
+    import torch
+
+    from genlab.batch import Batch
+    from genlab.config.instantiate import instantiate
+    from genlab.data.derive import derived
+    from genlab.runs.folder import load_data
+
+    derive = {key: instantiate(node) for key, node in (model.run_config.get("derive") or {}).items()}
+    made = {key: one for key, one in derive.items() if key in model.given and one.of in typed}
+    for key, text in typed.items():
+        if key not in model.given and not any(one.of == key for one in made.values()):
+            told = f"is given {', '.join(model.given)}" if model.given else "is given nothing"
+            raise UserError(f"{key}={text}: {type(model).__name__} {told}, so {key} means nothing to it. Leave it out.")
+    if not model.given:
+        return None
+    found: dict[str, Any] = {}
+    for key, text in typed.items():
+        try:
+            found[key] = model.spec.fields[key].parse(text, n)
+        except UserError as error:
+            raise UserError(f"{key}={text}: {error}.") from error
+    batch = derived(Batch(found), made, seed) if made else Batch(found)
+    missing = [name for name in model.given if name not in batch]
+    if missing:
+        rng = torch.Generator().manual_seed(seed)
+        try:
+            rows = load_data(model.run_config, root, allow).given_rows("test", missing, n, rng)
+        except UserError as error:
+            raise UserError(f"Say {missing[0]}=..., or let rows of the run's data be taken. {error}") from error
+        batch = Batch({**batch.columns, **rows.columns})
+    return batch.only(model.given)
+
+
+def _for_files(text: str) -> str:
+    """A typed value as a part of a file's name."""
+    return "".join(c if c.isalnum() or c in "-," else "-" for c in Path(text).name)[:40]
+
+
+def write(spec: DataSpec, x: Any, given: Batch | None, form: str, out: str | None, default: Path) -> Path:
     """Writes samples as a grid, as single images or as an npz.
 
     Args:
-        spec: What the samples are.
+        spec: Description of the samples.
         x: Samples [N, ...].
-        y: Their class, None without.
-        kind: "grid", "images" or "npz".
-        out: Where, None for the default.
-        default: The default place, without a suffix.
+        given: Their conditions, None without.
+        form: "grid", "images" (for kinds that are pictures: files of the kind's own) or "npz".
+        out: File or folder; None for the default.
+        default: Path of the default, without a suffix.
     """
     import numpy as np
 
+    from genlab.batch import Seq
+    from genlab.fields.drawing import save_png
     from genlab.files import write_atomic
-    from genlab.looks.images import save_png
-    from genlab.looks.pictures import sample_picture
+    from genlab.looks.sheets import told_sheet
 
-    if kind == "grid":
+    if form == "grid":
         path = Path(out or default.with_suffix(".png"))
-        save_png(path, sample_picture(spec, x))
+        save_png(path, told_sheet(spec, x, given))
         return path
-    images = spec.kind == "image"
-    array = spec.render(x).permute(0, 2, 3, 1).numpy() if images else x.numpy()
-    if kind == "npz":
+    if form == "npz":
+        array = spec.render(x).permute(0, 2, 3, 1).numpy() if spec.images else x.numpy()
         path = Path(out or default.with_suffix(".npz"))
-        labels = np.full(len(array), -1 if y is None else y)
-        write_atomic(path, lambda file: np.savez_compressed(file, x=array, y=labels))
+        told = {} if given is None else {k: c.numpy() for k, c in given.columns.items() if not isinstance(c, Seq)}
+        write_atomic(path, lambda file: np.savez_compressed(file, x=array, **told))  # type: ignore[arg-type]
         return path
-    if not images:
-        raise UserError(f"Samples of kind {spec.kind!r} are no images. Try format=npz.")
-    folder = Path(out or default)
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(array):
-        save_png(folder / f"{i:06d}.png", image)
-    return folder
+    if not spec.x.pictured:
+        raise UserError(f"Samples of kind {spec.x.kind!r} are no images. Try format=npz.")
+    return spec.x.write(x, Path(out or default))

@@ -1,4 +1,4 @@
-"""`python train.py`, `genlab-train`: trains a composition, or goes on with a run. Torch is imported only to train."""
+"""`python train.py`, `genlab-train`: trains a composition or resumes a run. Imports torch only to train."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def main() -> None:
             return app.hydra_app(_task, "train", sweeps.command(resume, arguments))
         if resume == "auto":
             resume = _earlier_start(arguments, run_dir)
-            if resume is not None:  # what made the composition is the run's own already
+            if resume is not None:  # the run's own config holds the rest
                 arguments = [a for a in arguments if a.partition("=")[0] in sweeps.RESUMABLE]
         if resume is not None:
             with app.log_lines():
                 return _resume(resume, [a for a in arguments if not a.startswith("hydra.")])
         app.check_writable(Path(run_dir or "outputs"))
-        if run_dir is not None and not any(a.startswith("-") for a in arguments):  # Hydra would write to it already
+        if run_dir is not None and not any(a.startswith("-") for a in arguments):  # before Hydra writes to it
             check_unused(Path(run_dir))
             if Path(run_dir).is_dir():
                 lock(Path(run_dir)).release()
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _task(config: Any) -> float | None:
-    """One job under Hydra. Returns the score that searches minimise or maximise (the monitored one)."""
+    """One job under Hydra. Returns the monitored score, which searches minimise or maximise."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
     from hydra.types import RunMode
@@ -63,7 +63,7 @@ def _task(config: Any) -> float | None:
 
         monitored = train(resolved, run_dir).monitored
         if resolved["dry_run"] and {p.name for p in run_dir.iterdir()} <= {".hydra", "train.log"}:
-            shutil.rmtree(run_dir, ignore_errors=True)  # Hydra made it, but there is no run
+            shutil.rmtree(run_dir, ignore_errors=True)  # made by Hydra; a dry run leaves nothing else
         return monitored
     except (UserError, TrainingStopped) as error:
         if many:  # the other jobs go on; Hydra reports the first that failed at the end, without a traceback
@@ -71,14 +71,14 @@ def _task(config: Any) -> float | None:
             raise CompactHydraException(str(error)) from None
         with app.errors_as_sentences():
             raise
-    except SystemExit:  # a signal; the run has said how it goes on
+    except SystemExit:  # a signal; the run has printed its resume command
         if many:
-            print(f"The sweep goes on with what is missing by: python train.py resume={hydra.sweep.dir}")
+            print(f"Run the missing jobs of the sweep with: python train.py resume={hydra.sweep.dir}")
         raise
 
 
 def _job(config: dict[str, Any], run_dir: Path) -> float | None:
-    """One job of a sweep: from where an earlier start of the sweep, or of this job in a cluster's queue, left it."""
+    """One job of a sweep; continues an earlier start of the sweep, or of this job in a cluster's queue."""
     before = sweeps.earlier(run_dir, config)
     if before is not None and before.done:
         log.info("%s is done.", run_dir)
@@ -92,7 +92,7 @@ def _job(config: dict[str, Any], run_dir: Path) -> float | None:
 
 
 def _resume(path: str, overrides: list[str]) -> None:
-    """Goes on with a run, in its folder and on its own config; only lengths and places may be changed."""
+    """Resumes a run in its folder with its own config; overrides may change only lengths and places."""
     folder = Path(path)
     if (folder / "config.yaml").is_file():
         config = read_config(folder)
@@ -100,7 +100,7 @@ def _resume(path: str, overrides: list[str]) -> None:
             _override(config, overrides)
             if not config.get("stages"):
                 print(f"{folder} holds no checkpoint yet, so it starts from the beginning.")
-            _start(config, folder)  # in stages, it passes over what is done
+            _start(config, folder)  # skips finished stages
             return
     run_dir, checkpoint = find_run(path)
     config = read_config(run_dir)
@@ -109,16 +109,16 @@ def _resume(path: str, overrides: list[str]) -> None:
 
 
 def _start(config: dict[str, Any], run_dir: Path, checkpoint: Path | None = None) -> None:
-    from genlab.runs.start import train  # torch, once all that the user may have mistyped is read
+    from genlab.runs.start import train  # imports torch: only after the arguments are checked
 
     train(config, run_dir, resume=checkpoint)
 
 
 def _override(config: dict[str, Any], overrides: list[str]) -> None:
-    """Applies the few overrides that a resumed run may take.
+    """Applies the overrides of a resumed run.
 
     Raises:
-        UserError: If another key is given: a run that goes on with another method is another run.
+        UserError: If a key is not in `sweeps.RESUMABLE`: with another method it would be another run.
     """
     import yaml
 
@@ -137,10 +137,10 @@ def _override(config: dict[str, Any], overrides: list[str]) -> None:
 
 
 def _earlier_start(arguments: list[str], run_dir: str | None) -> str | None:
-    """The run that `resume=auto` goes on with, None for a new run.
+    """The run that `resume=auto` resumes, None for a new run.
 
-    That is the run in `hydra.run.dir` where that is given, as a job that comes back from a cluster's queue does; else
-    the newest under outputs/. In both cases its config must be what the arguments compose, lengths and places aside.
+    It is the run in `hydra.run.dir`, if that is given (by a requeued job of a cluster, for example), else the newest
+    run under outputs/ with this composition. Configs are compared without lengths and places.
 
     Raises:
         UserError: If `hydra.run.dir` holds another run.
@@ -153,7 +153,7 @@ def _earlier_start(arguments: list[str], run_dir: str | None) -> str | None:
         if not (Path(run_dir) / "config.yaml").is_file():
             return None
         if sweeps.comparable(read_config(Path(run_dir))) != wanted:
-            raise UserError(f"{run_dir} holds a run of another composition: choose another hydra.run.dir=...")
+            raise UserError(f"{run_dir} holds a run of another composition. Choose another hydra.run.dir=...")
         return run_dir
     found = [path for path in Path("outputs").glob("*/config.yaml") if not path.parent.is_symlink()]
     for path in sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True):

@@ -1,4 +1,4 @@
-"""`genlab-classifier`, `python scripts/train_classifier.py data=...`: the judge of a data set, trained and cached."""
+"""`genlab-classifier`, `python scripts/train_classifier.py data=...`: trains and caches a data set's classifier."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from genlab.errors import UserError
 if TYPE_CHECKING:
     from genlab.metrics.classifier import ClassifierExtractor
 
-HELP = """genlab-classifier: train the classifier that judges samples (FID, IS, KID ... named with it), and cache it.
+HELP = """genlab-classifier: train and cache the classifier of a data set, for scores of samples (FID, IS, KID, ...).
 
   genlab-classifier data=digits                              prints its accuracy on the test split
   genlab-classifier data=mnist data.root=PATH out=judge.pt   a copy, for genlab-evaluate extractor=judge.pt
 
-Training and evaluation call this by themselves where the cache has none; the same data give the same network.
+Training and evaluation do this themselves if the cache has none; the same data give the same network.
 Keys: data and data.* as in training; out (a file), device (cpu)."""
 
 
@@ -64,8 +64,8 @@ def train(overrides: list[str], out: str | None = None, device: str = "cpu") -> 
     config = composition.compose(overrides)["data"]
     check_signatures(config, "data")
     data: Any = instantiate(config)
-    if data.spec.kind != "image":
-        raise UserError(f"A classifier judges images, and {data.name} holds {data.spec.kind}.")
+    if not data.spec.images:
+        raise UserError(f"A classifier judges images, and {data.name} holds {data.spec.x.kind}.")
     extractor = dataset_classifier(data, torch.device(device))
     if extractor is None:
         raise UserError(f"{data.name} has no labels (class sub-folders give them), so no classifier can be trained.")

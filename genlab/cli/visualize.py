@@ -1,4 +1,4 @@
-"""`genlab-visualize`, `python scripts/visualize.py run=...`: looks into a trained model, each look a PNG."""
+"""`genlab-visualize`, `python scripts/visualize.py run=...`: draws pictures of a trained model."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from genlab.looks.looks import WHAT, Looks
 if TYPE_CHECKING:
     from genlab.models.base import GenerativeModel
 
-HELP = """genlab-visualize: look into a trained model; the pictures go to RUN/pictures/.
+HELP = """genlab-visualize: draw pictures of a trained model; they go to RUN/pictures/.
 
-  genlab-visualize run=outputs/latest                      all that the model can show
+  genlab-visualize run=outputs/latest                      every picture that fits the model
   genlab-visualize run=RUN what=interpolations,traversals
   genlab-visualize run=RUN what=mirror n=4 steps=1000
 
 What
   interpolations    from one latent to another: along the arc for normal latents, straight for uniform ones
   mirror            from the latent of a real image to that of its mirror image, both found by a search (BEGAN)
-  traversals        one row per latent: it alone moves; the most active latents
-  categories        rows in which a one-hot part of the latent goes through its classes (InfoGAN, categorical VAE)
-  reconstructions   test images beside what the model makes of them
+  traversals        one row for each of the most active latents, which alone varies
+  categories        rows in which a one-hot part of the latent takes each class (InfoGAN, categorical VAE)
+  reconstructions   test images beside their reconstructions
   neighbours        samples beside the training images nearest to them, in pixels and in features
-  latent_map        codes of the test set, coloured by class; their first two principal components beyond two
-  factors           how well each latent tells the known factors of the data
-  frames            how samples come about, step by step (DRAW's canvas, a Gibbs chain)
+  latent_map        codes of the test set, coloured by class; above two dimensions the first two principal components
+  factors           |correlation| of each latent with the known factors of the data
+  frames            samples at the steps of their generation (DRAW's canvas, a Gibbs chain)
   all               each of these that fits the model and the data
 
 Keys: run, what (all), n (8: rows), seed (0), split (test), steps (500: of the search for latents),
-train_images (10000: looked through for neighbours, at most), out (folder), data.root (where the data lie on this
+train_images (10000: most images searched for neighbours), out (folder), data.root (folder of the data on this
 machine), device (cpu), allow_targets ([mypackage.*])"""
 TEXT = ("run", "what", "out", "data.root")
 DEFAULTS: dict[str, Any] = {
@@ -67,18 +67,18 @@ def main() -> None:
 
 
 def visualize(options: dict[str, Any]) -> dict[str, Path]:
-    """Draws what was asked for.
+    """Draws the wanted pictures.
 
     Args:
-        options: See `HELP`; what is missing has its default.
+        options: See `HELP`; missing keys have their defaults.
 
     Returns:
-        The picture of each look that was taken.
+        The path of each picture, by its name.
 
     Raises:
-        UserError: If the run cannot be read, or a look that was asked for by name does not fit it.
+        UserError: If the run cannot be read, or a picture that was asked for by name does not fit the model or data.
     """
-    from genlab.looks.images import save_png
+    from genlab.fields.drawing import save_png
     from genlab.runs.folder import find_run
     from genlab.seeding import preserved_random_states
 
@@ -115,7 +115,7 @@ def visualize(options: dict[str, Any]) -> dict[str, Path]:
 
 
 def looks_into(model: GenerativeModel, options: dict[str, Any]) -> Looks:
-    """The looks into a loaded model, with its own data and the network that its run was judged by."""
+    """The pictures of a loaded model, with its run's data and feature extractor."""
     from genlab.judging.judge import network_of_run
     from genlab.runs.folder import load_data
 
@@ -129,7 +129,7 @@ def looks_into(model: GenerativeModel, options: dict[str, Any]) -> Looks:
 
 
 def _wanted(what: str | Sequence[str]) -> tuple[str, ...]:
-    """The looks that a user names: one, several between commas, or all."""
+    """The names of the wanted pictures: one, several between commas, or all."""
     names = tuple(what.strip("[]").replace(" ", "").split(",")) if isinstance(what, str) else tuple(what)
     if names == ("all",):
         return WHAT

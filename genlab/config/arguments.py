@@ -1,4 +1,4 @@
-"""Arguments before Hydra sees them, and of commands that do without it."""
+"""Arguments that are read before Hydra, and those of commands without Hydra."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def take_path(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
     return (values[-1] if values else None), [a for a in arguments if a.partition("=")[0] != key]
 
 
-def parse(arguments: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
-    """`key=value` arguments over defaults; values are read as yaml where the default is no text.
+def parse(arguments: list[str], defaults: dict[str, Any], others: dict[str, str] | None = None) -> dict[str, Any]:
+    """`key=value` arguments over defaults; values are YAML, but those of run, out, real and fake are texts.
 
     Raises:
         UserError: If a key is unknown or a value has the wrong type.
@@ -28,6 +28,9 @@ def parse(arguments: list[str], defaults: dict[str, Any]) -> dict[str, Any]:
         key, equals, text = argument.partition("=")
         if not equals or key not in defaults:
             near = difflib.get_close_matches(key, defaults, n=1)
+            if others is not None and equals and key.isidentifier() and not near:
+                others[key] = text
+                continue
             hint = f"Did you mean {near[0]}=?" if near else f"The keys are {', '.join(defaults)}."
             raise UserError(f"{argument!r} is not understood. {hint}")
         is_text = key in ("run", "out", "real", "fake")

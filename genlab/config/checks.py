@@ -1,4 +1,4 @@
-"""Checks on a resolved config that Hydra cannot make: which parts fit which, before any data or weights are read."""
+"""Checks of a resolved config beyond Hydra's: whether its parts fit each other, before data or weights are read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from genlab.config.instantiate import check_signatures, constructor_hints, locat
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from torch import nn
 
+    from genlab.models.base import GenerativeModel
+
 log = logging.getLogger("genlab")
+CURES = {  # by missing column: the overrides that provide it
+    "y": " Try data=digits, or data.labels=true.",
+    "group": " Try data=shapes data.grouped=true, whose batches vary one known factor alone.",
+}
 PROVIDED = {"logger": {"run_dir", "resume_step"}}  # arguments that the code adds, not the config
 
 
@@ -22,9 +30,9 @@ def check(config: dict[str, Any]) -> None:
     """Refuses unknown arguments, an objective of the wrong kind, and networks for other data.
 
     Raises:
-        UserError: One sentence that names both sides and what fits.
+        UserError: Names both sides and the options that fit.
     """
-    for part in ("data", "model", "metrics", "callbacks", "logger"):
+    for part in ("data", "derive", "model", "metrics", "callbacks", "logger"):
         if config.get(part):
             given = _with_provided(config[part], PROVIDED.get(part, set()))
             check_signatures(given, part)
@@ -35,10 +43,10 @@ def check(config: dict[str, Any]) -> None:
 
 
 def warn_of_unbounded_critic(model: nn.Module, choices: dict[str, str]) -> None:
-    """Says once that an objective means nothing without a bound on the critic's slope, where nothing keeps one.
+    """Warns of an objective that needs a bound on the critic's slope, if no part of the model keeps one.
 
     An objective declares `needs_lipschitz`; a model, penalty or network that keeps the bound declares
-    `keeps_lipschitz`, and so does spectral normalisation by being there.
+    `keeps_lipschitz`. Spectral normalisation counts as a bound.
     """
     from torch.nn.utils.parametrizations import _SpectralNorm
 
@@ -47,35 +55,49 @@ def warn_of_unbounded_critic(model: nn.Module, choices: dict[str, str]) -> None:
         getattr(part, "keeps_lipschitz", False) or isinstance(part, _SpectralNorm) for part in parts
     ):
         log.warning(
-            "loss=%s is meant for a critic of bounded slope, and nothing in model=%s bounds it: it may run away. Try "
+            "loss=%s needs a critic of bounded slope, and nothing in model=%s bounds it, so it may diverge. Try "
             "model=wgan_gp, or network.spectral_norm=true where the network has it.",
             choices.get("loss"),
             choices.get("model"),
         )
 
 
-def check_batch_norm(model: nn.Module, share: int) -> None:
-    """Refuses to normalise vectors over a batch of one, where nothing is left of them.
-
-    Args:
-        model: With its networks; batch norm of images has their pixels to go by.
-        share: Samples that a process takes at a time.
+def check_columns(model: GenerativeModel, columns: Collection[str], choices: dict[str, str]) -> None:
+    """Refuses data without the columns that the model is given or needs.
 
     Raises:
-        UserError: If a network has such a batch norm, and the share is one sample.
+        UserError: Names the first missing column and the available ones.
+    """
+    for name in (*model.given, model.gives, *model.needs):
+        if name not in columns:
+            raise UserError(
+                f"model={choices.get('model')} needs the column {name}, and data={choices.get('data')} has "
+                f"{', '.join(sorted(columns))}.{CURES.get(name, '')}"
+            )
+
+
+def check_batch_norm(model: nn.Module, share: int) -> None:
+    """Refuses batch norm of vectors over a batch of one, which would normalise every value to zero.
+
+    Args:
+        model: The model. Its batch norms of images pass, as they normalise over pixels too.
+        share: Batch size of one process.
+
+    Raises:
+        UserError: If the share is one sample and a network has a batch norm of vectors.
     """
     from torch.nn import BatchNorm1d
 
     norms = networks_with(model, BatchNorm1d)
     if share == 1 and norms:
         raise UserError(
-            f"Batch norm in the {' and '.join(norms)} has nothing to normalise over where a process sees one "
-            "sample at a time. Try data.batch_size=2 for each process, or network.generator_norm=none."
+            f"Batch norm in the {' and '.join(norms)} cannot normalise over a batch of one sample per process. "
+            "Try data.batch_size=2 for each process, or network.generator_norm=none."
         )
 
 
 def networks_with(model: nn.Module, kind: type) -> list[str]:
-    """Names of the model's parts in which there is a layer of a kind, in order."""
+    """Sorted names of the model's parts that contain a layer of this class."""
     return sorted({name.partition(".")[0] for name, part in model.named_modules() if isinstance(part, kind)})
 
 
@@ -88,7 +110,7 @@ def _with_provided(node: Any, names: set[str]) -> Any:
 
 
 def _check_types(config: dict[str, Any]) -> None:
-    """A part of the model must be what the constructor's annotation says: an EnergyLoss for BEGAN, say."""
+    """Checks the parts of the model against the constructor's annotations, such as EnergyLoss for BEGAN."""
     model = config["model"]
     hints = constructor_hints(locate(model["_target_"], "model"))
     for key, hint in hints.items():
@@ -112,16 +134,21 @@ def _is_kind(group: str, option: str, wanted: type) -> bool:
 
 
 def _check_tricks(config: dict[str, Any]) -> None:
-    """A trick needs a method that takes part in it, and networks that it can wrap."""
+    """Checks that the method supports each trick and has the networks that the trick wraps."""
     asked = tricks.asked_for(config.get("tricks") or {})
     method = locate(config["model"]["_target_"], "model")
     taken = [t for t in getattr(method, "tricks_taken", ()) if tricks.finds_its_network(t, config["model"])]
     for name in asked:
         if name not in taken:
             takes = ", ".join(f"tricks.{t}" for t in taken) or "none"
-            raise UserError(
-                f"tricks.{name} has no place in model={config['choices'].get('model')}, which takes {takes}."
-            )
+            raise UserError(f"tricks.{name} is not for model={config['choices'].get('model')}, which takes {takes}.")
+    # Packs and batch statistics join rows of different conditions; replayed fakes would be judged by later ones.
+    coupling = [t for t in ("packing", "minibatch_discrimination", "virtual_batch_norm", "replay") if t in asked]
+    if coupling and config["model"].get("given"):
+        raise UserError(
+            f"tricks.{coupling[0]} does not go with model={config['choices'].get('model')}, whose networks are told "
+            f"{', '.join(config['model']['given'])}. Leave it out."
+        )
     values = config.get("tricks") or {}
     if asked and (values["packing"] < 1 or not 0 <= values["replay"] <= 1 or values["replay_size"] < 1):
         raise UserError(
@@ -132,7 +159,7 @@ def _check_tricks(config: dict[str, Any]) -> None:
         if {"replay", name} <= set(asked):
             raise UserError(
                 f"tricks.replay does not go with tricks.{name}, which compares the samples of a batch with each other: "
-                "replayed fakes are of another age. Try tricks.replay=0."
+                "replayed fakes come from an earlier generator. Try tricks.replay=0."
             )
     size = config["data"].get("batch_size")
     if asked and isinstance(size, int) and size % values["packing"]:
@@ -140,7 +167,7 @@ def _check_tricks(config: dict[str, Any]) -> None:
 
 
 def _check_kinds(config: dict[str, Any]) -> None:
-    """Networks and likelihoods say which kinds of data they are for."""
+    """Checks the kind of the data against the `kinds` that networks and likelihoods declare."""
     kind, choices = config["data"].get("kind"), config["choices"]
     if kind is None:
         return
@@ -162,7 +189,7 @@ def _all_targets(group: str) -> set[str]:
 
 
 def _kinds(group: str, option: str) -> set[str]:
-    """The kinds of data that every part of an option serves."""
+    """The kinds of data that every part of an option supports."""
     sets = [
         set(getattr(locate(node["_target_"], group), "kinds", ()))
         for _, node in targets(read_option(group, option))

@@ -1,4 +1,4 @@
-"""From words to a checked config: overrides, groups and their options, composition. Free of torch."""
+"""Composition of configs: overrides, groups and their options, resolution. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from genlab.config import schema, tricks
+from genlab.config import conditioning, schema, tricks
 from genlab.errors import UserError
 
-# Values of these keys are paths. Hydra's grammar breaks on `=`, `(` or `[` in a path, so they reach it quoted.
+# Values of these keys are paths. Hydra's grammar breaks on `=`, `(` or `[` in a path, so they are quoted.
 PATH_KEYS = (
     "resume",
     "init_from",
@@ -30,15 +30,15 @@ PARTS = (
     "penalty",
     "adversary",
     "network",
-)  # what a model is composed of, each a group
-GROUPS = ("model", *PARTS, "data", "metrics")
+)  # groups whose options are parts of a model
+GROUPS = ("model", *PARTS, "conditioning", "data", "derive", "metrics")
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
     """Puts the values of path keys into quotes where Hydra's grammar needs it.
 
     Raises:
-        UserError: If a group is set to what is no name, which Hydra answers with a traceback.
+        UserError: If a key is missing, or the value of a group is no name (Hydra would show a traceback).
     """
     quoted = []
     for argument in arguments:
@@ -49,7 +49,7 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
         if equals and ("/" in group or (config_dir() / group).is_dir()) and not _chooses(argument):
             known = options(group)
             none = f"{group}=none" if "none" in known else f"leave {group} out"
-            raise UserError(f"{argument} means nothing; choose one of {', '.join(known) or 'the group'}, or {none}.")
+            raise UserError(f"{argument} names no option; choose one of {', '.join(known) or 'the group'}, or {none}.")
         if equals and key.lstrip("+") in PATH_KEYS and re.search(r"[^\w./\-~]", value) and value[0] not in "'\"$":
             value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
         quoted.append(f"{key}{equals}{value}")
@@ -57,7 +57,7 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def _chooses(argument: str) -> bool:
-    """Whether an override of a group gives what Hydra takes for one: a name, a list of names, or keys to merge."""
+    """Whether an override gives a group a value that Hydra accepts: a name, a list of names, or keys to merge."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep, QuotedString
     from hydra.errors import HydraException
@@ -65,7 +65,7 @@ def _chooses(argument: str) -> bool:
     try:
         override = OverridesParser.create().parse_override(argument)
         value = override.value()
-    except HydraException:  # no override at all, which Hydra itself has words for
+    except HydraException:  # no valid override; Hydra's own message is clear
         return True
     if override.is_delete():
         return isinstance(value, str)
@@ -83,7 +83,7 @@ def config_dir() -> Path:
     return Path(genlab.configs.__file__).parent
 
 
-PLUGINS = {  # what asks for one of Hydra's plugins, the plugin's module, what it is, and the extra that brings it
+PLUGINS = {  # pattern of an override -> the Hydra plugin's module, its name, and the extra that installs it
     r"\+?search=optuna\w*|hydra/sweeper=optuna": ("hydra_optuna_sweeper", "Optuna's sweeper", "optuna"),
     r"hydra/launcher=joblib": ("hydra_joblib_launcher", "the joblib launcher", "sweep"),
     r"hydra/launcher=(slurm|submitit_\w+)": ("hydra_submitit_launcher", "the submitit launcher", "slurm"),
@@ -91,7 +91,7 @@ PLUGINS = {  # what asks for one of Hydra's plugins, the plugin's module, what i
 
 
 def check_plugins(arguments: Sequence[str]) -> None:
-    """Says how to get a plugin of Hydra, or where to find the cluster, that a sweep asks for and that is missing.
+    """Checks that the Hydra plugins and the SLURM commands that a sweep needs are installed.
 
     Raises:
         UserError: If one is missing.
@@ -102,7 +102,7 @@ def check_plugins(arguments: Sequence[str]) -> None:
         asked = [a for a in arguments if re.fullmatch(pattern, a)]
         try:
             missing = bool(asked) and find_spec(f"hydra_plugins.{module}") is None
-        except ModuleNotFoundError:  # no plugin at all
+        except ModuleNotFoundError:  # no plugin is installed
             missing = True
         if missing:
             raise UserError(f'{asked[0]} needs {what} for Hydra: pip install "genlab[{extra}]"')
@@ -112,7 +112,7 @@ def check_plugins(arguments: Sequence[str]) -> None:
 
 
 def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[str, Any]:
-    """Composes and resolves a config without running anything: what tests, tools and notebooks use.
+    """Composes and resolves a config without running anything, for tests, tools and notebooks.
 
     Args:
         overrides: As on the command line, `["model=began", "trainer.max_steps=100"]`.
@@ -131,13 +131,13 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[s
 
 
 def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
-    """A composed config as plain containers without interpolations: what is trained, saved and resumed.
+    """Converts a composed config to plain containers without interpolations, as runs save it.
 
-    `PARTS` are left out: they stand, resolved, where the model uses them. What was chosen in each group is kept under
-    `choices`.
+    `PARTS` are left out: their resolved values stand in `model`. `choices` holds the chosen option of each group.
 
     Raises:
-        UserError: If a part that the model asks for is not offered by what was chosen.
+        UserError: If an interpolation fails (the chosen network may lack a part that the model needs), or a section
+            is missing or no mapping.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
@@ -148,7 +148,7 @@ def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
         if key in left_out:
             continue
         try:
-            value = config[key]  # follows an interpolation in place of the whole node
+            value = config[key]  # resolves a node that is an interpolation itself
             resolved[str(key)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except InterpolationKeyError as error:
             raise UserError(_missing_role(str(error), resolved["choices"]) or str(error)) from error
@@ -161,7 +161,8 @@ def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
         if key in ("data", "model", *schema.SECTIONS) and not isinstance(value, dict):
             raise UserError(f"{key} holds keys of its own, {key}.KEY=..., and cannot be {value!r} itself.")
     if isinstance(resolved.get("metrics"), dict) and "_target_" not in resolved["metrics"]:
-        resolved["metrics"] = None  # metrics=none, and keys that an experiment has for the judge that is not there
+        resolved["metrics"] = None  # metrics=none; other keys are an experiment's, for a judge
+    resolved = conditioning.told(resolved)
     if resolved.get("tricks"):
         resolved["model"] = tricks.wrapped(resolved["model"], resolved["tricks"])
     resolved["choices"] = {k.partition("@")[0]: v for k, v in resolved["choices"].items() if v is not None}
@@ -169,7 +170,7 @@ def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
 
 
 def _missing_role(message: str, choices: dict[str, str]) -> str | None:
-    """A sentence for a model that asks a network family for a role it does not have."""
+    """The message for a model that needs a part which the network family lacks; None for other errors."""
     found = re.search(r"Interpolation key 'network\.(\w+)' not found", message)
     if not found:
         return None
@@ -188,16 +189,16 @@ def options(group: str) -> list[str]:
 
 
 def read_option(group: str, name: str) -> dict[str, Any]:
-    """One option's yaml as it stands, without composition."""
+    """The content of an option's yaml, without composition."""
     import yaml
 
     return yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text()) or {}
 
 
 def insisted(model: str, group: str) -> str | None:
-    """The option of another group that a model's config, or one that it extends, chooses itself; None if it does not.
+    """The option of another group that a model's config, or its base config, chooses; None if neither does.
 
-    What the command line says wins over it, except that a model may then have nothing to train on.
+    The command line overrides it, but the model may then lack the data that it needs.
     """
     for line in read_option("model", model).get("defaults", []):
         found = line.get(f"override /{group}@_global_.{group}") if isinstance(line, dict) else None
@@ -209,6 +210,6 @@ def insisted(model: str, group: str) -> str | None:
 
 
 def first_line(group: str, name: str) -> str:
-    """An option's description: the comment that its yaml begins with; "" without one."""
+    """An option's description: the first line of its yaml, if that is a comment, else ""."""
     first = (config_dir() / group / f"{name}.yaml").read_text().partition("\n")[0]
     return first.lstrip("# ") if first.startswith("#") else ""

@@ -1,4 +1,4 @@
-"""From config to objects: the one place that calls Hydra's `instantiate`, and the checks before it."""
+"""Builds objects from configs: the only call of Hydra's `instantiate`, and the checks before it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
+    from genlab.data.module import ArrayData
     from genlab.models.base import GenerativeModel
 
-# What a stranger's config may build: classes of these modules. Never `torch.*` (torch.load and torch.hub execute what
-# they are given), and nothing that no loaded run needs: judges, loggers and callbacks read and write files.
+# Modules whose classes a stranger's config may build. Not `torch.*` (torch.load and torch.hub execute code), and no
+# judges, loggers or callbacks: they read and write files, and no loaded run needs them.
 ALLOWED_TARGETS = (
     "genlab.data.*",
     "genlab.engine.schedules.*",
@@ -33,6 +34,7 @@ ALLOWED_TARGETS = (
 ALLOWED_FUNCTIONS = ("genlab.networks.init.spectrally_normalised",)  # named by shipped configs
 RESERVED = {"_partial_": bool, "_recursive_": bool, "_args_": list, "_convert_": str}  # Hydra's keys beside `_target_`
 PLAYERS = re.compile(r"(\w+_)?(optimizer|scheduler)")  # keys of a model that belong to its players
+GIVEN = ("given",)  # further keys of every model that are no arguments of its constructor
 MOST_NODES, MOST_LEVELS = 100_000, 100  # of a stranger's config; shipped ones have hundreds of nodes and ten levels
 
 
@@ -49,11 +51,11 @@ def targets(config: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def check_allowed(config: Any, allow: Sequence[str] = ()) -> None:
-    """Refuses a foreign config that names anything outside the allow-list, or could name it later.
+    """Refuses a foreign config with a target outside the allow-list, or with an interpolation that could add one.
 
-    The name is tested before any import, the identity of what it leads to afterwards: else
-    `torch.nn.modules.module.torch.hub.load` would pass as `torch.nn.*`. What is allowed by default are classes, and
-    single functions by name: others of the same modules write files.
+    A target is tested before any import, and the imported object's own name afterwards; otherwise
+    `torch.nn.modules.module.torch.hub.load` would pass as `torch.nn.*`. By default classes are allowed, and functions
+    only if listed by name: other functions of these modules write files.
 
     Args:
         config: Plain containers.
@@ -73,29 +75,31 @@ def check_allowed(config: Any, allow: Sequence[str] = ()) -> None:
 
     nodes = [(path, node["_target_"]) for path, node in targets(config)]
     for path, target in nodes:
-        if not isinstance(target, str) or not _matches(target, (*ALLOWED_TARGETS, *allow)):
+        if not isinstance(target, str) or not matches(target, (*ALLOWED_TARGETS, *allow)):
             raise refuse(path, str(target), str(target))
     for path, target in nodes:
         found = locate(target, path)
         identity = f"{getattr(found, '__module__', '?')}.{getattr(found, '__qualname__', '?')}"
-        ours = _matches(identity, ALLOWED_TARGETS if inspect.isclass(found) else ALLOWED_FUNCTIONS)
-        if not ours and not _matches(identity, allow):
+        ours = matches(identity, ALLOWED_TARGETS if inspect.isclass(found) else ALLOWED_FUNCTIONS)
+        if not ours and not matches(identity, allow):
             raise refuse(path, target, identity)
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a dotted name fits one of the patterns."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def check_plain(config: Any) -> None:
-    """Refuses a foreign config that is not what it looks like.
+    """Refuses a foreign config that is not plain and resolved.
 
-    Saved configs are resolved. A `${...}` left in one would be resolved when it is built, after the look at its
-    targets: `${oc.create:...}` makes new ones, `${oc.env:...}` reads secrets. Shared or circular containers can keep a
-    walk busy for ever.
+    Saved configs are resolved. A `${...}` in one would be resolved when the config is built, after the check of its
+    targets: `${oc.create:...}` creates new targets, `${oc.env:...}` reads secrets. Shared or circular containers can
+    make a traversal endless.
 
     Raises:
-        UserError: If it holds anything but containers, texts and numbers, an interpolation, or far too much.
+        UserError: If it holds an interpolation, values other than containers, texts, numbers and null, or too many
+            nodes or levels.
     """
     nodes = 0
     left: list[tuple[Any, int]] = [(config, 0)]
@@ -103,7 +107,7 @@ def check_plain(config: Any) -> None:
         value, level = left.pop()
         nodes += 1
         if nodes > MOST_NODES or level > MOST_LEVELS:
-            raise UserError("The run's config is nested or repeated without end, which no saved config is.")
+            raise UserError("The run's config has too many nodes or levels for a saved config.")
         if isinstance(value, dict):
             left += [(part, level + 1) for pair in value.items() for part in pair]
         elif isinstance(value, (list, tuple)):
@@ -123,11 +127,11 @@ def locate(target: str, path: str) -> Any:
     """
     from hydra.utils import get_object
 
-    logger = logging.getLogger("hydra.utils")  # says the same once more, on three lines
+    logger = logging.getLogger("hydra.utils")  # logs the same error again
     logging_before, logger.disabled = logger.disabled, True
     try:
         return get_object(target)
-    except Exception as error:  # whatever importing foreign code raises
+    except Exception as error:  # importing foreign code may raise anything
         cause = error.__cause__ or error
         raise UserError(f"{path}{'.' if path else ''}_target_={target} cannot be imported: {cause}") from error
     finally:
@@ -135,10 +139,10 @@ def locate(target: str, path: str) -> Any:
 
 
 def check_signatures(config: Any, path: str = "") -> None:
-    """Holds every `_target_`'s keys against what it takes, before any data are read.
+    """Checks the keys of every `_target_` against its signature, before any data are read.
 
     Raises:
-        UserError: Names the first key that is unknown (with the nearest that is not) or missing.
+        UserError: Names the first unknown key (with the closest known one) or the first missing key.
     """
     for place, node in targets(config, path):
         for flag, kind in RESERVED.items():
@@ -147,9 +151,9 @@ def check_signatures(config: Any, path: str = "") -> None:
         found = locate(str(node["_target_"]), place)
         try:
             parameters = inspect.signature(found).parameters
-        except (TypeError, ValueError):  # some built-ins have none
+        except (TypeError, ValueError):  # some built-ins have no signature
             continue
-        given = {k for k in node if not k.startswith("_") and not _is_of_a_player(k, place)}
+        given = {k for k in node if not k.startswith("_") and not _is_of_every_model(k, place)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for key in sorted(given - parameters.keys()):
                 near = difflib.get_close_matches(key, parameters, n=1)
@@ -162,26 +166,28 @@ def check_signatures(config: Any, path: str = "") -> None:
 
 
 def constructor_hints(found: Any) -> dict[str, Any]:
-    """The types that a class's constructor is annotated with; empty where they cannot be resolved."""
+    """Type hints of a class's constructor; empty if they cannot be resolved."""
     try:
         return typing.get_type_hints(found.__init__)
     except (AttributeError, NameError, TypeError):
         return {}
 
 
-def _is_of_a_player(key: str, place: str) -> bool:
-    """Whether a key of the node at a dotted place is an optimizer or a schedule of the model's."""
+def _is_of_every_model(key: str, place: str) -> bool:
+    """Whether a key of the node at a dotted path is read for every model, and is no argument of its constructor."""
+    if key in GIVEN:
+        return place.rpartition(".")[2] in ("model", "first_stage")
     return place.partition(".")[0] == "model" and PLAYERS.fullmatch(key) is not None
 
 
 def build_model(config: dict[str, Any]) -> GenerativeModel:
-    """Builds a method of its config, and gives its players their optimizers.
+    """Builds a model from its config, and gives its players their optimizers.
 
-    A method says what its players are; `g_optimizer`, `g_scheduler` and their like, wherever they stand below `model`,
-    are no arguments of its constructor. Those of a `first_stage`, which is frozen, are left out.
+    Keys such as `g_optimizer` and `g_scheduler`, at any depth below `model`, are no arguments of constructors: they go
+    to `use_optimizers`. Those of a `first_stage`, which is frozen, are left out.
 
     Raises:
-        UserError: If the config describes no method, or a player has no optimizer.
+        UserError: If the config describes no genlab model, or a player has no optimizer.
     """
     from genlab.models.base import GenerativeModel
 
@@ -191,6 +197,8 @@ def build_model(config: dict[str, Any]) -> GenerativeModel:
         if not isinstance(node, dict):
             return node
         own = {key: value for key, value in node.items() if PLAYERS.fullmatch(key) and "_target_" in node}
+        if not path or path.endswith("first_stage."):
+            own |= {key: node[key] for key in GIVEN if key in node}
         if not path.startswith("first_stage"):
             found.update({f"{path}{key}": value for key, value in own.items()})
         return {key: parts(value, f"{path}{key}.") for key, value in node.items() if key not in own}
@@ -198,12 +206,20 @@ def build_model(config: dict[str, Any]) -> GenerativeModel:
     model = instantiate(parts(config, ""))
     if not isinstance(model, GenerativeModel):
         raise UserError(f"model._target_ must name a genlab model, got {config['_target_']}.")
+    model.given = tuple(found.pop("given", None) or model.given)
     model.use_optimizers({key: instantiate(value) for key, value in found.items()})
     return model
 
 
+def build_data(config: dict[str, Any]) -> ArrayData:
+    """Builds the data of a run's config, with its derived columns."""
+    data: ArrayData = instantiate(config["data"])
+    data.derive_columns({name: instantiate(node) for name, node in (config.get("derive") or {}).items() if node})
+    return data
+
+
 def instantiate(config: Any, **extra: Any) -> Any:
-    """Builds what a plain, resolved config describes.
+    """Builds the object of a plain, resolved config.
 
     Args:
         config: Plain containers with `_target_` nodes, checked beforehand.
@@ -218,7 +234,7 @@ def instantiate(config: Any, **extra: Any) -> Any:
     try:
         return hydra.utils.instantiate(config, _convert_="all", **extra)
     except InstantiationException as error:
-        # Our own constructors explain what is wrong with their arguments; Hydra's wrapping adds only noise.
+        # Our own constructors explain the error in their arguments; Hydra's wrapping adds only noise.
         if isinstance(error.__cause__, (ValueError, OSError)):
             raise UserError(str(error.__cause__)) from error
         raise

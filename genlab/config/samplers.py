@@ -1,4 +1,4 @@
-"""`sampler=NAME sampler.KEY=VALUE` as words: what they choose, and what cards and files call it. Free of torch."""
+"""`sampler=NAME sampler.KEY=VALUE`: their config, and the sampler's name in cards and files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def take_sampler(arguments: Sequence[str]) -> tuple[str | None, dict[str, Any], 
 
 
 def _value(text: str) -> Any:
-    """A value as Hydra reads it: yaml, in which plain YAML would take 1e-3 for a text."""
+    """Reads a value as Hydra does: YAML, but 1e-3 is a number (a text in plain YAML)."""
     import yaml
 
     value = yaml.safe_load(text)
@@ -40,7 +40,7 @@ def sampler_config(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The shipped config of a sampler with some settings changed.
 
     Raises:
-        UserError: If there is no such sampler or setting, or a value is of another kind than the shipped one.
+        UserError: If there is no such sampler or setting, or a value has another type than the default.
     """
     if name not in composition.options("sampler"):
         raise UserError(f"There is no sampler {name!r}; sampler takes {', '.join(composition.options('sampler'))}.")
@@ -69,13 +69,13 @@ def sampler_text(name: str, settings: Mapping[str, Any]) -> str:
 
 
 def sampler_stem(name: str, settings: Mapping[str, Any]) -> str:
-    """A sampler and what was changed in it, for names of files; "" for the prior."""
+    """A sampler with its changed settings, for names of files; "" for the prior."""
     changed = "".join(f"-{key}={value}" for key, value in sorted(settings.items()))
     return "" if name == "prior" else re.sub(r"[^\w.=-]+", "_", f"-{name}{changed}")
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of the shipped one; numbers may stand for null and null for a real number."""
+    """Whether a value has the type of the default; a number may replace null, and null a real number."""
     if isinstance(default, (bool, str)):
         return isinstance(value, type(default))
     if isinstance(default, list):

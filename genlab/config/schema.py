@@ -1,4 +1,4 @@
-"""The keys that every run has, typed, so that Hydra refuses a misspelt key or a wrong type by itself."""
+"""The typed keys of every run's config, by which Hydra refuses a misspelt key or a wrong type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from genlab import launch
 
 @dataclass
 class TrainerConfig:
-    """How long and on what; most of it goes to Lightning's Trainer as it is."""
+    """Length and devices of a training; most keys go to Lightning's Trainer unchanged."""
 
     max_steps: int = 5000
     accelerator: str = "auto"
@@ -34,7 +34,7 @@ class OptimConfig:
 
 @dataclass
 class SpeedConfig:
-    """Switches of speed; null takes the preset's choice, which depends on the model and the device.
+    """Speed switches; null: the preset's choice, which depends on the model and the device.
 
     `preset` is exact or fast; `precision` one of float32, bfloat16, float16 (GPU), float64.
     """
@@ -50,7 +50,7 @@ class SpeedConfig:
 
 @dataclass
 class TricksConfig:
-    """Stabilisers of adversarial training, all off; docs/methods.md says what they do."""
+    """Stabilisers of adversarial training, all off; see docs/methods.md."""
 
     feature_matching: bool = False
     minibatch_discrimination: bool = False
@@ -67,14 +67,14 @@ class TricksConfig:
 
 @dataclass
 class EMAConfig:
-    """The moving average of what is sampled; 0 for none."""
+    """Decay of the moving average of the sampled networks' weights; 0 for none."""
 
     decay: float = 0.999
 
 
 @dataclass
 class CheckpointConfig:
-    """When checkpoints are written, and by which score the best one is chosen (null: the metrics' own)."""
+    """Interval and number of checkpoints, and the score that chooses the best one (null: the judge's own)."""
 
     every_n_steps: int = 500
     keep: int = 1
@@ -83,7 +83,7 @@ class CheckpointConfig:
 
 @dataclass
 class HealthConfig:
-    """The reaction to a NaN: `stop`, or `rollback` to the last checkpoint with another seed, so often at most."""
+    """Reaction to a NaN: `stop`, or `rollback` to the last checkpoint with another seed (at most `max_rollbacks`)."""
 
     on_nan: str = "stop"
     max_rollbacks: int = 3
@@ -103,6 +103,8 @@ class TrainConfig:
     kl: Any = None
     penalty: Any = None
     adversary: Any = None
+    conditioning: Any = None
+    derive: Any = None
     metrics: Any = None
     callbacks: Any = None
     logger: Any = None
@@ -128,7 +130,7 @@ SECTIONS = [f.name for f in fields(TrainConfig) if is_dataclass(f.default_factor
 
 
 def register() -> None:
-    """Makes the schema and genlab's resolvers known to Hydra. Safe to call again."""
+    """Registers the schema and genlab's resolvers with Hydra. Safe to call again."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -136,12 +138,12 @@ def register() -> None:
         return [channels, size, size] if isinstance(size, int) else [channels, *size]
 
     def logistic_mixture_shape(shape: Any, components: int) -> list[int]:
-        """What a decoder gives for `LogisticMixture`, which checks it."""
+        """Shape of a decoder's output for `LogisticMixture`, which checks it."""
         c = int(shape[0])
         return [components * (1 + 2 * c + c * (c - 1) // 2), *shape[1:]]
 
     def feature_shape(shape: Any, features: int) -> list[int]:
-        """What a decoder gives for `Autoregressive`, which checks it."""
+        """Shape of a decoder's output for `Autoregressive`, which checks it."""
         return [int(shape[0]) * features, *shape[1:]]
 
     ConfigStore.instance().store("train_schema", TrainConfig)

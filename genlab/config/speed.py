@@ -1,4 +1,4 @@
-"""`speed.*`: what a preset means for this model on this device."""
+"""`speed.*`: the switches of a preset for a model on a device."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from genlab.engine.settings import Speed
     from genlab.models.base import GenerativeModel
 
-WIDE = 2**17  # weights of a dense layer from which bfloat16 pays at common batch sizes
+WIDE = 2**17  # least number of weights of a dense layer for which bfloat16 pays at common batch sizes
 PRESETS = ("exact", "fast")
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed", "float64": "64-true"}
 
 
 def check(speed: dict[str, Any]) -> None:
-    """Refuses values that no preset or precision has.
+    """Refuses an unknown preset or precision.
 
     Raises:
-        UserError: If there is one.
+        UserError: If one is unknown.
     """
     if speed["preset"] not in PRESETS:
         raise UserError(f"speed.preset must be one of {', '.join(PRESETS)}, got {speed['preset']!r}.")
@@ -30,19 +30,19 @@ def check(speed: dict[str, Any]) -> None:
 
 
 def resolve(config: dict[str, Any], model: GenerativeModel) -> tuple[Speed, str]:
-    """The switches, and Lightning's name of the precision, that a config asks for.
+    """The speed switches of a config, and Lightning's name of its precision.
 
-    `fast` is what was measured to help: fakes made once, fused optimizers (but in float16) and TF32 everywhere;
-    channels_last where there are convolutions; bfloat16 where there are convolutions or wide dense layers and the
-    device multiplies it faster. Small dense networks lose by it. Compiling pays on no CPU that was tried and is left
-    to the user.
+    `fast` turns on the switches with a measured gain: reused fakes, fused optimizers (except in float16) and TF32 for
+    all models; channels_last for models with convolutions; bfloat16 for models with convolutions or wide dense layers,
+    if the device multiplies it faster (small dense networks lose by it). Compiling gained nothing on any CPU that was
+    tried, and is left to the user.
 
     Args:
         config: Resolved; its `speed` and `trainer` are read.
-        model: Whose networks are looked at.
+        model: The model, for the kinds and sizes of its layers.
 
     Raises:
-        UserError: If a value is none that exists, or the device cannot do it.
+        UserError: If a value is unknown, or the device does not support it.
     """
     import torch
     from torch import nn
@@ -63,11 +63,11 @@ def resolve(config: dict[str, Any], model: GenerativeModel) -> tuple[Speed, str]
     chosen = default | {key: value for key, value in asked.items() if value is not None}
     precision = precision or ("bfloat16" if fast and heavy and half else "float32")
     if precision == "float64" and mps:
-        raise UserError("speed.precision=float64 is not for Apple's GPUs, which have none. Try trainer=cpu.")
+        raise UserError("Apple's GPUs do not support speed.precision=float64. Try trainer=cpu.")
     if precision == "float16" and not gpu:
-        raise UserError("speed.precision=float16 is for GPUs. Try speed.precision=bfloat16.")
+        raise UserError("speed.precision=float16 needs a GPU. Try speed.precision=bfloat16.")
     if precision == "float16" and asked.get("fused"):
-        # Lightning leaves the unscaling to a fused kernel, so that clipping would see gradients times the scale.
+        # Lightning leaves the unscaling to a fused kernel, so clipping would see scaled gradients.
         raise UserError(
             "speed.fused=true does not go with speed.precision=float16: gradients would be clipped before they are "
             "unscaled. Try speed.precision=bfloat16, or speed.fused=false."
@@ -75,7 +75,7 @@ def resolve(config: dict[str, Any], model: GenerativeModel) -> tuple[Speed, str]
     if precision == "float16":
         chosen["fused"] = False
     if chosen["compile"] and not gpu and not _compiler():
-        raise UserError("speed.compile=true needs a C++ compiler (g++ or clang++) on a CPU, and there is none.")
+        raise UserError("speed.compile=true needs a C++ compiler (g++ or clang++) on a CPU, and none was found.")
     return Speed(**chosen), PRECISIONS[precision]
 
 

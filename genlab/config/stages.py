@@ -1,4 +1,4 @@
-"""`stages` in a config: one whole config for each of them."""
+"""`stages` in a config: one full config per stage."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from genlab.errors import UserError
 
 
 def stage_configs(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """One whole config per stage: the run's own, with what the stage says in place of it.
+    """One full config per stage: the run's own, overridden by the keys of the stage.
 
-    A stage is a mapping with a `name` and any top-level keys of a resolved config; a mapping that names a `_target_`
-    replaces, others are merged.
+    A stage is a mapping with a `name` and any top-level keys of a resolved config. A value with a `_target_` replaces
+    the run's, other mappings are merged.
 
     Raises:
         UserError: If a stage has no name, or two have one.

@@ -1,4 +1,4 @@
-"""`tricks.*`: stabilisers of adversarial training that stand before, in or around a network. Free of torch."""
+"""`tricks.*`: stabilisers of adversarial training that change or wrap a network. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ JUDGES = ("discriminator", "critic")
 
 
 def judges_of(model: dict[str, Any]) -> list[str]:
-    """The keys of a model's config that hold a network which tells real samples from fakes."""
+    """The keys of a model's config that hold a discriminator or critic."""
     return [key for key, node in model.items() if key.endswith(JUDGES) and isinstance(node, dict)]
 
 
 def wrapped(model: dict[str, Any], tricks: dict[str, Any]) -> dict[str, Any]:
-    """The model's config with the wrappers that its tricks ask for around its networks.
+    """The model's config, with its networks in the wrappers of the tricks.
 
-    From the inside out: minibatch discrimination on the features, packs, views. Whether the method takes them is asked
-    by the preflight check.
+    From the inside out: minibatch discrimination on the features, packs, views. `checks.check` refuses tricks that the
+    method does not support.
 
     Args:
         model: Resolved.
@@ -71,4 +71,4 @@ def asked_for(tricks: dict[str, Any]) -> list[str]:
     return [name for name, value in tricks.items() if name not in OPTIONS and value != off.get(name, value * 0)]
 
 
-OPTIONS = ("instance_noise_until", "minibatch_kernels", "replay_size")  # of another trick
+OPTIONS = ("instance_noise_until", "minibatch_kernels", "replay_size")  # settings of other tricks

@@ -1,11 +1,10 @@
-"""Encoded images to uint8 arrays of one size, on all cores.
+"""Decoding of image files to uint8 arrays of one size, on all cores.
 
-Free of torch, so that a worker process is ready in a fraction of a second.
+Does not import torch, so that a worker process starts in a fraction of a second.
 """
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import pickle
@@ -23,19 +22,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 from genlab.errors import UserError
+from genlab.fields.decoding import decode_image
 
-_PROGRESS_FROM = 2000  # images; fewer are decoded before a bar could be read
-_PROCESSES_FROM = 16384  # images; fewer are decoded by the time that processes pay for their start
-_PROCESSES_LEAST = 3  # of two, each costs more processor time than a thread, and the wait is hardly shorter
-_THREADS_FROM = 4096  # bytes of a mean image; of smaller ones threads only take the interpreter lock from each other
+_PROGRESS_FROM = 2000  # images; fewer are decoded too fast for a progress bar
+_PROCESSES_FROM = 16384  # images; for fewer, starting processes takes longer than it saves
+_PROCESSES_LEAST = 3  # two processes cost more processor time than two threads and are hardly faster
+_THREADS_FROM = 4096  # mean bytes of an image; on smaller ones threads only compete for the interpreter lock
 _CHUNK = 32  # images per task
 _MEMBER_LIMIT = 2**30  # bytes that one member of a zip may unpack to
 
 Broken = tuple[int, str, str]
-"""Position, name and reason of an image that cannot be read."""
+"""Position and name of an image that cannot be read, and the reason."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class ImageEntry:
     """One encoded image of a folder or an archive.
 
     Attributes:
-        name: Name relative to its source, with "/" between the parts.
-        stamp: What changes with the content: (size, time) of a file, (size, CRC) of an archive's member.
-        read: Returns the encoded bytes. Where it can be pickled, many images are read and decoded in processes.
+        name: Path relative to the source, with "/" between the parts.
+        stamp: Changes when the content does: (size, time) of a file, (size, CRC) of an archive's member.
+        read: Returns the encoded bytes. It must be picklable for decoding in processes.
         label: Class, -1 = none.
     """
 
@@ -56,22 +56,22 @@ class ImageEntry:
 
 
 class ZipMembers:
-    """Reads the members of a zip for several threads, and for other processes, where it opens the zip once more."""
+    """Reads the members of a zip in several threads. Pickled to another process, it opens the zip there."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive, self.lock = archive, threading.Lock()
 
     def __reduce__(self) -> tuple[Callable[[str], ZipMembers], tuple[str]]:
         if self.archive.filename is None:
-            raise TypeError("A zip that is no file cannot be opened by another process.")
+            raise TypeError("A zip without a file name cannot be opened by another process.")
         return _open_zip, (os.path.abspath(self.archive.filename),)
 
     def read(self, position: int) -> bytes:
-        """The bytes of the member at that position of the archive's list; ValueError if they are too many."""
+        """The bytes of the member at `position` in the archive's list; ValueError if it unpacks to more than 1 GiB."""
         info = self.archive.filelist[position]
         if info.file_size > _MEMBER_LIMIT:
             raise ValueError(f"unpacks to {info.file_size} bytes")
-        with self.lock:  # zipfile counts the open members without one; reading itself it guards
+        with self.lock:  # zipfile locks reads, but not its count of open members
             member = self.archive.open(info)
         try:
             return member.read()  # checks the CRC
@@ -85,83 +85,22 @@ def _open_zip(path: str) -> ZipMembers:
 
 
 def default_workers() -> int:
-    """How many threads or processes decode: the cores that this process may use, at most 32."""
+    """Default number of decoding threads or processes: the cores that this process may use, at most 32."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(32, cores or 1))
 
 
-# --- One image ------------------------------------------------------------------------------------------------------
-
-
-def decode_image(data: bytes, size: tuple[int, int], channels: int) -> np.ndarray:
-    """One encoded image at the training size.
-
-    Args:
-        data: The file's bytes.
-        size: Height and width in pixels.
-        channels: 1 or 3.
-
-    Returns:
-        uint8 [C, H, W].
-
-    Raises:
-        Exception: Whatever PIL raises if the image is not whole (nearly any type).
-    """
-    with Image.open(io.BytesIO(data)) as image:
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and image.width * image.height > limit:  # PIL itself only warns up to twice the limit
-            raise ValueError(f"{image.width} x {image.height} pixels, more than {limit}: a decompression bomb?")
-        # JPEG decodes large photographs at 1/2, 1/4 or 1/8; twice the target is left for the Lanczos filter.
-        image.draft("RGB", (2 * max(size), 2 * max(size)))
-        image.load()
-        upright = ImageOps.exif_transpose(image) if image.getexif().get(0x0112, 1) != 1 else image
-        return fit_image(upright, size, channels)
-
-
-def fit_image(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray:
-    """One image at the training size.
-
-    Args:
-        image: Of any mode; transparency is dropped, 16 bits keep their upper eight.
-        size: Height and width in pixels.
-        channels: 1 (grey) or 3 (RGB).
-
-    Returns:
-        uint8 [C, H, W]: the centre of the image in the aspect ratio of `size`, resized with the Lanczos filter.
-    """
-    if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip 16-bit greys to 255 instead
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-    if image.size != (size[1], size[0]):
-        image = _centre_crop(image, size).resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The largest centred part with the aspect of `size`, in whole pixels.
-
-    Cut before the resize: ImageOps.fit would let the filter reach over the edge of the crop (the published CelebA
-    protocol crops first).
-    """
-    width = min(image.width, max(1, round(image.height * size[1] / size[0])))
-    height = min(image.height, max(1, round(image.width * size[0] / size[1])))
-    if (width, height) == image.size:
-        return image
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
 @contextmanager
 def strict_pil() -> Iterator[None]:
-    """PIL refuses cut-off files and oversized images, whatever another library has set; process-wide for the block."""
+    """Within the block, PIL rejects cut-off files and oversized images in the whole process.
+
+    Other libraries may have set PIL to accept them.
+    """
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # e.g. odd EXIF; what matters raises
+            warnings.simplefilter("ignore")  # e.g. malformed EXIF; serious faults raise
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     finally:
@@ -172,18 +111,18 @@ def strict_pil() -> Iterator[None]:
 
 
 def decode_all(entries: Sequence[ImageEntry], array: np.ndarray, workers: int) -> list[Broken]:
-    """Decode into the rows of an array, in processes where there are many images, else in threads.
+    """Decodes images into the rows of an array: in processes if there are many, else in threads.
 
-    Threads cost nothing to start and share large photographs' work well (PIL works outside the interpreter lock), but
-    the decoding of small images is mostly Python: one thread is faster than two there.
+    Threads start at once and decode large photographs in parallel, because PIL releases the interpreter lock. Small
+    images spend most of their time in Python code, where one thread is faster than two.
 
     Args:
         entries: The images.
-        array: uint8 [N, C, H, W], filled.
+        array: uint8 [N, C, H, W], filled in place.
         workers: Number of threads or processes.
 
     Returns:
-        The images that cannot be read, by position; their rows are left as they are.
+        The images that cannot be read, by position; their rows are not changed.
 
     Raises:
         UserError: If a worker process is killed.
@@ -202,7 +141,7 @@ def decode_all(entries: Sequence[ImageEntry], array: np.ndarray, workers: int) -
 
     payload = None
     many = len(entries) >= _PROCESSES_FROM and workers >= _PROCESSES_LEAST
-    if many and not multiprocessing.current_process().daemon:  # a daemon may have no children
+    if many and not multiprocessing.current_process().daemon:  # a daemon process cannot have children
         payload = _pickled((entries, size, channels, Image.MAX_IMAGE_PIXELS))
     if payload is None:
         small = sum(entry.stamp[0] for entry in entries) < _THREADS_FROM * len(entries)
@@ -230,7 +169,7 @@ def decode_all(entries: Sequence[ImageEntry], array: np.ndarray, workers: int) -
 
 
 def for_each(work: Callable[[int], None], total: int, workers: int) -> None:
-    """Call `work(0..total-1)` in threads, with a progress bar where it takes a while; the first error ends it."""
+    """Calls `work(i)` for i in 0..total-1 in threads, with a progress bar for many; the first error stops it."""
 
     def chunk(start: int) -> int:
         stop = min(start + _CHUNK, total)
@@ -242,7 +181,7 @@ def for_each(work: Callable[[int], None], total: int, workers: int) -> None:
 
 
 def _broken(position: int, name: str, error: Exception) -> Broken:
-    """The sentence on an image that cannot be read; raises the error again if it is not the image's."""
+    """Position, name and reason (one line) of an image that cannot be read; raises a MemoryError again."""
     if isinstance(error, MemoryError):
         raise error
     reason = " ".join(str(error).split()) or type(error).__name__
@@ -258,14 +197,14 @@ def _drain(
     workers: int,
     collect: Callable[[Any], int] = lambda done: done,
 ) -> None:
-    """Have a pool work on chunk after chunk and shut it down, with a progress bar where it takes a while.
+    """Runs `work` on all chunks in a pool and shuts the pool down, with a progress bar for many images.
 
     Args:
         pool: Threads or processes.
-        work: Gets the position of a chunk's first image.
+        work: Called in the pool with the position of a chunk's first image.
         total: Number of images.
         workers: Size of the pool.
-        collect: Gets what `work` returned, in this thread; returns how many images that was.
+        collect: Called in this thread with the result of `work`; returns the number of images in it.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -282,7 +221,7 @@ def _drain(
 
 
 def _bounded(pool: Executor, work: Callable[[int], Any], tasks: Iterable[int], ahead: int) -> Iterator[Any]:
-    """Results as they come, with at most `ahead` tasks under way: Ctrl-C and errors end soon, memory stays flat."""
+    """Yields results as they arrive. At most `ahead` tasks are submitted, for prompt Ctrl-C and constant memory."""
     running: set[Future[Any]] = set()
     for task in tasks:
         running.add(pool.submit(work, task))
@@ -295,13 +234,13 @@ def _bounded(pool: Executor, work: Callable[[int], Any], tasks: Iterable[int], a
 
 # --- Worker processes -----------------------------------------------------------------------------------------------
 
-_job: tuple[Sequence[ImageEntry], tuple[int, int], int]  # of a worker process, set when it starts
+_job: tuple[Sequence[ImageEntry], tuple[int, int], int]  # in a worker process: entries, size, channels
 
 
 def _start_worker(payload: bytes) -> None:
     """Sets up a worker process."""
     global _job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     entries, size, channels, limit = pickle.loads(payload)  # from the parent process, not from a file
     _job = (entries, size, channels)
@@ -310,7 +249,7 @@ def _start_worker(payload: bytes) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next task for ever."""
+    """Ends this worker when its parent ends; otherwise it would wait for its next task for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -318,7 +257,7 @@ def _end_with_parent() -> None:
 
 
 def _decode_chunk(start: int) -> tuple[int, np.ndarray, list[Broken]]:
-    """The images from `start` on: their first position, their rows (zeros where broken), the broken ones."""
+    """Decodes the chunk at `start`: returns `start`, the rows (zeros for broken images) and the broken images."""
     entries, size, channels = _job
     chunk = entries[start : start + _CHUNK]
     rows = np.zeros((len(chunk), channels, *size), np.uint8)
@@ -332,7 +271,7 @@ def _decode_chunk(start: int) -> tuple[int, np.ndarray, list[Broken]]:
 
 
 def _pickled(job: Any) -> bytes | None:
-    """A job for worker processes, None if it cannot leave this one (entries that read by a closure)."""
+    """The pickled job for worker processes; None if it cannot be pickled (entries whose `read` is a closure)."""
     try:
         return pickle.dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError):
@@ -341,10 +280,10 @@ def _pickled(job: Any) -> bytes | None:
 
 @contextmanager
 def _no_main_module() -> Iterator[None]:
-    """Processes that are spawned in the block do not run the user's script a second time.
+    """Within the block, spawned processes do not run the user's script again.
 
-    Spawning runs it again for what may be defined in it, which here is nothing; a script without the guard
-    `if __name__ == "__main__":` would start its training once more in every worker.
+    A spawned process imports the main script, which decoding does not need. A script without the guard
+    `if __name__ == "__main__":` would start its training again in every worker.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

@@ -1,4 +1,4 @@
-"""Image data sets: scikit-learn's digits, torchvision's sets, a folder or a zip of images."""
+"""Image data sets: scikit-learn's digits, torchvision's sets, MNIST-10k, CelebA, OMNIGLOT, folders and zips."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class _ArraySet(ArrayData):
     """Data sets whose source is an array of decoded images."""
 
     def _store(self, images: np.ndarray, labels: Any) -> ArrayStore:
-        """Images uint8 [N, C, H, W] at the training size, with labels [N]."""
+        """A store of the images, uint8 [N, C, H, W], resized to the training size, with their labels [N]."""
         y = torch.as_tensor(np.asarray(labels), dtype=torch.int64)
-        return resize_images(images, self.size, self.spec.shape[0], self.workers).with_labels(y)
+        return resize_images(images, self.size, self.spec.shape[0], self.workers).with_column("y", y)
 
 
 class Digits(_ArraySet):
-    """Scikit-learn's 1,797 handwritten digits, 8 x 8 grey: inside the package, nothing is downloaded.
+    """Scikit-learn's 1,797 handwritten digits, 8 x 8 grey, from the package itself (no download).
 
-    Its greys 0..16 become round(255 v / 16). No split is official: a fixed 70 / 10 / 20 % for train, val and test.
+    A grey value v in 0..16 becomes round(255 v / 16). A fixed split: 70 / 10 / 20 % for train, val and test.
     Source: E. Alpaydin, C. Kaynak (1998), UCI "Optical Recognition of Handwritten Digits", the test part.
     """
 
@@ -59,7 +59,7 @@ class _TorchvisionSet(_ArraySet):
     """Sets that torchvision downloads and reads; train and test are official."""
 
     title: ClassVar[str]
-    files: ClassVar[str]  # what must lie where in `root`
+    files: ClassVar[str]  # paths of the files below `root`, for messages
 
     def _arrays(self, train: bool, download: bool) -> tuple[np.ndarray, Any]:
         """Images uint8 [N, C, H, W] and labels."""
@@ -74,7 +74,7 @@ class _TorchvisionSet(_ArraySet):
                 images, labels = self._arrays(split == "train", download)
             except UserError:
                 raise
-            # torchvision raises RuntimeError for missing files, OSError and others for broken ones or no network.
+            # torchvision raises RuntimeError for missing files; OSError and others for broken files or no network.
             except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
                 if download:
                     raise UserError(
@@ -82,7 +82,7 @@ class _TorchvisionSet(_ArraySet):
                         "there by hand, or set data.root to a folder that holds them."
                     ) from error
                 raise UserError(
-                    f"{self.title} is not in {self.root}, or is not whole: expected {self.files}; set data.root to "
+                    f"{self.title} is not in {self.root}, or is incomplete: expected {self.files}; set data.root to "
                     "the folder that holds them, or data.download=true."
                 ) from error
             stores[split] = self._store(images, labels)
@@ -136,10 +136,10 @@ class CIFAR10(_TorchvisionSet):
 
 
 class MNIST10k(_ArraySet):
-    """The 10,000 official test digits of MNIST alone, for machines that cannot have the rest: never call it MNIST.
+    """The 10,000 test digits of MNIST, for machines without the training set. Scores on it are not MNIST scores.
 
-    `data.root` holds t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, as .gz or unpacked, also with "mnist-" before
-    the name. A fixed split: 8,000 / 1,000 / 1,000 for train, val and test.
+    `data.root` holds t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, as .gz or unpacked; the names may start with
+    "mnist-". A fixed split: 8,000 / 1,000 / 1,000 for train, val and test.
     """
 
     name = "MNIST-10k"
@@ -157,7 +157,7 @@ class MNIST10k(_ArraySet):
     def _find(self, name: str) -> Path:
         if self.root is None:
             raise UserError("data=mnist10k needs the folder of MNIST's test files: set data.root=PATH.")
-        folders = (self.root, self.root / "MNIST" / "raw")  # the second is where torchvision puts them
+        folders = (self.root, self.root / "MNIST" / "raw")  # the second is torchvision's
         for path in (f / f"{prefix}{name}{end}" for f in folders for prefix in ("", "mnist-") for end in ("", ".gz")):
             if path.is_file():
                 return path
@@ -165,17 +165,17 @@ class MNIST10k(_ArraySet):
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of bytes in an IDX file (LeCun's format), gzipped or not.
+    """Reads the array of bytes in an IDX file (LeCun's format), gzipped or not.
 
     Args:
         path: The file: two zero bytes, the type (8 = uint8), the number of dimensions, their sizes as big-endian
             int32, then the bytes.
 
     Returns:
-        uint8 array of the shape that the header states.
+        uint8 array of the shape given in the header.
 
     Raises:
-        UserError: If the file is no such file, is cut off, or claims more than 1 GiB.
+        UserError: If the file has another format, is cut off, or states a size above 1 GiB.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -204,13 +204,14 @@ class _FileSet(ArrayData):
     """Data sets whose source is many encoded images."""
 
     def _prepare(self, groups: dict[str, list[ImageEntry]]) -> dict[str, ArrayStore]:
-        """Decode the entries of all splits at once (one list of broken files) and hand them back by split."""
+        """Stores by split; the entries of all splits are decoded together, so that one error lists all broken files."""
         entries = [entry for group in groups.values() for entry in group]
         store = prepare_images(
             entries, self.size, self.spec.shape[0], workers=self.workers, skip_broken=self.skip_broken
         )
         bounds = np.cumsum([0, *(len(group) for group in groups.values())])
-        rows = torch.arange(len(entries)) if store.index is None else store.index
+        kept = store.index
+        rows = torch.arange(len(entries)) if kept is None else kept
         if len(groups) == 1:
             return {next(iter(groups)): store}
         stores = {}
@@ -222,14 +223,14 @@ class _FileSet(ArrayData):
         return stores
 
     def _entries(self, files: Sequence[tuple[tuple[str, ...], ImageEntry]]) -> dict[str, list[ImageEntry]]:
-        """Sort files into splits and classes by their folders.
+        """Sorts files into splits and classes by their folders.
 
         Args:
             files: Path parts and entry of each image.
 
         Returns:
-            The entries by split ("all" where there is no sub-folder `train`), labelled with the position of their
-            first folder's name among all such names in order, and sorted by name.
+            The entries by split ("all" if there is no sub-folder `train`), sorted by name. Their label is the number of
+            their first folder (below the split) in alphabetical order, -1 without classes.
         """
         if not files:
             raise UserError(
@@ -248,7 +249,7 @@ class _FileSet(ArrayData):
         if left_out:
             log.warning("%d images in %s lie outside train/, val/ and test/ and are not used.", left_out, self.root)
         names = sorted({parts[0] for group in groups.values() for parts, _ in group if len(parts) > 1})
-        if len(names) < 2:  # one folder tells nothing apart
+        if len(names) < 2:  # a single folder is not a class
             names = []
         self.class_names = tuple(names) or None
         number = {name: position for position, name in enumerate(names)}
@@ -264,9 +265,9 @@ class _FileSet(ArrayData):
 class ImageFolder(_FileSet):
     """A folder of images, in any depth.
 
-    Sub-folders `train` and `val` (or `valid`, `validation`) and `test` are official splits; what is missing is cut
-    off `train`. Without `train`, a fixed 80 / 10 / 10 % for train, val and test. The first sub-folder (below the split)
-    is an image's class, if there are two or more of them. Hidden files are ignored.
+    Sub-folders `train`, `val` (or `valid`, `validation`) and `test` are official splits; missing ones are cut off
+    `train`. Without `train`, a fixed 80 / 10 / 10 % for train, val and test. The first sub-folder (below the split)
+    is an image's class, if there are at least two such folders. Hidden files are ignored.
     """
 
     name = "folder"
@@ -288,10 +289,9 @@ class ImageFolder(_FileSet):
 
 
 class ImageZip(_FileSet):
-    """A zip of images, read without unpacking it; its folders mean what they mean to `ImageFolder`.
+    """A zip of images, read without unpacking; its folders are splits and classes as in `ImageFolder`.
 
-    A single folder around everything, as most programs write it, does not count. The names inside are only names:
-    nothing is ever written under them.
+    A single top folder, which most programs add, is ignored. Nothing is written under the names in the archive.
     """
 
     name = "zip"
@@ -319,8 +319,8 @@ class ImageZip(_FileSet):
 class CelebA(_FileSet):
     """CelebA: 202,599 aligned faces, 178 x 218 RGB, official splits, no labels. Liu et al. (2015), arXiv:1411.7766.
 
-    The centre of each picture in the aspect of `image_size` is used: 178 x 178 for square images, as is usual.
-    Read from `celeba/img_align_celeba.zip` without unpacking it, or from `celeba/img_align_celeba/` if that exists.
+    Images are cropped around the centre to the aspect ratio of `image_size`: 178 x 178 for square images, as usual.
+    They are read from `celeba/img_align_celeba.zip` without unpacking, or from `celeba/img_align_celeba/` if it exists.
     """
 
     name = "celeba"
@@ -358,7 +358,7 @@ class CelebA(_FileSet):
 
         try:
             datasets.CelebA(str(self.root), split="all", download=True)
-        # gdown has error classes of its own, and is not always there.
+        # gdown raises its own error classes, and may not be installed.
         except Exception as error:
             raise UserError(
                 f"CelebA could not be downloaded to {self.root} ({_sentence(error)}); fetch img_align_celeba.zip and "
@@ -393,9 +393,9 @@ class OmniglotSmall(_FileSet):
     """OMNIGLOT's two small background sets: 4,840 drawings of letters, white on black. Lake et al. (2015), Science 350.
 
     `data.root` holds omniglot-background-small1.zip and -small2.zip (or the authors' images_background_small1.zip and
-    so on), with `<alphabet>/<character>/*.png`, 105 x 105, black on white. Labels are the alphabets. The two
-    sets share the Latin and the Greek one, 1,000 drawings: each is taken once, or training images would be tested on.
-    A drawing's name decides its split, about 80 / 10 / 10 %: so characters are seen in all splits, drawings in one.
+    so on), with `<alphabet>/<character>/*.png`, 105 x 105, black on white. Labels are the alphabets. Both sets contain
+    the Latin and Greek alphabets, 1,000 drawings; each drawing is used once, so that no test image is a training image.
+    A drawing's name decides its split, about 80 / 10 / 10 %. Characters occur in all splits, each drawing in one.
     """
 
     name = "OMNIGLOT-small"
@@ -420,7 +420,7 @@ class OmniglotSmall(_FileSet):
             number = {name: position for position, name in enumerate(self.class_names or ())}
             strange = sorted({parts[0] for parts in files} - number.keys())
             if strange or not files:
-                what = f"an alphabet {strange[0]!r} that OMNIGLOT-small has not" if strange else "no drawings"
+                what = f"an alphabet {strange[0]!r} unknown to OMNIGLOT-small" if strange else "no drawings"
                 raise UserError(f"The zips in {self.root} hold {what}; expected <alphabet>/<character>/*.png.")
             groups: dict[str, list[ImageEntry]] = {"train": [], "val": [], "test": []}
             for parts, entry in sorted(files.items()):
@@ -442,18 +442,18 @@ class OmniglotSmall(_FileSet):
 
 
 def _split_of(name: str) -> str:
-    """The split of a drawing by its name alone: what else there is, and in what order, does not matter."""
+    """The split of a drawing, from the hash of its name alone: independent of the other files and of their order."""
     tenth = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 10
     return {0: "val", 1: "test"}.get(tenth, "train")
 
 
 def _inverted(store: ArrayStore) -> ArrayStore:
-    """A copy with black and white exchanged."""
-    return ArrayStore(255 - store.gather(torch.arange(len(store))), store.y)
+    """A copy with black and white swapped."""
+    return store.with_column("x", 255 - store.values("x"))
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """The images under `root`, without hidden files and folders; links are followed, but no folder twice."""
+    """The images under `root`, without hidden files and folders. Links are followed, but no folder is visited twice."""
     seen = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -472,13 +472,13 @@ def _file_entry(root: Path, path: Path) -> tuple[tuple[str, ...], ImageEntry]:
     try:
         status = path.stat()
         stamp = (status.st_size, status.st_mtime_ns)
-    except OSError:  # a dangling link: reading it fails, and then it is reported with the other broken images
+    except OSError:  # a dangling link: reading it fails later and is reported with the other broken images
         stamp = (-1, 0)
     return parts, ImageEntry("/".join(parts), stamp, path.read_bytes)
 
 
 def _zip_entries(archive: zipfile.ZipFile) -> Iterator[tuple[tuple[str, ...], ImageEntry]]:
-    """The images in a zip, by their names only."""
+    """The images in a zip, recognised by their names."""
     members = ZipMembers(archive)
     for position, info in enumerate(archive.infolist()):
         parts = tuple(part for part in info.filename.replace("\\", "/").split("/") if part)
@@ -492,7 +492,7 @@ def _zip_entries(archive: zipfile.ZipFile) -> Iterator[tuple[tuple[str, ...], Im
 def _unwrapped(
     files: list[tuple[tuple[str, ...], ImageEntry]],
 ) -> list[tuple[tuple[str, ...], ImageEntry]]:
-    """Drop the folders that hold everything else, unless they are named like a split."""
+    """Drops top folders that contain all files, unless they are named like a split."""
     while files:
         first = {parts[0] if len(parts) > 1 else "" for parts, _ in files}
         if len(first) != 1 or "" in first or next(iter(first)).lower() in _SPLIT_FOLDERS:
@@ -509,5 +509,5 @@ def _named_after(kind: str, root: Path | None) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """An exception's message on one line."""
+    """The message of an exception on one line, at most 200 characters; the class name if it is empty."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 class Mixture(NamedTuple):
-    """Equal isotropic Gaussians, and what passes for a sample of one of them.
+    """A mixture of equally likely isotropic Gaussians, and the radius of a high-quality sample.
 
     Attributes:
         centres: [K, D].
-        std: Standard deviation of each, per coordinate in which it spreads.
-        radius: Distance to the nearest centre within which a sample is of high quality, in standard deviations.
-        dim: In how many of the D coordinates the Gaussians spread; None: in all.
+        std: Standard deviation of each Gaussian, per coordinate.
+        radius: Largest distance of a high-quality sample from the nearest centre, in standard deviations.
+        dim: Number of coordinates, among D, in which the Gaussians vary; None: all.
     """
 
     centres: Tensor

@@ -1,4 +1,4 @@
-"""The data module that all data sets share: splits, streams, checks."""
+"""The base class of all data sets: splits, streams of batches, checks of the configuration."""
 
 from __future__ import annotations
 
@@ -6,57 +6,65 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from genlab.batch import Batch
+from genlab.data.columns import Ragged
 from genlab.data.decode import default_workers
+from genlab.data.derive import Derivation, derived, with_derived
 from genlab.data.mixture import Mixture
-from genlab.data.spec import Batch, DataSpec
+from genlab.data.spec import DataSpec
 from genlab.data.store import ArrayStore
-from genlab.data.stream import FixedBatches, NamedStreams, Stream, binarise, stable_seed
+from genlab.data.stream import FixedBatches, MergedStreams, Stream, binarise, normalised
 from genlab.errors import UserError
+from genlab.fields.base import KINDS
+from genlab.fields.image import Image
+from genlab.fields.kinds import make_field
+from genlab.fields.label import Label
+from genlab.seeding import stable_seed
 
 log = logging.getLogger("genlab")
 
 SPLITS = ("train", "val", "test")
 BINARIZE = ("none", "static", "dynamic")
-_SPLIT_SEED = 20140610  # of every split that genlab makes itself: one split for all runs, whatever `seed` is
-
-AnyBatch = TypeVar("AnyBatch", Batch, dict[str, Batch])
+_SPLIT_SEED = 20140610  # of all splits that are not official: the same in all runs, independent of `seed`
 
 
 class ArrayData(LightningDataModule):
     """Base of all data sets: one `ArrayStore` per split, training batches from a resumable `Stream`.
 
-    How to add a data set: subclass, set `name` and `kind` (and `class_names`, `fractions`, if they differ), and write
-    one method, `_load(download)`, that returns the stores the source has: "train" and, where they are official, "val"
-    and "test"; or "all" where nothing is official. What is missing is cut off "train" or "all" by a fixed permutation.
-    Images go through `prepare_images` (files) or `resize_images` (arrays) on their way. Then add a yaml in
-    `configs/data`.
+    To add a data set: subclass, set `name` and `kind` (and `class_names` and `fractions` if they differ), and write
+    one method, `_load(download)`. It returns the official splits of the source: "train", with "val" and "test" if they
+    exist, or "all" if no split is official. Missing splits are cut off "train" or "all" by a fixed permutation.
+    `_load` makes stores of images with `prepare_images` (files) or `resize_images` (arrays). Then add a yaml file in
+    `configs/data`. Columns beside samples, labels and factors stand there, below `columns`.
 
     Args:
         batch_size: Samples per iteration and chunk, over all processes.
-        shape: Shape of a sample, [C, H, W] or [D]; may be left out for images, where it follows from the next two.
-        image_size: Height and width in pixels, one number if they agree.
+        shape: Shape of a sample, [C, H, W] or [D]. Optional for images: it follows from the next two arguments.
+        image_size: Height and width in pixels, or one number for both.
         channels: 1 or 3.
-        kind: Kind of the samples; must be the data set's own.
-        num_classes: Number of classes; checked against what is found. None: taken from what is found, in `setup`.
-        seed: Of the order, flips and dynamic binarisation of training batches; never of the splits.
-        root: Folder (or zip) that holds the files.
-        download: Fetch missing files, where the data set can.
-        skip_broken: Leave out images that cannot be read instead of stopping.
-        labels: Whether batches carry labels, where there are any.
-        flip: Mirror training images at random.
-        binarize: "none"; "static": each pixel is drawn from its grey value once and for all; "dynamic": anew in each
-            training batch, once and for all in validation and test.
-        num_labelled: Training sees so many labels, equally many of each class, and -1 for all others; judges see all.
-        label_seed: Of that choice.
-        limit_train: Use only so many training samples (a fixed random choice).
-        num_workers: Threads (of many images: processes) that decode; all cores unless given.
+        kind: Kind of the samples; must be that of the data set.
+        num_classes: Number of classes, checked against the data. None: taken from the data, in `setup`.
+        seed: Seed of the order, flips and dynamic binarisation of training batches, not of the splits.
+        root: Folder (or zip) of the files.
+        download: Fetch missing files, if the data set can be downloaded.
+        skip_broken: Leave out images that cannot be read; otherwise they stop the run.
+        labels: Whether batches contain the labels, if the data have any.
+        flip: Mirror each training image with probability 1/2.
+        binarize: "none"; "static": each pixel is drawn once from its grey value; "dynamic": drawn anew in each training
+            batch, and once in validation and test.
+        num_labelled: Number of labels in training, balanced over the classes; all others become -1. Metrics use all.
+        label_seed: Seed of the choice of these labels.
+        limit_train: Number of training samples that are used (a fixed random choice); None: all.
+        num_workers: Threads (for many images: processes) that decode images; None: one per core, at most 32.
+        columns: The facts about further columns of the stores, by name: `{caption: {kind: tokens, ...}}`, with the
+            attributes of the kind's field in `genlab.fields`.
 
     Raises:
         UserError: If the arguments contradict each other or the data set.
@@ -65,11 +73,11 @@ class ArrayData(LightningDataModule):
     name: str = "data"
     kind: ClassVar[str] = "image"
     class_names: tuple[str, ...] | None = None
-    factor_names: tuple[str, ...] | None = None  # of the known factors, where the stores hold them
-    own_shape: ClassVar[tuple[int, ...] | None] = None  # of data that comes in one shape only
-    mirrors = False  # whether a mirrored image is one of the same class: true of photographs, not of digits
-    grouped = False  # whether one known factor alone varies in each training batch
-    fractions: ClassVar[tuple[float, float]] = (0.1, 0.1)  # of validation and test where none is official
+    factor_names: tuple[str, ...] | None = None  # of the factors of variation, if the stores hold them
+    own_shape: ClassVar[tuple[int, ...] | None] = None  # the shape of a sample, if the data set has only one
+    mirrors = False  # whether mirroring keeps an image's class: true of photographs, not of digits
+    grouped = False  # whether exactly one factor varies within each training batch
+    fractions: ClassVar[tuple[float, float]] = (0.1, 0.1)  # of validation and test, if these are not official
 
     def __init__(
         self,
@@ -91,6 +99,7 @@ class ArrayData(LightningDataModule):
         label_seed: int = 0,
         limit_train: int | None = None,
         num_workers: int | None = None,
+        columns: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -108,7 +117,8 @@ class ArrayData(LightningDataModule):
             raise UserError(f"data.binarize must be one of {', '.join(BINARIZE)}, got {binarize!r}.")
         if kind is not None and kind != self.kind:
             raise UserError(f"The data set {self.name} holds samples of kind {self.kind!r}, got data.kind={kind!r}.")
-        if self.kind != "image" and (flip or binarize != "none"):
+        images = issubclass(KINDS[self.kind], Image)
+        if not images and (flip or binarize != "none"):
             raise UserError(f"data.flip and data.binarize are for images; {self.name} holds {self.kind}.")
         if self.class_names is not None and num_classes not in (None, len(self.class_names)):
             raise UserError(f"{self.name} has {len(self.class_names)} classes, got data.num_classes={num_classes}.")
@@ -121,27 +131,31 @@ class ArrayData(LightningDataModule):
         self.workers = num_workers or default_workers()
         self.batches_per_step: int | Callable[[int], int] = 1  # set by the model before training
         found = len(self.class_names) if self.class_names else None
-        self._spec = DataSpec(
-            kind=self.kind,
-            shape=self._image_shape(shape, image_size, channels) if self.kind == "image" else self._plain_shape(shape),
-            num_classes=(num_classes or found) if labels else None,
-            value_range=(-1.0, 1.0) if self.kind == "image" else None,
-            class_names=self.class_names if labels else None,
-            factor_names=self.factor_names,
-        )
+        self.derive: dict[str, Derivation] = {}
+        own = self._image_shape(shape, image_size, channels) if images else self._plain_shape(shape)
+        classes = (num_classes or found) if labels else None
+        self._spec = DataSpec.of(self.kind, own, classes, self.class_names, self.factor_names)
+        self._stated = dict(columns or {})
+        for column, facts in self._stated.items():
+            self._spec = self._spec.with_field(column, make_field(facts))
         self._splits: dict[str, ArrayStore] | None = None
-        self._drawn: ArrayStore | None = None  # the training split as judges see it, where it is binarised anew
+        self._drawn: ArrayStore | None = None  # the training split for metrics, if `binarize` is "dynamic"
 
     # --- Facts --------------------------------------------------------------------------------------------------
 
     @property
     def spec(self) -> DataSpec:
-        """The facts about the data; before `setup`, those that the configuration states."""
+        """The facts about the data; before `setup`, only those from the configuration."""
         return self._spec
 
     @property
+    def column_names(self) -> set[str]:
+        """The columns of training batches."""
+        return {*self._spec.fields, "index", *(["group"] if self.grouped else [])}
+
+    @property
     def modes(self) -> Mixture | None:
-        """The mixture of Gaussians that the data are, None for all other data."""
+        """The mixture of Gaussians that the data are drawn from; None for all other data."""
         return None
 
     @property
@@ -150,7 +164,7 @@ class ArrayData(LightningDataModule):
         return self._spec.shape[1], self._spec.shape[2]
 
     def describe(self) -> dict[str, Any]:
-        """The data's part of a protocol card: plain containers; prepares the data if need be."""
+        """The data's part of a protocol card, in plain containers; prepares the data if necessary."""
         splits = {name: self.split(name) for name in SPLITS}
         return {
             "name": self.name,
@@ -162,14 +176,22 @@ class ArrayData(LightningDataModule):
             "fingerprint": {name: store.fingerprint() for name, store in splits.items()},
         }
 
+    def derive_columns(self, derive: Mapping[str, Derivation]) -> None:
+        """Adds columns that are made of the others in each batch, by name; `derive=half` and its like.
+
+        Raises:
+            UserError: If there is a column of that name, or one cannot be made of these data.
+        """
+        self.derive, self._spec = dict(derive), with_derived(self._spec, derive)
+
     def _full_name(self) -> str:
-        """The name for cards and files; a data set that stands for many adds which one it is."""
+        """The name for cards and files; data sets such as `folder` add the name of their source."""
         return self.name
 
     # --- Preparation --------------------------------------------------------------------------------------------
 
     def _load(self, download: bool) -> dict[str, ArrayStore]:
-        """The stores of this source: "train" with "val" and "test" where they are official, or "all".
+        """The stores of the official splits: "train", with "val" and "test" if they are official, or "all".
 
         Args:
             download: Whether missing files may be fetched (once per machine, never by two processes at once).
@@ -177,29 +199,29 @@ class ArrayData(LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} must define _load().")
 
     def prepare_data(self) -> None:
-        """Download and decode, in one process per machine; the result is kept on disk."""
+        """Downloads and decodes, in one process per machine; the result is kept on disk."""
         if self._splits is None:
             self._splits = self._build(self.download)
 
     def setup(self, stage: str | None = None) -> None:
-        """Have the splits in this process; does nothing when they are there."""
+        """Loads the splits in this process, unless they are loaded already."""
         if self._splits is None:
             self._splits = self._build(download=False)
 
     def split(self, name: str) -> ArrayStore:
-        """The store of "train", "val" or "test"; prepares the data if need be."""
+        """The store of "train", "val" or "test"; prepares the data if necessary."""
         if name not in SPLITS:
             raise UserError(f"A split is one of {', '.join(SPLITS)}, got {name!r}.")
-        if self.trainer is None:  # a script without Lightning's calls
+        if self.trainer is None:  # a script, where Lightning does not call `prepare_data`
             self.prepare_data()
         self.setup()
         assert self._splits is not None
         return self._splits[name]
 
     def judged(self, name: str) -> ArrayStore:
-        """A split as judges see it: `split`, but pixels that training draws anew in each batch are drawn once.
+        """A split for metrics: `split`, except that dynamic binarisation draws the training pixels once.
 
-        A judge that learned grey images would be wrong about binary ones, and so would a distance between the two.
+        Metrics compare binary samples with this store; a classifier or a distance on grey images would be misleading.
         """
         store = self.split(name)
         if self.binarize != "dynamic" or name != "train":
@@ -215,31 +237,32 @@ class ArrayData(LightningDataModule):
             chosen = _permutation(len(stores["train"]))[: self.limit_train].sort().values
             stores["train"] = stores["train"].subset(chosen)
         if not self.labels:
-            stores = {name: store.with_labels(None) for name, store in stores.items()}
+            stores = {name: store.with_column("y", None) for name, store in stores.items()}
+        self._check_columns(stores)
         for name, store in stores.items():
             if self.binarize == "static" or (self.binarize == "dynamic" and name != "train"):
                 stores[name] = _binarised(store, name)
         return stores
 
     def _complete(self, stores: Mapping[str, ArrayStore]) -> dict[str, ArrayStore]:
-        """Cut the splits that the source does not have off the one that it has, always in the same way."""
+        """Cuts missing splits off "train" or "all" by a fixed permutation."""
         rest = stores["all"] if "all" in stores else stores["train"]
         missing = {name: f for name, f in zip(SPLITS[1:], self.fractions, strict=True) if name not in stores}
         sizes = {name: max(1, round(fraction * len(rest))) for name, fraction in missing.items()}
         if sum(sizes.values()) >= len(rest):
             raise UserError(
-                f"{self.name} has {len(rest)} samples, too few to keep some for {' and '.join(sizes)}; "
-                f"give at least {len(sizes) + 1} of them."
+                f"{self.name} has {len(rest)} samples, too few to cut off {' and '.join(sizes)}; "
+                f"it needs at least {len(sizes) + 1}."
             )
         done = {name: stores[name] for name in SPLITS[1:] if name in stores}
         parts = _permutation(len(rest)).split([*sizes.values(), len(rest) - sum(sizes.values())])
-        # Sorted positions, because a memory map is read fastest in its own order.
+        # Positions are sorted: a memory map is read fastest in the order of the file.
         cut = {name: rest.subset(part.sort().values) for name, part in zip(sizes, parts, strict=False)}
         train = rest.subset(parts[-1].sort().values) if sizes else rest
         return {"train": train, **{name: {**done, **cut}[name] for name in SPLITS[1:]}}
 
     def _check_classes(self, stores: Mapping[str, ArrayStore]) -> None:
-        """Compare the labels with what the configuration states, and complete the spec where it states nothing."""
+        """Checks shapes and classes of the stores against the configuration and adds the classes found to the spec."""
         for store in stores.values():
             if store.shape != self._spec.shape:
                 raise UserError(f"{self.name} has samples of shape {list(store.shape)}, got {list(self._spec.shape)}.")
@@ -254,16 +277,27 @@ class ArrayData(LightningDataModule):
             what = f"has {found} classes" if found else "has no labels (they come from sub-folders, one per class)"
             raise UserError(f"{self.name} {what}, got data.num_classes={stated}; set it to {found or 'null'}.")
         if found:
-            facts = {**self._spec.to_dict(), "num_classes": found, "class_names": self.class_names}
-            self._spec = DataSpec.from_dict(facts)
+            self._spec = self._spec.with_field("y", Label(size=found, names=self.class_names))
+
+    def _check_columns(self, stores: Mapping[str, ArrayStore]) -> None:
+        """Checks that each column is there and of the type that its field says."""
+        for store in stores.values():
+            for name in [*store.columns, *self._stated]:
+                if name not in self._spec.fields:
+                    raise UserError(f"{self.name} has a column {name}, and data.columns does not say of which kind.")
+                if name not in store:
+                    raise UserError(f"data.columns names {name}, and {self.name} has {', '.join(store.columns)}.")
+                column = store.columns[name]
+                steps = column.flat if isinstance(column, Ragged) else column.gather(torch.arange(min(1, len(store))))
+                self._spec.fields[name].check_stored(cast(Tensor, steps))
 
     # --- Batches ------------------------------------------------------------------------------------------------
 
     def training_store(self) -> ArrayStore:
-        """The training split with the labels that training may see: of all samples, or of `num_labelled` of them.
+        """The training split with all labels, or with `num_labelled` of them and -1 for the others.
 
         Raises:
-            UserError: If there are fewer labels.
+            UserError: If the split has fewer labels than `num_labelled`.
         """
         store = self.split("train")
         if self.num_labelled is None:
@@ -274,7 +308,38 @@ class ArrayData(LightningDataModule):
                 f"data.num_labelled={self.num_labelled} asks for more labels than the {known} that {self.name} has."
             )
         kept = _one_class_after_the_other(store.y, self.label_seed)[: self.num_labelled]
-        return store.with_labels(torch.full_like(store.y, -1).index_copy_(0, kept, store.y[kept]))
+        return store.with_column("y", torch.full_like(store.y, -1).index_copy_(0, kept, store.y[kept]))
+
+    def rows(self, split: str, names: Sequence[str], rows: Tensor) -> Batch:
+        """Columns, stored or derived, of these rows [n] of a split as judges see it."""
+        store = self.judged(split)
+        needed = {*names, *({"x"} if self.derive else ())}
+        columns = {name: column.gather(rows) for name, column in store.columns.items() if name in needed}
+        return derived(Batch(normalised(self._spec, columns)), self.derive, 0).only(names)
+
+    def given_rows(self, split: str, names: Sequence[str], n: int, rng: torch.Generator) -> Batch:
+        """Columns [n] of rows of a split, drawn with replacement among those in which they are all known.
+
+        Args:
+            split: "train", "val" or "test".
+            names: The columns, stored or derived.
+            n: Number of rows.
+            rng: Stream of the draws.
+
+        Raises:
+            UserError: If the data have no such column, or no row in which all are known.
+        """
+        store = self.judged(split)
+        for name in names:
+            if name not in self._spec.fields:
+                raise UserError(f"{self.name} has no column {name}, only {', '.join(self._spec.fields)}.")
+        known = torch.ones(len(store), dtype=torch.bool)
+        for name in (name for name in names if name in store):
+            known &= self._spec.fields[name].known(store.gather(torch.arange(len(store)), name))
+        places = known.nonzero().squeeze(1)
+        if not len(places):
+            raise UserError(f"{self.name} has no row of the {split} split in which {' and '.join(names)} is known.")
+        return self.rows(split, names, places[torch.randint(len(places), (n,), generator=rng)])
 
     def stream(
         self, start: int = 0, rank: int = 0, world_size: int = 1, device: torch.device | str | None = None
@@ -284,7 +349,7 @@ class ArrayData(LightningDataModule):
         return self._made(Stream, self.training_store(), batches_per_step=self.batches_per_step, **where)
 
     def _made(self, kind: Callable[..., Stream], store: ArrayStore, **more: Any) -> Stream:
-        """A stream of this kind with all that the configuration says of training batches."""
+        """A stream of class `kind` with the configured batch size, seed, flips, binarisation and labels."""
         return kind(
             store,
             self._spec,
@@ -292,22 +357,20 @@ class ArrayData(LightningDataModule):
             self.seed,
             flip=self.flip,
             binarize=self.binarize == "dynamic",
-            with_labels=self.labels,
+            derive=self.derive,
             **more,
         )
 
-    def train_dataloader(self) -> Stream | NamedStreams:
-        """The stream of this process, from the trainer's iteration on: a resumed run goes on where it stopped."""
+    def train_dataloader(self) -> Stream | MergedStreams:
+        """The stream of this process from the trainer's iteration on, so that a resumed run continues its batches."""
         if self.trainer is None:
             return self.stream()
         trainer = self.trainer
         device = trainer.strategy.root_device
         return self.stream(trainer.global_step, trainer.global_rank, trainer.world_size, device)
 
-    def transfer_batch_to_device(self, batch: AnyBatch, device: torch.device, dataloader_idx: int) -> AnyBatch:
-        """Streams make their batches on the device already, so that there is nothing left to do."""
-        if isinstance(batch, dict):
-            return {name: part.to(device, non_blocking=True) for name, part in batch.items()}
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Moves a batch to `device`; streams make batches on the device, so usually nothing is left to do."""
         return batch.to(device, non_blocking=True)
 
     def batches(
@@ -319,15 +382,17 @@ class ArrayData(LightningDataModule):
         rank: int = 0,
         world_size: int = 1,
     ) -> FixedBatches:
-        """The samples of a split once and in a fixed order, for metrics; may be iterated again and has a length."""
-        return FixedBatches(self.split(split), batch_size or self.batch_size, device, limit, rank, world_size)
+        """The samples of a split in a fixed order, for metrics. The result has a length and can be iterated again."""
+        store = self.split(split)
+        size = batch_size or self.batch_size
+        return FixedBatches(store, self._spec, size, device, limit, rank, world_size, self.derive)
 
     def first_batches(self, n: int | None = None, device: torch.device | str | None = None) -> Iterator[Batch]:
-        """The first `n` training batches (None: as many as are taken), whole and the same in all processes.
+        """The first `n` training batches (None: endless) over all processes, the same in each.
 
         For `GenerativeModel.initialise`.
         """
-        # A few batches do not pay for a copy of the whole set.
+        # For a few batches, copying the whole store to the device is not worth it.
         stream = self._made(Stream, self.training_store(), device=device, resident_bytes=0)
         return (stream.batch(i) for i in (count() if n is None else range(n)))
 
@@ -377,11 +442,11 @@ def _permutation(n: int) -> Tensor:
 
 
 def _one_class_after_the_other(y: Tensor, seed: int) -> Tensor:
-    """Positions of the labels [N] that are known: one of each class, another of each, and so on, all at random."""
+    """Positions of the known labels among y [N], in rounds: one of each class per round, in random order."""
     rng = torch.Generator().manual_seed(stable_seed(seed, "labelled"))
     order = torch.randperm(len(y), generator=rng)
     order = order[y[order] >= 0]
-    first = torch.randperm(int(y.max()) + 1, generator=rng)  # where the last round is not whole, some classes lack one
+    first = torch.randperm(int(y.max()) + 1, generator=rng)  # the order of the classes, random for an incomplete round
     rounds = torch.empty_like(order)
     for label in y[order].unique():
         mine = y[order] == label
@@ -390,9 +455,9 @@ def _one_class_after_the_other(y: Tensor, seed: int) -> Tensor:
 
 
 def _binarised(store: ArrayStore, name: str) -> ArrayStore:
-    """A copy in which each pixel was drawn once, as 0 or 255 (the same copy in all runs)."""
+    """A copy with each pixel drawn as 0 or 255, the same in all runs."""
     generator = torch.Generator().manual_seed(stable_seed("binarize", name))
     x = torch.empty((len(store), *store.shape), dtype=torch.uint8)
-    for idx in torch.arange(len(store)).split(4096):  # uniform numbers take four times the store's memory
+    for idx in torch.arange(len(store)).split(4096):  # in parts: the uniform draws take four times a part's memory
         x[idx[0] : idx[-1] + 1] = binarise(store.gather(idx), generator)
-    return ArrayStore(x, store.y, factor=store.factor)
+    return store.with_column("x", x)

@@ -1,4 +1,4 @@
-"""Lit shapes whose factors of variation are known, and batches in which one factor alone varies."""
+"""Shaded shapes with known factors of variation, and training batches in which only one factor varies."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genlab.batch import Batch
 from genlab.data.module import ArrayData
-from genlab.data.spec import Batch
 from genlab.data.store import ArrayStore
-from genlab.data.stream import Stream, stable_seed
+from genlab.data.stream import Stream
 from genlab.errors import UserError
+from genlab.seeding import stable_seed
 
 FACTORS = ("x", "y", "rotation", "scale", "light")  # the columns of `Batch.factor`
 CLASSES = ("ellipse", "rectangle", "triangle")
 HELD_OUT = {"val": 1000, "test": 2000}
 REACH = 0.45  # largest offset of the centre; the shorter side of the image spans [-1, 1]
-TURN = math.pi / 4  # largest rotation: all three shapes have periods of a half turn or more, so that each is one-to-one
-RADII = (0.3, 0.5)  # of the circle around the shape, smallest and largest; REACH + RADII[1] < 1: nothing is cut off
-TILT = math.radians(75)  # of the light to either side
-ASPECT = 0.6  # of ellipse and rectangle
-AMBIENT = 0.25  # brightness where no light falls
-DOME = 0.8  # height of the surface's normals: the shapes are shaded as a dome over their circle
-AT_A_TIME = 256  # images rendered at once, which stay in the cache of a core
+TURN = math.pi / 4  # largest rotation; the shapes repeat after a half turn or more, so each rotation looks different
+RADII = (0.3, 0.5)  # smallest and largest circumscribed circle; REACH + RADII[1] < 1: no shape is cut off
+TILT = math.radians(75)  # largest tilt of the light, to the left and to the right
+ASPECT = 0.6  # shorter side / longer side of ellipse and rectangle
+AMBIENT = 0.25  # brightness of unlit parts
+DOME = 0.8  # height of the surface's normals: a shape is shaded as a dome over its circle
+AT_A_TIME = 256  # images rendered at once, few enough for the cache of a core
 
 
 def render(factor: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pictures of shapes, shaded as domes by Lambert's law; in float64, so that they agree on all machines.
+    """Images of shapes, shaded as domes by Lambert's law; computed in float64, to be equal on all machines.
 
     Args:
-        factor: `FACTORS` [N, 5], each in [-1, 1]: to the right, upwards, counter-clockwise, larger, lit from the right.
-        label: Numbers of `CLASSES`, [N].
+        factor: `FACTORS` [N, 5], each in [-1, 1]. Larger values: further right, further up, turned counter-clockwise,
+            larger, lit from the right.
+        label: Indices into `CLASSES`, [N].
         size: Height and width in pixels.
 
     Returns:
@@ -56,10 +58,10 @@ def _shaded(factor: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def coverage(factor: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
-    """The share of each pixel that the shape covers, [N, H, W] float64, from its signed distance; see `render`."""
+    """Share of each pixel covered by the shape, [N, H, W] float64, from the signed distance; arguments as `render`."""
     dx, dy = _offsets(factor, size)
     angle = TURN * factor[:, 2, None, None].double()
-    u, v = angle.cos() * dx + angle.sin() * dy, angle.cos() * dy - angle.sin() * dx  # in the shape's own frame
+    u, v = angle.cos() * dx + angle.sin() * dy, angle.cos() * dy - angle.sin() * dx  # rotated into the shape's axes
     distances = torch.stack([_ellipse(u, v), _rectangle(u, v), _triangle(u, v)])
     distance = distances[label, torch.arange(len(label))] * _radius(factor)
     return (0.5 - distance * min(size) / 2).clamp(0, 1)
@@ -70,7 +72,7 @@ def _radius(factor: Tensor) -> Tensor:
 
 
 def _offsets(factor: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """From the shape's centre to each pixel's, in radii: to the right [N, 1, W] and upwards [N, H, 1]."""
+    """Offsets of the pixels from the shape's centre, in radii: to the right [N, 1, W] and upwards [N, H, 1]."""
     height, width = size
     across = (torch.arange(width, dtype=torch.float64) + 0.5 - width / 2) * (2 / min(size))
     up = (height / 2 - 0.5 - torch.arange(height, dtype=torch.float64)[:, None]) * (2 / min(size))
@@ -86,27 +88,28 @@ def _ellipse(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _rectangle(u: Tensor, v: Tensor) -> Tensor:
-    """The same of the rectangle of that aspect in the unit circle; beyond corners the distance to the nearer side."""
+    """Signed distance to the rectangle of side ratio ASPECT in the unit circle; approximate beyond the corners."""
     half = 1 / math.hypot(1, ASPECT)
     return torch.maximum(u.abs() - half, v.abs() - ASPECT * half)
 
 
 def _triangle(u: Tensor, v: Tensor) -> Tensor:
-    """The same of the triangle (1, 0), (-0.8, 0.6), (-0.8, -0.6) in the unit circle."""
+    """Signed distance to the triangle (1, 0), (-0.8, 0.6), (-0.8, -0.6) in the unit circle; likewise approximate."""
     length = math.hypot(1.8, 0.6)
     return torch.maximum(-u - 0.8, (0.6 * u + 1.8 * v.abs() - 0.6) / length)
 
 
 class GroupedStream(Stream):
-    """Endless batches of fresh shapes, in each of which one factor alone varies. Kulkarni et al. (2015), section 3.1.
+    """Endless batches of fresh shapes; only one factor varies in each. Kulkarni et al. (2015), section 3.1.
 
-    Batch `i` is a pure function of (seed, name, i), as of any `Stream`: the factor that varies (`Batch.group`), the
-    values of the others, and those of its samples, all uniform.
+    As in any `Stream`, batch `i` is a pure function of (seed, name, i). It draws the factor that varies
+    (`Batch.group`), one value of each other factor for the batch, and a value of the varying factor for each sample.
+    The values are uniform.
 
     Args:
-        ratio: Weights [F + 1] with which the factors and, last, the class are chosen.
-        *args: Of `Stream`.
-        **kwargs: Of `Stream`.
+        ratio: Weights [F + 1] of the choice between the F factors and, last, the class.
+        *args: Arguments of `Stream`.
+        **kwargs: Arguments of `Stream`.
     """
 
     def __init__(self, ratio: Sequence[float], *args: Any, **kwargs: Any) -> None:
@@ -125,26 +128,27 @@ class GroupedStream(Stream):
         else:
             label = torch.randint(len(CLASSES), (n,), generator=rng)
         factor, label = self._share(factor), self._share(label)
-        x = self._finished(i, render(factor, label, (self.spec.shape[1], self.spec.shape[2])).to(self.device))
-        return Batch(x, label if self.with_labels else None, factor=factor, group=group).to(self.device)
+        rows = {"x": render(factor, label, (self.spec.shape[1], self.spec.shape[2])), "y": label, "factor": factor}
+        batch = self._finished(i, {name: value.to(self.device) for name, value in rows.items()})
+        return batch.with_column("group", group.repeat(len(batch)).to(self.device))
 
 
 class Shapes(ArrayData):
-    """Grey pictures of an ellipse, a rectangle or a triangle, lit from the side: a small renderer with known factors.
+    """Rendered grey images of an ellipse, a rectangle or a triangle, lit from the side, with known factors.
 
     The factors in `Batch.factor` are position, rotation, scale and light, independent and uniform on [-1, 1]; the label
-    is the shape. The splits are the same in every run. Mirroring would make the factors wrong, so that there is none.
+    is the shape. The splits are the same in every run. There is no `flip`: a mirrored image would have wrong factors.
 
     Args:
-        num_train: Pictures for training.
-        grouped: Train on fresh pictures of which one factor alone varies in each batch, see `GroupedStream`; the splits
-            (and the batches that a model is initialised from) stay independent pictures.
-        ratio: How often each of `FACTORS` and "shape" varies, relative to the others; equally often unless given.
+        num_train: Images for training.
+        grouped: Train on batches of fresh images in which only one factor varies, see `GroupedStream`. The splits, and
+            the batches that initialise a model, remain independent images.
+        ratio: Relative frequency with which each of `FACTORS` and "shape" varies; None: all equal.
 
-    All else as for `ArrayData`.
+    The other arguments are those of `ArrayData`.
 
     Raises:
-        UserError: If there is no such factor, or a weight is no weight.
+        UserError: If `ratio` has an unknown name or an invalid weight, or another argument is out of its range.
     """
 
     name = "shapes"
@@ -196,7 +200,7 @@ class Shapes(ArrayData):
             rng = np.random.RandomState(stable_seed(self.name, split) % 2**32)
             factor = torch.from_numpy(rng.uniform(-1, 1, (n, len(FACTORS))).astype(np.float32))
             label = torch.from_numpy(rng.randint(len(CLASSES), size=n).astype(np.int64))
-            stores[split] = ArrayStore(render(factor, label, self.size), label, factor=factor)
+            stores[split] = ArrayStore({"x": render(factor, label, self.size), "y": label, "factor": factor})
         return stores
 
     def stream(
@@ -210,13 +214,13 @@ class Shapes(ArrayData):
             partial(GroupedStream, self._ratio),
             self.split("train"),
             batches_per_step=self.batches_per_step,
-            resident_bytes=0,  # the pictures are made anew
+            resident_bytes=0,  # the images are rendered anew, so the store is not copied to the device
             **where,
         )
 
 
 def _weights(ratio: Mapping[str, float] | None) -> list[float]:
-    """Weights [F + 1], in the order of the groups."""
+    """Weights [F + 1] of `FACTORS` and, last, the shape; 0 for names that `ratio` leaves out."""
     names = (*FACTORS, "shape")
     if ratio is None:
         return [1.0] * len(names)
@@ -225,7 +229,7 @@ def _weights(ratio: Mapping[str, float] | None) -> list[float]:
     plain = all(isinstance(w, (int, float)) and math.isfinite(w) and w >= 0 for w in weights)
     if unknown or not plain or not any(weights):
         raise UserError(
-            f"data.ratio gives weights of at least 0 to {', '.join(names)}, not all 0, got {dict(ratio)}. "
+            f"data.ratio must hold weights >= 0, not all 0, of {', '.join(names)}, got {dict(ratio)}. "
             "Try data.ratio.shape=2."
         )
     return [float(w) for w in weights]

@@ -1,4 +1,4 @@
-"""Stacked digits: three grey images as the channels of one, a thousand modes that a classifier can count."""
+"""Stacked digits: three grey images as the channels of one image, with 1,000 modes that a classifier can count."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 from genlab.data.module import SPLITS, ArrayData
 from genlab.data.store import ArrayStore
-from genlab.data.stream import stable_seed
 from genlab.errors import UserError
+from genlab.seeding import stable_seed
 
 CHANNELS = 3
 HELD_OUT = {"val": 10_000, "test": 26_000}  # stacks; the papers judge 26,000 samples
@@ -20,20 +20,20 @@ HELD_OUT = {"val": 10_000, "test": 26_000}  # stacks; the papers judge 26,000 sa
 class StackedDigits(ArrayData):
     """Three images of a labelled grey set, drawn with replacement, as the red, green and blue of one image.
 
-    "Stacked MNIST" where the grey set is MNIST; Srivastava et al. (2017), "VEEGAN", section 5.1. With ten classes there
-    are 1,000 modes, the triples of classes; the label is 100 r + 10 g + b. The stacks of a split are of images of that
-    split of the grey set, and the same in every run.
+    "Stacked MNIST" if the grey set is MNIST; Srivastava et al. (2017), "VEEGAN", section 5.1. Ten classes give 1,000
+    modes, the triples of classes; the label is 100 r + 10 g + b. A split is stacked from the images of the same split
+    of the grey set, with the same draws in every run.
 
     Args:
-        source: Which of `sources`.
-        sources: What builds each grey set, from the arguments of a data set.
+        source: The grey set, a key of `sources`.
+        sources: Constructors of the grey sets by name.
         num_train: Stacks for training; 128,000 in the papers.
-        labels: Whether batches carry the triple, 0..999.
+        labels: Whether batches contain the triple as a label, 0..999.
 
-    All else as for `ArrayData`; `root` and `download` are the grey set's.
+    The other arguments are those of `ArrayData`; `root` and `download` apply to the grey set.
 
     Raises:
-        UserError: If there is no such source, or it has no labels.
+        UserError: If the source is unknown or has no labels.
     """
 
     name = "stacked"
@@ -92,7 +92,7 @@ class StackedDigits(ArrayData):
 
     @property
     def grey(self) -> ArrayData:
-        """The grey set, at the same size: its classifier tells the modes."""
+        """The grey set, at the same size; its classifier identifies the modes."""
         return self._grey
 
     def _load(self, download: bool) -> dict[str, ArrayStore]:
@@ -110,5 +110,5 @@ class StackedDigits(ArrayData):
                 for part in torch.arange(n).split(8192):
                     x[part, channel] = store.gather(chosen[part])[:, 0]
                 y = 10 * y + store.y[chosen]
-            stores[split] = ArrayStore(x, y)
+            stores[split] = ArrayStore({"x": x, "y": y})
         return stores

@@ -1,8 +1,7 @@
-"""One array store for all data sets: decoded once to uint8 at the training size, then only indexed.
+"""The array store of all data sets: images are decoded once to uint8 at the training size, then only indexed.
 
-What was decoded is kept on disk under a key made of the files' names, sizes and times, so that the second run of any
-configuration starts at once. An array that is large beside the free memory stays there and is read through a memory
-map.
+Decoded arrays are kept on disk under a key made of the files' names, sizes and times, so that the second run of a
+configuration starts at once. An array that is large relative to the free memory is read through a memory map.
 """
 
 from __future__ import annotations
@@ -13,18 +12,21 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from genlab.data.decode import ImageEntry, decode_all, default_workers, fit_image, for_each
+from genlab.batch import Column
+from genlab.data.columns import Ragged, Rows, Stored, array_digest
+from genlab.data.decode import ImageEntry, decode_all, default_workers, for_each
 from genlab.errors import UserError
+from genlab.fields.decoding import fit_image
 from genlab.files import cache_dir as genlab_cache
 from genlab.files import write_text
 
@@ -35,100 +37,109 @@ except ImportError:  # Windows
 
 log = logging.getLogger("genlab")
 
-_COPY_LIMIT = 256 * 2**20  # bytes; a smaller subset is copied out, a larger one indexes its parent
 _NO_LOCKS = -1  # in place of a file descriptor
-_FORMAT = "genlab-array-1"  # part of every key: change it whenever decoding changes
+_FORMAT = "genlab-array-1"  # part of every key; change it whenever the decoding changes
 
 
 class ArrayStore:
-    """Samples and labels that are only ever indexed.
+    """The columns of one split, read by index.
 
     Args:
-        x: Samples, uint8 [R, C, H, W] (images) or float32 [R, D] (points); may be a memory map.
-        y: Labels [N] int64, -1 = missing; None without labels.
-        index: Which rows of `x` are this store's samples, [N] int64; None for all, in order.
-        digest: Hash of the bytes of `x` where it is known already, so that `fingerprint` need not read them.
-        factor: Known factors of variation [N, F] float32; None where they are not known.
+        columns: By name, N values each; tensors [N, ...] or stored columns. `x` are the samples: uint8 images
+            [N, C, H, W], float32 points [N, D], or what else their field says; `y` labels [N] int64, -1 = missing;
+            `factor` known factors of variation [N, F] float32.
+
+    Raises:
+        ValueError: If the columns are not equally long, or labels or factors have another type or shape.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        y: Tensor | None = None,
-        index: Tensor | None = None,
-        digest: str | None = None,
-        factor: Tensor | None = None,
-    ) -> None:
-        if x.dtype not in (torch.uint8, torch.float32):
-            raise ValueError(f"A store holds uint8 images or float32 points, got {x.dtype}.")
-        size = len(x) if index is None else len(index)
-        if y is not None and (y.dtype != torch.int64 or y.shape != (size,)):
-            raise ValueError(f"Labels must be int64 of shape [{size}], got {y.dtype} {list(y.shape)}.")
-        if factor is not None and (factor.dtype != torch.float32 or factor.dim() != 2 or len(factor) != size):
-            raise ValueError(f"Factors must be float32 of shape [{size}, F], got {factor.dtype} {list(factor.shape)}.")
-        self.x, self.y, self.index, self.factor = x, y, index, factor
-        self._digest = digest
+    def __init__(self, columns: Mapping[str, Tensor | Stored]) -> None:
+        self.columns: dict[str, Stored] = {n: Rows(c) if isinstance(c, Tensor) else c for n, c in columns.items()}
+        lengths = {name: len(column) for name, column in self.columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"All columns of a store must be equally long, got {lengths}.")
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
-        return len(self.x) if self.index is None else len(self.index)
+        return len(self.columns["x"])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return tuple(self.x.shape[1:])
+        """Shape of one sample; of one step where samples are sequences."""
+        column = self.columns["x"]
+        assert isinstance(column, (Rows, Ragged))
+        return column.shape
+
+    @property
+    def index(self) -> Tensor | None:
+        """Rows of the samples' array that are this store's, [N] int64; None: all, in order."""
+        column = self.columns["x"]
+        return column.index if isinstance(column, Rows) else None
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the samples of this store take (not those of the array that it may index)."""
-        return len(self) * self.x[:1].numel() * self.x.element_size()
+        """Bytes of this store's columns, without the other rows of an indexed array."""
+        return sum(column.nbytes for column in self.columns.values())
 
-    def gather(self, idx: Tensor) -> Tensor:
-        """Samples at the positions `idx` [N], in the store's own type; always a copy."""
-        return self.x.index_select(0, idx if self.index is None else self.index.index_select(0, idx))
+    @property
+    def device(self) -> torch.device:
+        """The device of the columns, and of the positions that they are asked for."""
+        return self.columns["x"].device
 
-    def labels(self, idx: Tensor) -> Tensor | None:
-        """Labels at the positions `idx` [N], None without labels."""
-        return None if self.y is None else self.y.index_select(0, idx)
+    @property
+    def y(self) -> Tensor | None:
+        """All labels [N]; None without labels."""
+        return self.values("y") if "y" in self else None
 
-    def factors(self, idx: Tensor) -> Tensor | None:
-        """Known factors [N, F] at the positions `idx` [N], None where they are not known."""
-        return None if self.factor is None else self.factor.index_select(0, idx)
+    def values(self, name: str) -> Tensor:
+        """All values of a column [N, ...], in the type of the store."""
+        column = self.columns[name]
+        assert isinstance(column, Rows)
+        return column.values
+
+    def gather(self, idx: Tensor, name: str = "x") -> Tensor:
+        """A copy of a column's values at the positions `idx` [n], in the type of the store."""
+        return cast(Tensor, self.columns[name].gather(idx))
+
+    def rows(self, idx: Tensor, whole: Tensor | None = None) -> dict[str, Column]:
+        """A copy of all columns at the positions `idx` [n], in the types of the store.
+
+        Args:
+            idx: Positions.
+            whole: The positions of all processes, so that sequences are padded to the longest of any; `idx` if None.
+        """
+        found: dict[str, Column] = {}
+        for name, column in self.columns.items():
+            steps = None if whole is None or not isinstance(column, Ragged) else int(column.lengths[whole].max())
+            found[name] = column.gather(idx) if steps is None else cast(Ragged, column).gather(idx, steps)
+        return found
 
     def subset(self, idx: Tensor) -> ArrayStore:
-        """The store of the samples at `idx`: a copy when small, else a view of the same array."""
-        y, factor = self.labels(idx), self.factors(idx)
-        rows = idx if self.index is None else self.index.index_select(0, idx)
-        if len(idx) * self.x[:1].numel() * self.x.element_size() <= _COPY_LIMIT:
-            return ArrayStore(self.x.index_select(0, rows), y, factor=factor)
-        return ArrayStore(self.x, y, rows, self._array_digest(), factor)
+        """A store of the rows at `idx`: a copy if small, else an index into the same arrays."""
+        return ArrayStore({name: column.subset(idx) for name, column in self.columns.items()})
 
-    def with_labels(self, y: Tensor | None) -> ArrayStore:
-        """The same samples with the labels `y` [N], or with none."""
-        return ArrayStore(self.x, y, self.index, self._digest, self.factor)
+    def with_column(self, name: str, values: Tensor | Stored | None) -> ArrayStore:
+        """The same rows with a column added or replaced, or without it (None)."""
+        rest = {n: column for n, column in self.columns.items() if n != name}
+        return ArrayStore(rest if values is None else {**rest, name: values})
 
     def to(self, device: torch.device | str) -> ArrayStore:
-        """A resident copy on `device`, holding the samples of this store only."""
-        x = self.x if self.index is None else self.x.index_select(0, self.index)
-        y, factor = (None if t is None else t.to(device) for t in (self.y, self.factor))
-        return ArrayStore(x.to(device), y, factor=factor)
+        """A copy of this store's rows on `device`."""
+        return ArrayStore({name: column.to(device) for name, column in self.columns.items()})
 
     def fingerprint(self) -> str:
-        """Hash of the content (samples, their order and labels), the same on every machine; computed once."""
+        """Hash of all columns and the order of their rows; the same on every machine, computed once."""
         if self._fingerprint is None:
-            parts = [self._array_digest().encode()]
-            parts += [t.numpy().tobytes() for t in (self.index, self.y, self.factor) if t is not None]
-            self._fingerprint = digest(*parts)
+            parts = [[name.encode(), *self.columns[name].parts()] for name in sorted(self.columns)]
+            self._fingerprint = digest(*sum(parts, []))
         return self._fingerprint
-
-    def _array_digest(self) -> str:
-        if self._digest is None:
-            self._digest = array_digest(self.x.numpy())
-        return self._digest
 
 
 def digest(*parts: bytes) -> str:
-    """Short hash (16 hex digits) of some bytes; the lengths count, so that parts cannot flow into each other."""
+    """Short hash (16 hex digits) of some byte strings and of their lengths, so that moving a boundary changes it."""
     h = hashlib.blake2b(digest_size=8)
     for part in parts:
         h.update(len(part).to_bytes(8, "little"))
@@ -136,22 +147,13 @@ def digest(*parts: bytes) -> str:
     return h.hexdigest()
 
 
-def array_digest(array: np.ndarray) -> str:
-    """Hash of an array's type, shape and bytes, read in slices (it may be a memory map)."""
-    h = hashlib.blake2b(f"{array.dtype.str}{array.shape}".encode(), digest_size=16)
-    rows = max(1, 2**24 // max(1, array[:1].nbytes))
-    for start in range(0, len(array), rows):
-        h.update(np.ascontiguousarray(array[start : start + rows]).data)
-    return h.hexdigest()
-
-
 def default_memory_limit() -> int:
-    """Bytes that one set of samples may take in memory: a quarter of what is free, shared by a machine's processes."""
+    """Bytes of memory for one set of samples: a quarter of the free memory, divided by the machine's processes."""
     return free_memory() // 4 // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def free_memory() -> int:
-    """Bytes that this process can still allocate, within the limits of its container; 16 GiB where nobody says."""
+    """Bytes that this process can still allocate, within the limits of its container; 16 GiB if unknown."""
     found = []
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
@@ -173,7 +175,7 @@ def _lines(path: str) -> list[str]:
 
 
 def default_cache_dir() -> Path:
-    """Where prepared arrays are kept: $GENLAB_CACHE/data or ~/.cache/genlab/data."""
+    """Folder of prepared arrays: $GENLAB_CACHE/data or ~/.cache/genlab/data."""
     return genlab_cache() / "data"
 
 
@@ -191,15 +193,15 @@ def cached_array(
 
     Args:
         key: Name of the array in the cache; must determine its content.
-        shape: Its shape.
-        fill: Writes the content into an array of zeros and returns a note (JSON) to be kept with it. What it raises
-            passes through, and then nothing is kept.
-        cache_dir: Folder of the cache, `default_cache_dir()` unless given.
-        memory_limit: A larger array (bytes) is never held in memory: it is written and read through a memory map.
-            `default_memory_limit()` unless given.
+        shape: Shape of the array.
+        fill: Writes the content into an array of zeros and returns a note (JSON) that is kept with it. If it raises,
+            the exception is passed on and nothing is kept.
+        cache_dir: Folder of the cache; None: `default_cache_dir()`.
+        memory_limit: Bytes; a larger array is never held in memory, but written and read through a memory map. None:
+            `default_memory_limit()`.
 
     Returns:
-        The array and its note, which also holds `digest`, the hash of the array's content.
+        The array, and the note with a further key `digest`, the hash of the array's content.
 
     Raises:
         UserError: If the array fits neither into memory nor into the cache folder.
@@ -219,13 +221,13 @@ def cached_array(
 def _read_kept(
     folder: Path, key: str, shape: tuple[int, ...], in_memory: bool
 ) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """The array from the cache, None if it is not there or not whole."""
+    """The array from the cache and its note; None if it is missing or damaged."""
     path, note_path = folder / f"{key}.npy", folder / f"{key}.json"
     if not (path.is_file() and note_path.is_file()):
         return None
     try:
         note = json.loads(note_path.read_text())
-        # Mode "c": pages are shared and read on demand, and a write could never reach the file.
+        # Mode "c": pages are shared and read on demand, and writes never change the file.
         array = np.load(path, mmap_mode=None if in_memory else "c", allow_pickle=False)
         if array.shape == shape and array.dtype == np.uint8:
             return array, note
@@ -238,7 +240,7 @@ def _read_kept(
 def _make(
     folder: Path, key: str, shape: tuple[int, ...], in_memory: bool, fill: Callable[[np.ndarray], dict[str, Any]]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Compute an array and put it into the cache, whole or not at all."""
+    """Computes an array and writes it to the cache, complete or not at all."""
     path = folder / f"{key}.npy"
     nbytes = int(np.prod(shape, dtype=np.int64))
     temporary: Path | None = None
@@ -279,7 +281,7 @@ def _make(
                         file.flush()
                         os.fsync(file.fileno())
                 write_text(folder / f"{key}.json", json.dumps(note))
-                os.replace(temporary, path)  # last: the array's presence says that both are whole
+                os.replace(temporary, path)  # last, so that an existing array means that both files are complete
             except OSError as error:
                 if not in_memory:
                     raise
@@ -294,10 +296,10 @@ def _make(
 
 @contextmanager
 def _preparing(folder: Path, key: str) -> Iterator[bool]:
-    """Only one process at a time makes the array `key`; yields whether another one was waited for.
+    """Lets one process at a time make the array `key`; yields whether it waited for another process.
 
-    The kernel lets go of the lock when its holder ends, however it ends. Where a folder knows no locks, two processes
-    may do the same work; the last one's result stays.
+    The kernel releases the lock when its holder ends, even when killed. On a file system without locks two processes
+    may do the same work; the later result is kept.
     """
     file = _lock(folder, key, wait=False)
     waited = file is None
@@ -313,7 +315,7 @@ def _preparing(folder: Path, key: str) -> Iterator[bool]:
 
 
 def _lock(folder: Path, key: str, wait: bool) -> int | None:
-    """A file descriptor with the lock of `key`; None if another process has it, `_NO_LOCKS` if none can be had."""
+    """A file descriptor with the lock of `key`; None if another process holds it, `_NO_LOCKS` if locks are missing."""
     if fcntl is None:
         return _NO_LOCKS
     path = folder / f".{key}.lock"
@@ -327,7 +329,7 @@ def _lock(folder: Path, key: str, wait: bool) -> int | None:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.path.samestat(os.fstat(file), os.stat(path)):
                 return file
-        except FileNotFoundError:  # the last holder took the file away: lock a new one
+        except FileNotFoundError:  # the last holder deleted the file: lock a new one
             pass
         except OSError as error:
             os.close(file)
@@ -337,24 +339,24 @@ def _lock(folder: Path, key: str, wait: bool) -> int | None:
 
 def _unlock(file: int | None, folder: Path, key: str) -> None:
     if file is not None and file != _NO_LOCKS:
-        (folder / f".{key}.lock").unlink(missing_ok=True)  # before it is let go, so that nobody locks a nameless file
+        (folder / f".{key}.lock").unlink(missing_ok=True)  # before the release, so that nobody locks a deleted file
         os.close(file)
 
 
 def _remove_leftovers(folder: Path, key: str) -> None:
-    """Delete what killed preparations have left behind; it may be large, and nobody sees it."""
+    """Deletes the temporary files of killed preparations, which are hidden and may be large."""
     for path in folder.glob(".*.tmp"):
         other = path.name.split(".")[1]
         file = None if other == key else _lock(folder, other, wait=False)
-        if other == key or file not in (None, _NO_LOCKS):  # the lock of `key` is ours already
+        if other == key or file not in (None, _NO_LOCKS):  # this process holds the lock of `key` already
             path.unlink(missing_ok=True)
         _unlock(file, folder, other)
 
 
 def _claim(path: Path, shape: tuple[int, ...]) -> None:
-    """An .npy file of zeros whose blocks are all there.
+    """Writes an .npy file of zeros with all its disk blocks allocated.
 
-    A sparse one would kill the process without a message when the disk fills up under the memory map.
+    With a sparse file, a full disk would kill the process without a message on a write to the memory map.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     nbytes = int(np.prod(shape, dtype=np.int64))
@@ -381,26 +383,26 @@ def prepare_images(
     skip_broken: bool = False,
     memory_limit: int | None = None,
 ) -> ArrayStore:
-    """Decode images once, at the training size.
+    """Decodes images once, at the training size.
 
-    Each is cropped around its centre to the aspect ratio of `size` and resized (Lanczos).
+    Each image is cropped around its centre to the aspect ratio of `size` and resized (Lanczos).
 
     Args:
         entries: The images, in the order of the store.
         size: Height and width in pixels.
         channels: 1 (grey) or 3 (RGB).
-        cache_dir: Folder of the cache, `default_cache_dir()` unless given.
-        key: Anything else that the result depends on.
-        workers: Threads or processes, `default_workers()` unless given.
-        skip_broken: Leave unreadable images out instead of refusing the set.
-        memory_limit: A larger result (bytes) is a memory map; `default_memory_limit()` unless given.
+        cache_dir: Folder of the cache; None: `default_cache_dir()`.
+        key: Further text for the cache key, for anything else that the result depends on.
+        workers: Threads or processes; None: `default_workers()`.
+        skip_broken: Leave out unreadable images instead of raising.
+        memory_limit: Bytes; a larger result is a memory map. None: `default_memory_limit()`.
 
     Returns:
-        The store of the readable images (its `index` names their positions in `entries` where some were left out),
-        with the entries' labels, or without labels if no entry has one.
+        The store of the readable images, with the entries' labels, or without labels if no entry has one. If images
+        were left out, its `index` holds the positions of the others in `entries`.
 
     Raises:
-        UserError: If there is no image, or if some cannot be read (all of them are found before that is said).
+        UserError: If there is no image, or if images cannot be read; the message counts all of them.
     """
     if not entries:
         raise UserError("There are no images to prepare; set data.root to a folder or zip that holds some.")
@@ -427,26 +429,27 @@ def prepare_images(
             raise UserError(f"None of the {len(entries)} images can be read, e.g. {broken[0][1]}: {broken[0][2]}")
         index = keep.nonzero().squeeze(1)
         labels = labels[index]
-    return ArrayStore(torch.from_numpy(array), labels if (labels >= 0).any() else None, index, note["digest"])
+    store = ArrayStore({"x": Rows(torch.from_numpy(array), index, note["digest"])})
+    return store.with_column("y", labels) if (labels >= 0).any() else store
 
 
 def resize_images(
     images: np.ndarray, size: tuple[int, int], channels: int, workers: int | None = None, cache_dir: Path | None = None
 ) -> ArrayStore:
-    """Images that are decoded already, brought to the training size as `prepare_images` does it.
+    """Crops and resizes decoded images to the training size, as `prepare_images` does.
 
     Args:
         images: uint8 [N, C, H, W] with C = 1 or 3.
         size: Height and width in pixels.
         channels: 1 or 3.
-        workers: Threads, `default_workers()` unless given.
-        cache_dir: Folder of the cache, `default_cache_dir()` unless given.
+        workers: Threads; None: `default_workers()`.
+        cache_dir: Folder of the cache; None: `default_cache_dir()`.
 
     Returns:
-        A store without labels; of the images themselves where they have the size already.
+        A store without labels; images that have the size already are used as they are.
     """
     if images.shape[1:] == (channels, *size):
-        return ArrayStore(torch.from_numpy(np.ascontiguousarray(images)))
+        return ArrayStore({"x": torch.from_numpy(np.ascontiguousarray(images))})
 
     def fill(array: np.ndarray) -> dict[str, Any]:
         def one(position: int) -> None:
@@ -459,7 +462,7 @@ def resize_images(
 
     key = digest(f"{_FORMAT}/{size[0]}x{size[1]}x{channels}".encode(), array_digest(images).encode())
     array, note = cached_array(key, (len(images), channels, *size), fill, cache_dir)
-    return ArrayStore(torch.from_numpy(array), digest=note["digest"])
+    return ArrayStore({"x": Rows(torch.from_numpy(array), digest=note["digest"])})
 
 
 def _broken_error(broken: Sequence[Sequence[Any]], total: int) -> UserError:

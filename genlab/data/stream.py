@@ -1,49 +1,40 @@
-"""Batches as pure functions of their number, so that a run can resume at any of them.
+"""Batches as pure functions of their number, so that a run can resume at any batch.
 
-No worker processes and no PIL: a batch is an index, a copy, a normalisation to [-1, 1] and a flip, on the device where
-the data fits there.
+A batch needs no worker process and no PIL: it is an index, a copy, a normalisation to [-1, 1] and a flip, done on the
+device if the data fit there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from genlab.data.spec import Batch, DataSpec
+from genlab.batch import Batch, Column, Seq
+from genlab.data.derive import Derivation, derived
+from genlab.data.spec import DataSpec
 from genlab.data.store import ArrayStore
 from genlab.errors import UserError
-from genlab.seeding import fixed_choice
+from genlab.fields.base import Field
+from genlab.seeding import fixed_choice, stable_seed
 
-_RESIDENT = 2 * 2**30  # bytes of samples that an accelerator keeps if it does not say how much it has
-
-
-def stable_seed(*parts: int | str) -> int:
-    """A seed in [0, 2^63) from some numbers and names, the same in every process, version and machine."""
-    h = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8)
-    return int.from_bytes(h.digest(), "little") >> 1
-
-
-def normalise(x: Tensor) -> Tensor:
-    """uint8 images to float32 in [-1, 1] (0 and 255 are reached exactly); floats (points) stay as they are."""
-    return x.float().div_(127.5).sub_(1.0) if x.dtype == torch.uint8 else x
+_RESIDENT = 2 * 2**30  # bytes of samples kept on an accelerator that does not report its free memory
 
 
 def binarise(x: Tensor, generator: torch.Generator) -> Tensor:
-    """uint8 images to {0, 255}: each pixel is 255 with probability value / 255."""
+    """uint8 images with pixels in {0, 255}: each pixel becomes 255 with probability value / 255."""
     return _threshold(x, torch.rand(x.shape, generator=generator, device=x.device))
 
 
 def _threshold(x: Tensor, uniform: Tensor) -> Tensor:
-    return (uniform.mul_(255.0) < x).to(torch.uint8).mul_(255)  # uniform < 1: value 255 always, 0 never
+    return (uniform.mul_(255.0) < x).to(torch.uint8).mul_(255)  # uniform < 1: 255 always stays 255, 0 always 0
 
 
 def resident_limit(device: torch.device) -> int:
-    """Bytes of samples that a device may keep: a quarter of its free memory, the rest is for training."""
+    """Bytes of samples that may be kept on a device: a quarter of its free memory."""
     if device.type != "cuda":
         return _RESIDENT
     free, _ = torch.cuda.mem_get_info(device)
@@ -53,28 +44,28 @@ def resident_limit(device: torch.device) -> int:
 class Stream:
     """Endless, exactly resumable training batches.
 
-    Batch `i` is a pure function of (seed, name, i): samples come in the order of one random permutation per epoch, one
-    permutation after the other without gaps, and batch `i` takes the positions [i B n, (i + 1) B n). Two processes get
-    the two halves of each of the n chunks that one process would get, flips and binarisation included. The global
-    random state is neither read nor moved.
+    Batch `i` is a pure function of (seed, name, i). The samples are ordered by one random permutation per epoch, the
+    permutations follow each other without gaps, and batch `i` takes the positions [i B n, (i + 1) B n). With two
+    processes, each gets one half of each of the n chunks that a single process would get, with the same flips and
+    binarisation. The global random state is neither read nor changed.
 
     Args:
         store: The samples.
-        spec: What they are.
+        spec: The facts about them.
         batch_size: B, samples per chunk over all processes.
         seed: Seed of order, flips and binarisation.
-        batches_per_step: n, chunks of fresh samples that one batch holds (n_critic needs several); or a function that
-            gives the n of batch number i, where it changes.
-        start: Number of the first batch of an iteration over the stream.
-        rank: This process.
+        batches_per_step: n, chunks of fresh samples per batch (n_critic needs several); if n varies, a function that
+            gives the n of batch number i.
+        start: Number of the first batch when the stream is iterated.
+        rank: Number of this process.
         world_size: Number of processes; must divide B.
-        device: Where batches go; the CPU unless given.
+        device: Device of the batches; None: the CPU.
         flip: Mirror each image left to right with probability 1/2.
         binarize: Draw each pixel anew from its grey value, as 0 or 255, in every batch.
-        name: Streams of different names (and one seed) have independent orders.
-        with_labels: Whether `Batch.y` is filled where the store has labels.
-        resident_bytes: A store of at most so many bytes is kept on a device that is not the CPU; `resident_limit` of
-            the device unless given.
+        name: Streams with one seed and different names have independent orders.
+        derive: Columns that are made of the others in each batch, by name, in this order.
+        resident_bytes: Largest store, in bytes, that is copied to a device other than the CPU; None:
+            `resident_limit` of the device.
 
     Raises:
         UserError: If the store is empty or `world_size` does not divide `batch_size`.
@@ -94,7 +85,7 @@ class Stream:
         flip: bool = False,
         binarize: bool = False,
         name: str = "train",
-        with_labels: bool = True,
+        derive: Mapping[str, Derivation] | None = None,
         resident_bytes: int | None = None,
     ) -> None:
         if len(store) == 0:
@@ -108,15 +99,17 @@ class Stream:
         self.batch_size, self.chunks = batch_size, Chunks(batches_per_step)
         self.seed, self.name, self.start = seed, name, start
         self.rank, self.world_size = rank, world_size
-        self.flip, self.binarize, self.with_labels = flip, binarize, with_labels
+        self.flip, self.binarize, self.derive = flip, binarize, dict(derive or {})
+        if flip:
+            check_mirrors(spec, store)
         self.device = torch.empty(0, device=device or "cpu").device  # "cuda" becomes "cuda:0"
         if self.device.type != "cpu":
             room = resident_limit(self.device) if resident_bytes is None else resident_bytes
             store = store.to(self.device) if store.nbytes <= room else store
         self.store = store
         self._size = len(store)
-        self._place = store.x.device  # of the samples, thus of the indices
-        self._order_rng = torch.Generator()  # on the CPU: one order on all devices
+        self._place = store.device  # of the positions too
+        self._order_rng = torch.Generator()  # on the CPU: the same order for all devices
         self._noise_rng = torch.Generator(self.device)
         self._orders: dict[int, Tensor] = {}
 
@@ -126,31 +119,33 @@ class Stream:
 
     def batch(self, i: int) -> Batch:
         """Batch number `i`: this process's share, [n B / world_size, ...], on the device."""
-        idx = self._share(self.indices(i))
-        x = self._to_device(self.store.gather(idx))
-        y = self.store.labels(idx) if self.with_labels else None
-        factor = self.store.factors(idx)
-        x = self._finished(i, x)
-        if self._place != self.device:
-            y, factor = (None if t is None else self._to_device(t) for t in (y, factor))
-            idx = self._to_device(idx)
-        return Batch(x, y, factor=factor, index=idx)
+        whole = self.indices(i)
+        idx = self._share(whole)
+        rows = {name: self._to_device(column) for name, column in self.store.rows(idx, whole).items()}
+        return self._finished(i, rows).with_column("index", cast(Tensor, self._to_device(idx)))
 
-    def _finished(self, i: int, x: Tensor) -> Tensor:
-        """Stored samples of batch `i` as the model sees them: binarised, mirrored, in [-1, 1]."""
-        if x.dtype == torch.uint8:
-            if self.binarize:
-                x = _threshold(x, self._draw("binarize", i, self.spec.shape))
-            if self.flip:
-                mirrored = self._draw("flip", i, ()) < 0.5
-                # Both versions one after the other, then a choice of rows: 7 times faster than torch.where on bytes.
-                rows = torch.arange(len(x), device=self.device) + mirrored * len(x)
-                x = torch.cat((x, x.flip(-1))).index_select(0, rows)
-            x = normalise(x)
-        return x
+    def _finished(self, i: int, rows: dict[str, Column]) -> Batch:
+        """Stored rows of batch `i` as input of the model: binarised, mirrored, normalised, with derived columns."""
+        if self.binarize:
+            rows["x"] = _threshold(cast(Tensor, rows["x"]), self._draw("binarize", i, self.spec.shape))
+        if self.flip:
+            mirrored = self._draw("flip", i, ()) < 0.5
+            places = torch.arange(len(mirrored), device=self.device) + mirrored * len(mirrored)
+            for name, column in rows.items():
+                values = column.values if isinstance(column, Seq) else column
+                other = self.spec.fields[name].mirror(values)
+                if other is values:
+                    continue
+                # Concatenating both versions and selecting rows is 7 times faster than torch.where on bytes.
+                chosen = torch.cat((values, other)).index_select(0, places)
+                rows[name] = Seq(chosen, column.length) if isinstance(column, Seq) else chosen
+        batch = Batch(normalised(self.spec, rows))
+        for name, derivation in self.derive.items():
+            batch = batch.with_column(name, derivation(batch, self._draws(f"derive {name}", i)))
+        return batch
 
     def indices(self, i: int) -> Tensor:
-        """Positions [n B] in the store that batch `i` takes over all processes, chunk by chunk."""
+        """Positions [n B] in the store of the samples of batch `i`, over all processes, chunk by chunk."""
         items = self.chunks.of(i) * self.batch_size
         epoch, offset = divmod(self.chunks.before(i) * self.batch_size, self._size)
         order = self._order(epoch)
@@ -165,9 +160,9 @@ class Stream:
         return torch.cat(parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: the position is the trainer's global step, given as `start`.
+        """Empty: the position is the trainer's global step, passed as `start`.
 
-        That the method exists tells Lightning that the loader can resume in the middle of an epoch.
+        Lightning needs the method to treat the loader as one that can resume in the middle of an epoch.
         """
         return {}
 
@@ -179,7 +174,7 @@ class Stream:
         if order is None:
             self._order_rng.manual_seed(stable_seed(self.seed, self.name, "order", epoch))
             order = torch.randperm(self._size, generator=self._order_rng).to(self._place)
-            if len(self._orders) == 2:  # a batch seldom spans more than two epochs
+            if len(self._orders) == 2:  # most batches span at most two epochs
                 del self._orders[next(iter(self._orders))]
             self._orders[epoch] = order
         return order
@@ -197,21 +192,28 @@ class Stream:
         items = self.chunks.of(i) * self.batch_size
         return self._share(torch.rand((items, *shape), generator=self._noise_rng, device=self.device))
 
-    def _to_device(self, t: Tensor) -> Tensor:
-        if t.device == self.device or self._place == self.device:
+    def _draws(self, purpose: str, i: int) -> Callable[..., Tensor]:
+        """A function `rand(*shape)` for `_draw`, new numbers in each call."""
+        calls = itertools.count()
+        return lambda *shape: self._draw(f"{purpose} {next(calls)}", i, shape)
+
+    def _to_device(self, t: Column) -> Column:
+        if self._place == self.device:
             return t
-        if self.device.type == "cuda":  # pinned, so that the copy runs beside the GPU's work
+        if isinstance(t, Seq):
+            return Seq(cast(Tensor, self._to_device(t.values)), cast(Tensor, self._to_device(t.length)))
+        if self.device.type == "cuda":  # pinned, so that the copy overlaps with the GPU's work
             return t.pin_memory().to(self.device, non_blocking=True)
         return t.to(self.device)
 
 
 class Chunks:
-    """How many chunks of fresh samples each batch of a stream holds, and how many came before it."""
+    """Numbers of chunks of fresh samples: in each batch of a stream, and in all batches before it."""
 
     def __init__(self, per_batch: int | Callable[[int], int]) -> None:
         self._fixed = per_batch if isinstance(per_batch, int) else None
         self._given = (lambda _: per_batch) if isinstance(per_batch, int) else per_batch
-        self._known = (0, 0)  # a batch, and the chunks before it: batches are asked for one after the other
+        self._known = (0, 0)  # number of the last batch asked for, and of the chunks before it; i mostly increases
 
     def of(self, i: int) -> int:
         """Chunks in batch `i`."""
@@ -227,25 +229,30 @@ class Chunks:
         return total
 
 
-class NamedStreams:
-    """Several streams side by side, for unpaired or part-labelled training: yields {name: Batch}.
+class MergedStreams:
+    """Several streams, each in an order of its own, as one: for unpaired or part-labelled data of several corpora.
+
+    The samples of the stream `a` are the column `a`, its labels `a.y`, and so on.
 
     Args:
-        streams: Streams by name; give each another `Stream.name`, so that their orders are independent.
+        streams: Streams by name; different `Stream.name` make their orders independent.
+
+    Raises:
+        ValueError: If there are none.
     """
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
         if not streams:
-            raise ValueError("NamedStreams needs at least one stream.")
+            raise ValueError("MergedStreams needs at least one stream.")
         self.streams = dict(streams)
 
-    def __iter__(self) -> Iterator[dict[str, Batch]]:
+    def __iter__(self) -> Iterator[Batch]:
         for batches in zip(*self.streams.values(), strict=True):  # endless
-            yield dict(zip(self.streams, batches, strict=True))
+            yield merged(dict(zip(self.streams, batches, strict=True)))
 
-    def batch(self, i: int) -> dict[str, Batch]:
-        """Batch number `i` of each stream."""
-        return {name: stream.batch(i) for name, stream in self.streams.items()}
+    def batch(self, i: int) -> Batch:
+        """Batch number `i` of all streams."""
+        return merged({name: stream.batch(i) for name, stream in self.streams.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Empty, as `Stream.state_dict`."""
@@ -255,30 +262,77 @@ class NamedStreams:
         """Nothing to load."""
 
 
+def merged(batches: Mapping[str, Batch]) -> Batch:
+    """One batch of several: x of batch `a` is the column `a`, y is `a.y`."""
+    columns = [(stream, name, c) for stream, batch in batches.items() for name, c in batch.columns.items()]
+    return Batch({stream if name == "x" else f"{stream}.{name}": c for stream, name, c in columns})
+
+
+def normalised(spec: DataSpec, rows: Mapping[str, Column]) -> dict[str, Column]:
+    """Stored columns as a model sees them; those without a field as they are."""
+    done: dict[str, Column] = {}
+    for name, column in rows.items():
+        field = spec.fields.get(name)
+        if field is None:
+            done[name] = column
+        elif isinstance(column, Seq):
+            done[name] = _normalised_sequences(field, column)
+        else:
+            done[name] = field.normalise(column)
+    return done
+
+
+def _normalised_sequences(field: Field, column: Seq) -> Seq:
+    """Normalised step by step; past the end they stay 0."""
+    n, steps = column.values.shape[:2]
+    values = field.normalise(column.values.flatten(0, 1)).unflatten(0, (n, steps))
+    mask = column.mask.view(n, steps, *[1] * (values.dim() - 2))
+    return Seq(values * mask.to(values.dtype), column.length)
+
+
+def check_mirrors(spec: DataSpec, store: ArrayStore) -> None:
+    """Refuses to mirror samples beside a column that would be wrong then.
+
+    Raises:
+        UserError: Names the column.
+    """
+    for name in store.columns:
+        if not spec.fields[name].mirrors:
+            raise UserError(
+                f"data.flip mirrors samples, and the column {name} of kind {spec.fields[name].kind} cannot be mirrored "
+                "with them. Try data.flip=false."
+            )
+
+
 class FixedBatches:
-    """The samples of a store once, in order: for metrics and validation. May be iterated again; has a length.
+    """The samples of a store once, in order, for metrics and validation. Has a length and can be iterated again.
 
     Args:
         store: The samples.
+        spec: The facts about them.
         batch_size: Samples per batch; the last may be smaller.
-        device: Where batches go.
-        limit: Only so many samples, those that `fixed_choice` says.
-        rank: This process; it takes the batches `rank`, `rank + world_size`, ...
+        device: Device of the batches.
+        limit: Number of samples, chosen by `fixed_choice`; None: all.
+        rank: Number of this process; it gets the batches `rank`, `rank + world_size`, ...
         world_size: Number of processes that share the batches.
+        derive: Columns that are made of the others, by name, in this order; random ones are drawn once and for all.
     """
 
     def __init__(
         self,
         store: ArrayStore,
+        spec: DataSpec,
         batch_size: int,
         device: torch.device | str | None = None,
         limit: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        derive: Mapping[str, Derivation] | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"A batch needs at least one sample, got batch_size={batch_size}.")
         self.store, self.batch_size, self.device = store, batch_size, torch.device(device or "cpu")
+        self.spec, self.derive = spec, dict(derive or {})
         self._rows = fixed_choice(len(store), len(store) if limit is None else limit)
         self._starts = range(rank * batch_size, len(self._rows), world_size * batch_size)
 
@@ -288,5 +342,5 @@ class FixedBatches:
     def __iter__(self) -> Iterator[Batch]:
         for start in self._starts:
             idx = self._rows[start : start + self.batch_size]
-            x = normalise(self.store.gather(idx).to(self.device))
-            yield Batch(x, self.store.labels(idx), factor=self.store.factors(idx), index=idx).to(self.device)
+            batch = Batch(normalised(self.spec, Batch(self.store.rows(idx)).to(self.device).columns))
+            yield derived(batch, self.derive, start).with_column("index", idx.to(self.device))

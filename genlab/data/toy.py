@@ -1,4 +1,4 @@
-"""Toy distributions, drawn from a fixed seed: nothing is read, nothing is downloaded."""
+"""Toy distributions, drawn from a fixed seed without any file or download."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from genlab.data.mixture import Mixture
 from genlab.data.module import ArrayData
 from genlab.data.store import ArrayStore
-from genlab.data.stream import stable_seed
+from genlab.seeding import stable_seed
 
 SIZES = {"train": 100_000, "val": 10_000, "test": 10_000}
 
@@ -20,7 +20,7 @@ SIZES = {"train": 100_000, "val": 10_000, "test": 10_000}
 class Toy(ArrayData):
     """Base of the toy distributions: 100,000 training points, 10,000 each for validation and test, or `sizes`.
 
-    The points are the same in every run: `data.seed` moves their order, not themselves.
+    The points are the same in every run; `data.seed` changes only their order.
     """
 
     kind: ClassVar[str] = "points"
@@ -30,12 +30,12 @@ class Toy(ArrayData):
 
     @property
     def centres(self) -> Tensor | None:
-        """Centres [K, D] of the modes; None where there are none."""
+        """Centres [K, D] of the modes; None without modes."""
         return None
 
     @property
     def modes(self) -> Mixture | None:
-        """The mixture; None where there is none."""
+        """The mixture of Gaussians; None without modes."""
         centres = self.centres
         return None if centres is None else Mixture(centres, self.std)
 
@@ -55,7 +55,8 @@ class Toy(ArrayData):
         for split, n in self.sizes.items():
             points, labels = self._draw(n, np.random.RandomState(stable_seed(self.name, split) % 2**32))
             y = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-            stores[split] = ArrayStore(torch.from_numpy(points.astype(np.float32, copy=False)), y)
+            store = ArrayStore({"x": torch.from_numpy(points.astype(np.float32, copy=False))})
+            stores[split] = store.with_column("y", y)
         return stores
 
 
@@ -94,15 +95,15 @@ class Grid(Toy):
 
 
 class HighDim(Toy):
-    """Ten Gaussians in 700 of 1,200 dimensions, each moved by another constant; the label is the Gaussian's number.
+    """Ten Gaussians in 700 of 1,200 dimensions, each with its own offset; the label is the Gaussian's number.
 
     The "1200-D" of Srivastava et al. (2017), "VEEGAN", section 5.1, with the constants of PacGAN's code (Lin et al.
-    2018): 700 coordinates are standard normal, the other 500 zero, and to all 1,200 the constant is added. 20,000
-    training points, of 100,000 there.
+    2018): 700 coordinates are standard normal, the other 500 are zero, and the Gaussian's constant is added to all
+    1,200. There are 20,000 training points instead of their 100,000.
 
-    A true sample lies about sqrt(700) = 26 from its centre, so that the papers' "10 standard deviations" would have no
-    true sample pass. Of high quality is here what lies no farther than a true sample's squared distance's mean and
-    three of its standard deviations: |x - c|^2 <= 700 + 3 sqrt(1400), which 99.7 % of true samples do.
+    A true sample lies about sqrt(700) = 26 from its centre, so no true sample lies within the papers' "10 standard
+    deviations". Here a sample is of high quality if |x - c|^2 <= 700 + 3 sqrt(1400), the mean of a true sample's
+    squared distance plus three of its standard deviations; 99.7 % of true samples are.
     """
 
     name = "highdim"
@@ -120,7 +121,7 @@ class HighDim(Toy):
 
     @property
     def modes(self) -> Mixture:
-        """The mixture, and the radius of high quality."""
+        """The mixture, with the radius above."""
         radius = math.sqrt(self.spread + 3 * math.sqrt(2 * self.spread))
         return Mixture(self.centres, self.std, radius, self.spread)
 
@@ -134,8 +135,9 @@ class HighDim(Toy):
 class SwissRoll(Toy):
     """A spiral in the plane without modes or labels, within about [-2, 2]^2.
 
-    (t cos t, t sin t) / 7.5 for t uniform in [1.5 pi, 4.5 pi], with noise of 0.25 before the division: scikit-learn's
-    roll seen from its side, as the toy code of Gulrajani et al. (2017), "Improved Training of Wasserstein GANs".
+    (t cos t, t sin t) / 7.5 for t uniform in [1.5 pi, 4.5 pi], with noise of standard deviation 0.25 added before the
+    division: two coordinates of scikit-learn's roll, as in the toy code of Gulrajani et al. (2017), "Improved Training
+    of Wasserstein GANs".
     """
 
     name = "swiss_roll"

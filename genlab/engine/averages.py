@@ -1,4 +1,4 @@
-"""Moving averages of weights: what they average, where they go, and when they stand in for the live ones."""
+"""Moving averages of weights: their updates, and their use in place of the live weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch.nn.utils.parametrize import is_parametrized
 from genlab.engine.loop import SWAPPING
 from genlab.errors import UserError
 
-POWER_ITERATIONS = 15  # that find the spectral norm of an averaged layer, from the vectors of its live twin
+POWER_ITERATIONS = 15  # for the spectral norm of an averaged layer, from the vectors of the live layer
 
 
 class Averaged(Protocol):
-    """A module that names the parts whose averages are kept."""
+    """A module that names its averaged parts."""
 
     ema_modules: tuple[str, ...]
 
     def get_submodule(self, target: str) -> nn.Module:
-        """As modules have it."""
+        """See `nn.Module`."""
         ...
 
 
@@ -32,15 +32,15 @@ class Averages:
     """The moving averages of some parts of a model.
 
     Attributes:
-        values: "generator.weight" -> its average; empty while there is none.
+        values: Averages by name, such as "generator.weight"; empty while there are none.
         settled: Whether the averages have replaced the live weights.
     """
 
     def __init__(self, model: Averaged) -> None:
-        """Keeps none yet.
+        """Starts without averages.
 
         Args:
-            model: Whose weights are averaged.
+            model: The model whose weights are averaged.
         """
         self.model = model
         self.values: dict[str, Tensor] = {}
@@ -51,7 +51,7 @@ class Averages:
         self._copied: list[tuple[Tensor, Tensor]] = []
 
     def sources(self) -> dict[str, Tensor]:
-        """The live tensors, by the names that their averages have."""
+        """The live tensors, by the names of their averages."""
         return {
             f"{name}.{key}": value
             for name in self.model.ema_modules
@@ -74,11 +74,11 @@ class Averages:
         self._copied = [(self.values[key], sources[key]) for key in sources if key not in averaged]
 
     def update(self, decay: float, done: int) -> None:
-        """Takes in the weights after an iteration.
+        """Updates the averages after an iteration.
 
         Args:
-            decay: Of the averages, in the end: early ones would remember the random start, so that it grows to this.
-            done: Iterations before it.
+            decay: Final decay of the averages. It grows to this value, so that early averages forget the random start.
+            done: Number of iterations before this one.
         """
         if not self.values:
             return
@@ -89,17 +89,17 @@ class Averages:
                 average.copy_(live)
 
     def apply(self, fn: Callable[[Tensor], Tensor], decay: float, device: torch.device) -> None:
-        """Takes the averages along wherever the weights go."""
+        """Applies a conversion of the weights, such as a change of device, to the averages."""
         if not self.values:
             return
         with torch.no_grad():
             self.values = {key: fn(average) for key, average in self.values.items()}
-        if self._live:  # paired already: the new tensors take the place of the old
+        if self._live:  # already paired: pair the new tensors
             self.start(decay, device)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Inside, the modules hold their averaged weights (nothing changes where no average is kept)."""
+        """Puts the averaged weights into the modules within the block; without averages nothing changes."""
         if not self.values:
             yield
             return
@@ -123,9 +123,12 @@ class Averages:
                 live.data, average.data = average.data, live.data
 
     def _fit_spectral_norms(self) -> list[tuple[Tensor, Tensor]]:
-        """Finds the singular vectors of the weights as they are now; gives the vectors and what they were before.
+        """Computes the singular vectors of spectral norm for the current weights.
 
-        Those of the live weights belong to other matrices than the averaged ones.
+        The vectors of the live weights do not belong to the averaged ones.
+
+        Returns:
+            The vectors' tensors, each with its earlier value.
         """
         before = []
         parts = [part for name in self.model.ema_modules for part in self.model.get_submodule(name).modules()]
@@ -134,9 +137,9 @@ class Averages:
             chains += cast(nn.ModuleDict, part.parametrizations).values()
         for chain in chains:
             if not hasattr(chain, "original"):
-                continue  # several tensors in place of one: no weight that spectral norm could stand on
+                continue  # several tensors in place of one: not spectral norm
             weight, training = chain.original.detach(), chain.training
-            chain.eval()  # in training mode spectral norm would go on from here, and a loaded model differ by a bit
+            chain.eval()  # in training mode spectral norm would iterate again, and a loaded model differ slightly
             for step in chain:
                 if isinstance(step, _SpectralNorm) and hasattr(step, "_u"):
                     before += [(step._u, step._u.clone()), (step._v, step._v.clone())]
@@ -147,9 +150,9 @@ class Averages:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Puts the averages, if there are any, in place of the live weights for good.
+        """Replaces the live weights by the averages for good, if there are any.
 
-        Such a model has nothing to swap when it is asked, so that several threads may ask it.
+        Inference then swaps no weights, so several threads may use the model at once.
         """
         if not self.values:
             return
@@ -160,10 +163,10 @@ class Averages:
         self.settled = True
 
     def load(self, values: dict[str, Tensor]) -> None:
-        """Puts averages from a checkpoint in place.
+        """Loads averages from a checkpoint.
 
         Raises:
-            UserError: If they do not belong to the model's averaged parts.
+            UserError: If their names are not those of the model's averaged tensors.
         """
         odd = sorted(self.sources().keys() ^ values.keys()) if values else []
         if odd:
@@ -173,10 +176,10 @@ class Averages:
 
 
 def averaged_names(module: nn.Module) -> set[str]:
-    """Names of the tensors in a module's state that a moving average averages; all others are copied.
+    """Names of the averaged tensors in a module's state; all others are copied.
 
-    These are its floating-point parameters, running statistics of norms, and buffers that a part lists in
-    its `averaged_buffers`. Any other buffer may be anything: the mean of spectral norm's unit vectors is none.
+    Averaged are floating-point parameters, running statistics of norms, and the buffers that a part lists in
+    `averaged_buffers`. A mean of other buffers may be invalid: that of spectral norm's unit vectors is no unit vector.
     """
     names = {name for name, value in module.named_parameters(remove_duplicate=False) if value.is_floating_point()}
     for prefix, part in module.named_modules(remove_duplicate=False):

@@ -8,10 +8,10 @@ from genlab.randomness import Drawing
 
 
 def compile_network(network: nn.Module) -> None:
-    """Compiles a network whole; where a part of it draws or follows a clock, the largest parts that do not.
+    """Compiles a network as a whole; if parts of it are `Drawing`, its largest parts without one.
 
-    Draws from a generator cannot be compiled, and a number that changes with the iteration, as the level of instance
-    noise does, is a constant of what was compiled: each iteration would compile anew.
+    Draws from a generator cannot be compiled. A number that changes with the iteration, such as the level of instance
+    noise, is a constant of the compiled code, so each iteration would compile again.
     """
     if not any(isinstance(part, Drawing) for part in network.modules()):
         network.compile(dynamic=False)

@@ -1,4 +1,4 @@
-"""Looks at a model, in training or not: eval mode, averaged weights, no gradients, and no trace left."""
+"""Inference, during training too: eval mode, averaged weights, no gradients; the state is restored afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Looked(Protocol):
 
     averages: Averages
     training: bool
-    differentiable: bool  # inside a look that lets gradients flow
+    differentiable: bool  # inside `inference(gradients=True)`
 
     def modules(self) -> Iterator[nn.Module]:
         """As modules have it."""
@@ -40,7 +40,7 @@ def inference(method: F) -> F:
     """Marks a capability (``sample``, ``encode``, ...): it runs in eval mode, without gradients, on the EMA weights.
 
     A method that takes ``rng`` and is called without one gets a generator seeded from torch's global stream, so that
-    `torch.manual_seed` governs it, and the stream of noise that training draws from is never touched.
+    `torch.manual_seed` controls it; the noise stream of training is not used.
     """
     names = list(inspect.signature(method).parameters)
     place = names.index("rng") - 1 if "rng" in names else None  # among the arguments after self
@@ -61,7 +61,7 @@ def inference(method: F) -> F:
 @contextmanager
 def looking(model: Looked, gradients: bool = False) -> Iterator[None]:
     """See `GenerativeModel.inference`."""
-    if model.differentiable:  # a capability, called inside `inference(gradients=True)`: all is as it should be
+    if model.differentiable:  # called inside `inference(gradients=True)`: all is set already
         yield
         return
     with SWAPPING if model.averages.values or model.training or gradients else contextlib.nullcontext():
@@ -75,7 +75,7 @@ def _looking(model: Looked, gradients: bool) -> Iterator[None]:
         module.training = False
     for parameter in learned:
         parameter.requires_grad_(False)
-    # This one, and first stages.
+    # The model itself, and its first stages.
     nested: list[Any] = [module for module, _ in modes if hasattr(module, "differentiable")]
     for each in nested:
         each.differentiable = gradients

@@ -1,4 +1,4 @@
-"""Lightning's loop, so that an iteration is an iteration, and the lock that keeps looks at a model out of it."""
+"""Lightning's loop with one step per iteration, and the lock between iterations and inference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 from pytorch_lightning.loops.optimization.manual import _ManualOptimization
 
-# One thread at a time looks at a model whose weights or modes must be swapped for it, and not within an iteration.
+# Held by an iteration, and by inference that must swap weights or modes: one thread at a time.
 SWAPPING = threading.RLock()
 
 
@@ -26,17 +26,17 @@ class Iterating(Protocol):
 class IterationLoop(_ManualOptimization):
     """Lightning's manual loop, but one `training_step` is one `global_step`, however many optimizers stepped in it.
 
-    Lightning counts every optimizer step (its issue 17958), so that `max_steps`, checkpoints and curves would mean
-    something else for each method. `test_models_base.py` guards this use of a private class.
+    Lightning counts every optimizer step (its issue 17958), so `max_steps`, checkpoints and curves would count
+    differently for each method. `test_models_base.py` guards this use of a private class.
     """
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """One iteration, which nobody else's look at the model may enter."""
+        """One iteration, under the lock."""
         with SWAPPING:
             return super().run(*args, **kwargs)
 
     def on_run_start(self) -> None:
-        """Leaves the optimizers' counting hooks silent."""
+        """Begins the iteration, without Lightning's hooks that count optimizer steps."""
         cast(Iterating, self.trainer.lightning_module).begin_iteration()
 
     def on_run_end(self) -> Any:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 class Noise:
-    """The stream that training draws from.
+    """The random stream of training.
 
     Attributes:
-        rng: Its generator, moved to the model's device when first drawn from there.
+        rng: Its generator; the first draw on another device replaces it by one with the same seed there.
         rank: Number of this process.
-        world: How many there are.
+        world: Number of processes.
     """
 
     def __init__(self) -> None:
@@ -39,15 +39,15 @@ class Noise:
     ) -> Tensor:
         """Draws [n, *shape] of `torch.randn` or `torch.rand`.
 
-        From the training's stream they are drawn for the global batch, and each process takes its slice.
+        The training stream draws for the global batch, and each process takes its slice.
 
         Args:
             draw: The function.
-            n: Draws of this process.
-            shape: Of each.
+            n: Number of draws of this process.
+            shape: Shape of each draw.
             rng: Another stream; draws from it are this process's own.
-            device: Where they are wanted.
-            dtype: Of the draws.
+            device: Device of the result.
+            dtype: Type of the result.
         """
         if rng is not None:
             return draw(n, *shape, generator=rng, device=rng.device, dtype=dtype).to(device)
@@ -81,7 +81,7 @@ def random_states(noise: torch.Generator) -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any], noise: torch.Generator) -> None:
-    """Takes back what `random_states` gave, as far as this machine has such devices."""
+    """Restores the result of `random_states`, except for devices that this machine lacks."""
     if states["noise_device"] == noise.device.type:
         noise.set_state(states["noise"].cpu())
     torch.set_rng_state(states["torch"].cpu())

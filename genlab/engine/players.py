@@ -23,6 +23,7 @@ class Game(Protocol):
     """The methods of a model that its players call."""
 
     settings: Settings
+    idle_optimizers: tuple[str, ...]
 
     def manual_backward(self, loss: Tensor) -> None:
         """Lightning's backward pass, which knows the precision."""
@@ -155,7 +156,7 @@ class Players:
 
     def use(self, factories: Mapping[str, OptimizerFactory | SchedulerFactory | None]) -> None:
         """See `GenerativeModel.use_optimizers`."""
-        method, known = type(self.game).__name__, set(self.keys.values())
+        method, known = type(self.game).__name__, {*self.keys.values(), *self.game.idle_optimizers}
         for key in factories:
             if key not in known | {_schedule_of(k) for k in known}:
                 raise UserError(f"model.{key} belongs to no player; {method} has {', '.join(sorted(known)) or 'none'}.")

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate that Lightning and torch do not have, and the types of what makes one."""
+"""Learning-rate schedules beyond torch's, and the types of the factories of optimizers and schedulers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 class WindowedPlateau(ReduceLROnPlateau):
-    """Lowers the learning rate when a recorded value has stopped falling, judged on its mean over a window.
+    """Lowers the learning rate when the mean of a recorded value over a window has stopped falling.
 
-    One value per iteration is too noisy to judge, and reading it would wait for the device every time; the sum stays
-    on the device and is read once per window. Both are part of the state, so that a resumed run decides alike.
+    Single values are too noisy, and reading each would wait for the device; the sum stays on the device and is read
+    once per window. Sum and count are part of the state, so that a resumed run decides alike.
     """
 
     def __init__(
@@ -28,9 +28,9 @@ class WindowedPlateau(ReduceLROnPlateau):
         Args:
             optimizer: The player's optimizer.
             monitor: Name of a value that the method records, `m_global` for BEGAN.
-            window: Iterations averaged per judgement.
-            factor: What the learning rate is multiplied by.
-            patience: Windows without improvement (of at least 1e-4, relative) that are waited for.
+            window: Iterations per mean.
+            factor: Factor on the learning rate.
+            patience: Number of windows without improvement (of at least 1e-4, relative) that are tolerated.
             min_lr: Floor of the learning rate.
         """
         super().__init__(optimizer, mode="min", factor=factor, patience=patience, min_lr=min_lr)
@@ -38,7 +38,7 @@ class WindowedPlateau(ReduceLROnPlateau):
         self.total, self.count = torch.zeros(()), 0
 
     def observe(self, value: Tensor, average: Callable[[Tensor], Tensor]) -> None:
-        """Takes in one iteration's value; `average` is the mean over processes."""
+        """Adds one iteration's value; `average` is the mean over processes."""
         self.total = self.total.to(value.device) + value.detach()
         self.count += 1
         if self.count == self.window:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# What a method takes that trains one generator against a discriminator's logits, with `shown` and `generator_loss`.
+# Tricks of a method that trains one generator against a discriminator's logits, with `shown` and `generator_loss`.
 ALL_TRICKS = (
     "historical_averaging",
     "virtual_batch_norm",
@@ -21,15 +21,15 @@ ALL_TRICKS = (
 class Speed:
     """Switches that make training faster and change its floating-point numbers; all off is exact mode.
 
-    The precision is Lightning's affair (`speed.precision` chooses its plugin). The idle player is always frozen.
+    The precision is set in Lightning (`speed.precision` chooses its plugin). Idle players are always frozen.
 
     Attributes:
-        reuse_fakes: The generator is trained on the fakes that the discriminator has just seen, where the algorithm
-            would draw others: one pass through the generator less.
-        channels_last: Images and convolutions keep their channels innermost, as the fast kernels want them.
-        fused: Optimizers step in one kernel, where theirs has one.
+        reuse_fakes: The generator is trained on the discriminator's last fakes instead of new ones, which saves one
+            forward pass of the generator.
+        channels_last: Images and convolutions keep their channels innermost, the layout of the fast kernels.
+        fused: Optimizers step in one kernel, if they have one.
         compile: Networks are compiled by `torch.compile`; second derivatives and all judging stay eager.
-        tf32: A GPU may multiply float32 in TF32, of 11 bits, where torch lets it: convolutions, unless told otherwise.
+        tf32: A GPU may multiply float32 in TF32 (11 bits) where torch allows it, by default in convolutions.
     """
 
     reuse_fakes: bool = False
@@ -47,9 +47,9 @@ class Tricks:
         historical_averaging: Weight of |theta - mean of its own past|^2 in each player's loss. Salimans et al. (2016),
             arXiv:1606.03498, section 3.3.
         feature_matching: The generator lowers the distance between the means of the discriminator's features on real
-            samples and on fakes, instead of its adversarial loss. The same, section 3.1.
+            samples and on fakes, instead of its adversarial loss. Same paper, section 3.1.
         replay: Share of the fakes shown to the discriminator that come from a buffer of earlier ones.
-        replay_size: How many fakes the buffer holds (over all processes together).
+        replay_size: Number of fakes in the buffer, over all processes.
     """
 
     historical_averaging: float = 0.0
@@ -65,10 +65,10 @@ class Settings:
     Attributes:
         seed: Seeds the noise of training (the same on every process) and the global streams (one per process).
         clip: Largest gradient norm of each player's update; None for no clipping. A player's own clip wins.
-        lr_scale: Factor on every player's learning rate, so that one number moves methods with different optimizers.
+        lr_scale: Factor on every player's learning rate, so that one number scales methods with different optimizers.
         ema_decay: Decay of the moving average per iteration, 0 for none (then the live weights are judged).
-        log_every_n_steps: Every how many iterations recorded values are written, and checked for NaN.
-        speed: What may be traded for speed.
+        log_every_n_steps: Interval in iterations at which recorded values are written, and checked for NaN.
+        speed: Speed switches.
         tricks: Stabilisers of adversarial training.
     """
 

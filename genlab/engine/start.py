@@ -1,4 +1,4 @@
-"""How a training starts: precision and order of the weights, the loop, the first look at the data, the streams."""
+"""The start of a training: format of the weights, the loop, initialisation from data, random streams."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from genlab.randomness import Drawing
 
 
 def set_up(model: Any) -> None:
-    """Brings a model's weights into the form that the run asks for, and takes over the counting of iterations."""
+    """Sets precision, memory format and compilation of a model, and installs `IterationLoop`."""
+    if getattr(model.trainer, "datamodule", None) is not None:
+        model.spec = model.trainer.datamodule.spec  # with the classes and names that were found in the files
     model.stream.rank, model.stream.world = model.trainer.global_rank, model.trainer.world_size
-    # Lightning does so only after it has read a checkpoint: float64 weights would be rounded to float32.
+    # Lightning converts only after it has read a checkpoint, which would round float64 weights to float32.
     model.trainer.precision_plugin.convert_module(model)
     if model.settings.speed.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -31,21 +33,21 @@ def set_up(model: Any) -> None:
 
 
 def begin(model: Any) -> None:
-    """Initialises from data, pairs the averages, and seeds every stream, unless a checkpoint brought them."""
+    """Initialises from data, starts the averages and seeds the random streams, unless a checkpoint sets them."""
     model.moves.take(model.optimizers())
     model.stream.rng = torch.Generator(model.device).manual_seed(model.settings.seed)
     if model.pending_states is None:
         pl.seed_everything(model.settings.seed + model.stream.rank, verbose=False)
     if not model.initialised:
         for network in model.children():
-            if isinstance(network, VirtuallyNormalised):  # of the latents that the method draws, the same always
+            if isinstance(network, VirtuallyNormalised):  # the method's own latents, the same in every run
                 rng = torch.Generator().manual_seed(0)
                 network.set_reference(model.noise(network.reference_size, rng))
         datamodule = getattr(model.trainer, "datamodule", None)
         if datamodule is not None:
             with torch.no_grad():
                 batches = cast(Any, datamodule).first_batches()
-                convert = model.trainer.precision_plugin.convert_input  # to float64 where the weights are
+                convert = model.trainer.precision_plugin.convert_input  # to float64 if the weights are
                 model.initialise(convert(b.to(model.device)) for b in batches)
         model.initialised.fill_(True)
         if model.stream.world > 1:

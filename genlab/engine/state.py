@@ -9,20 +9,24 @@ import torch
 from genlab.engine.noise import random_states
 from genlab.errors import UserError
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2  # the facts about the data are those of columns
 
 
 def checkpoint_section(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Genlab's own section of a checkpoint.
 
     Raises:
-        UserError: If there is none, or its format is newer than this version reads.
+        UserError: If there is none, or its format is another than this version's.
     """
     section = checkpoint.get("genlab") if isinstance(checkpoint, dict) else None
     if not isinstance(section, dict) or not {"format", "config", "ema", "random"} <= section.keys():
         raise UserError("This checkpoint was not written by genlab: it has no complete section 'genlab'.")
-    if section["format"] > CHECKPOINT_FORMAT:
-        raise UserError(f"This checkpoint has format {section['format']}; this genlab reads up to {CHECKPOINT_FORMAT}.")
+    if section["format"] != CHECKPOINT_FORMAT:
+        age = "an earlier" if section["format"] < CHECKPOINT_FORMAT else "a later"
+        raise UserError(
+            f"This checkpoint has format {section['format']}, of {age} genlab; this one reads format "
+            f"{CHECKPOINT_FORMAT}. Use that version, or train again."
+        )
     return section
 
 
@@ -43,7 +47,7 @@ def save(model: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def load(model: Any, checkpoint: dict[str, Any]) -> None:
-    """Takes the section back; random states come into force with the first iteration."""
+    """Restores the section; random states take effect at the first iteration."""
     section = checkpoint_section(checkpoint)
     model.averages.load(section["ema"])
     model.pending_states = section["random"]

@@ -1,4 +1,4 @@
-"""The watch for NaN and Inf: what is noted stays on the device and is read every so many iterations."""
+"""Checks for NaN and Inf: noted values stay on the device and are read at intervals."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from torch import Tensor, nn
 
 from genlab.errors import NotFinite
 
-WATCHED_AT_MOST = 500  # iterations between two looks
+WATCHED_AT_MOST = 500  # iterations between two checks
 
 
 class Watch:
-    """Values of the iterations since the last look, and what they recorded.
+    """Noted and recorded values of the iterations since the last check.
 
     Attributes:
-        recorded: Values of this iteration, by the names of the curves.
-        logging: Whether they are written at its end.
+        recorded: Recorded values of this iteration, by the names of their curves.
+        logging: Whether they are written at the end of the iteration.
     """
 
     def __init__(self) -> None:
-        """Nothing seen yet."""
+        """Starts empty."""
         self.recorded: dict[str, Tensor | float] = {}
         self.logging = False
         self.done = 0  # iterations before this one
-        self._watched: list[tuple[int, str, str, Tensor]] = []  # iteration, player, what of it, value
-        self._history: dict[int, dict[str, Tensor | float]] = {}  # recorded values of the iterations watched
+        self._watched: list[tuple[int, str, str, Tensor]] = []  # iteration, player, "loss" or "gradient", value
+        self._history: dict[int, dict[str, Tensor | float]] = {}  # recorded values by iteration
 
     def begin(self, done: int, logging: bool, average: Callable[[Tensor], Tensor]) -> None:
         """Opens an iteration.
 
         Args:
-            done: Iterations before it.
+            done: Number of iterations before it.
             logging: Whether its values are written.
-            average: The mean over processes, for the look that may be due.
+            average: The mean over processes, for a check that may be due.
 
         Raises:
             NotFinite: See `check`.
@@ -45,11 +45,11 @@ class Watch:
         self.recorded = self._history[done + 1] = {}
 
     def note(self, name: str, value: Tensor, what: str) -> None:
-        """Keeps a scalar until the next look: a player's loss, or 0 where its gradient is finite."""
+        """Keeps a scalar until the next check: a player's loss, or for its gradient 0 if finite, else 1."""
         self._watched.append((self.done + 1, name, what, value.detach()))
 
     def check(self, average: Callable[[Tensor], Tensor]) -> None:
-        """Reads what was noted since the last look; all processes come to the same answer.
+        """Checks the values noted since the last check; all processes get the same result.
 
         Raises:
             NotFinite: If a loss or a gradient was not finite; names the player, the iteration and the terms.
@@ -89,11 +89,11 @@ def _told(step: int, name: str, what: str, value: Tensor, values: Mapping[str, T
 
 
 def of_gradients(parameters: list[nn.Parameter]) -> Tensor:
-    """0 where all gradients of some parameters are finite, else 1: a scalar that stays on their device."""
+    """0 if all gradients of the parameters are finite, else 1: a scalar on their device."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     found = torch.zeros((), device=parameters[0].device, dtype=torch.float32)
     for dtype in {gradient.dtype for gradient in gradients}:
-        # What torch.amp's scaler asks, with a scale of 1: it leaves every bit as it is, and costs less than norms.
+        # The check of torch.amp's scaler, with a scale of 1: it changes no bit, and costs less than norms.
         torch._amp_foreach_non_finite_check_and_unscale_(
             [g for g in gradients if g.dtype == dtype], found, torch.ones_like(found)
         )

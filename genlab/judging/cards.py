@@ -1,4 +1,4 @@
-"""Protocol cards: under which conditions a score was taken, and whether two scores may be compared. Free of torch."""
+"""Protocol cards: the conditions of each score, and whether two scores are comparable. Free of torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import genlab
 
 PROTOCOL = 2  # part of every card: raise it when a score is computed differently than before
-SEEN = "above the real images: the judge has learned from the training images, and knows samples like them best"
-NAMED = 2  # differing fields that a sentence names
-# A repetition with other random numbers is the same protocol, and so is another release that computes the same.
+SEEN = "above the real images: the classifier was trained on the training images, and is surest of samples like them"
+NAMED = 2  # differing fields named in a sentence at most
+# Fields that may differ under one protocol: random seeds, and releases that compute the same scores.
 REPEATED = ("seed", "genlab")
-# Beginnings of score names.
+# Prefixes of score names.
 PR = ("precision", "recall", "density", "coverage")
 TOY = ("modes", "hq", "kl_modes", "energy")
 DRAWN = ("fid", "is", "kid", *PR, "rarest_class", "ms_ssim", "nn_ratio", "nn_copies", *TOY)  # of generated samples
-# Beginning of a field -> the scores that depend on it; on all other fields every score depends.
+# Prefix of a field -> the scores that depend on it; every score depends on all other fields.
 CONCERNS = {
     "is_splits": ("is",),
     "is_seed": ("is",),
@@ -30,10 +30,10 @@ CONCERNS = {
     "latent_dim": ("active_units",),
     "iwae_samples": ("iwae", "ess", "bits_per_dim", "active_units"),  # an ELBO is the same on average for any number
     "sampler": DRAWN,
-    "y": DRAWN,
+    "given": DRAWN,
 }
-OF_SAMPLES_ALONE = ("is", "rarest_class", "modes", "hq", "kl_modes")  # real ones are at most their reference
-# The name of a score up to "/" or "_<k>" -> which way is better. What is missing here is never ranked.
+OF_SAMPLES_ALONE = ("is", "rarest_class", "modes", "hq", "kl_modes")  # real samples serve only as reference
+# Score name up to "/" or "_<k>" -> its better direction. Scores that are not listed are never ranked.
 BETTER = {
     "fid": "lower",
     "kid": "lower",
@@ -106,19 +106,19 @@ TITLES = {  # in the order of tables
 
 
 def kind_of(score: str) -> str:
-    """`fid/classifier-digits` -> `fid`, `iwae_500` -> `iwae`: what titles and directions are keyed by."""
+    """`fid/classifier-digits` -> `fid`, `iwae_500` -> `iwae`: the key in `TITLES` and `BETTER`."""
     name = score.partition("/")[0]
     bound, _, k = name.partition("_")
     return bound if bound in ("iwae", "ais") and k.isdigit() else name
 
 
 def section_of(score: str) -> str:
-    """Under which heading a score stands: what it looks at."""
+    """The heading of a score in tables."""
     kind, _, extractor = score.partition("/")
-    if kind == "classifier_error":  # what follows "/" is no extractor
+    if kind == "classifier_error":  # its suffix is no extractor
         return "classification"
     if extractor:
-        return f"in the eyes of {extractor}"
+        return f"extractor {extractor}"
     starts = {
         "ms_ssim": "diversity and memorisation",
         "nn_": "diversity and memorisation",
@@ -129,7 +129,7 @@ def section_of(score: str) -> str:
 
 
 def title_of(score: str) -> str:
-    """A score's name for people, with its extractor."""
+    """The display name of a score, with its extractor."""
     kind, _, extractor = score.partition("/")
     title = TITLES.get(kind_of(score), kind.replace("_", " "))
     if kind_of(score) == "iwae":
@@ -140,13 +140,13 @@ def title_of(score: str) -> str:
 
 
 def common_card(data: Mapping[str, Any], split: str, seed: int, ema: bool) -> dict[str, Any]:
-    """The fields on the card of every score of a run.
+    """The card fields shared by all scores of a run.
 
     Args:
         data: The data module's `describe()`.
-        split: The split that it was taken on.
-        seed: Of the latents.
-        ema: Whether averaged weights were judged.
+        split: The scored split.
+        seed: Seed of the latents.
+        ema: Whether averaged weights are scored.
     """
     return {
         "protocol": PROTOCOL,
@@ -157,15 +157,15 @@ def common_card(data: Mapping[str, Any], split: str, seed: int, ema: bool) -> di
         "fingerprint": data["fingerprint"][split],
         "shape": list(data["shape"]),
         "binarize": data["binarize"],
-        "sizes": "none",  # how images of different sizes were brought to one
+        "sizes": "none",  # how images of different sizes were resized to one size
         "ema": ema,
         "sampler": "prior",  # with its settings: "truncated(threshold=1.0, psi=null)"
-        "y": "none",  # the classes that a conditional model was asked for
+        "given": "none",  # the conditions of samples, of a model that is told some
     }
 
 
 def card_of(score: str, card: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a card that this score depends on, the same whether training or `evaluate` wrote it.
+    """The card fields that this score depends on, the same whether training or `evaluate` wrote the card.
 
     Training writes one card for all scores of an extractor, `evaluate` one for each group of scores.
     """
@@ -178,17 +178,17 @@ def card_of(score: str, card: Mapping[str, Any]) -> dict[str, Any]:
         return of is None or any(kind == s or kind.startswith(s if s.endswith("_") else f"{s}_") for s in of)
 
     mine = {field: value for field, value in card.items() if concerned(field)}
-    if "rarest_n_fake" in mine:  # training counts classes in more samples than it judges
+    if "rarest_n_fake" in mine:  # training counts classes in more samples than it scores
         mine["n_fake"] = mine.pop("rarest_n_fake")
     return mine
 
 
 def run_card(score: str, cards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The card of a score among those of a run's judge (in `run.json`); empty if there is none.
+    """The card of a score among the cards of a run (in `run.json`); empty if there is none.
 
     Args:
         score: Its name, without the split.
-        cards: By extractor, or by what a judge without one calls its card.
+        cards: Cards by extractor, or by the key that a judge without an extractor uses, such as "likelihood".
     """
     by_section = {
         "likelihood": ("likelihood",),
@@ -205,19 +205,19 @@ def _is_about(field: str, start: str) -> bool:
 
 
 def differences(cards: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fields in which cards differ so that their scores are not comparable; [] if they are."""
+    """The differing fields that make the scores of these cards incomparable; [] if there are none."""
     names = sorted({name for card in cards for name in card})
     compared = [name for name in names if name not in REPEATED and not name.endswith("_seed")]
     return [name for name in compared if any(_text(card, name) != _text(cards[0], name) for card in cards)]
 
 
 def disagreement(cards: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Why cards do not agree: "the cards differ in n_fake (1000 in 9 scorings, 200 in run B)"; None if they do.
+    """The differences as text: "the cards differ in n_fake (1000 in 9 scorings, 200 in run B)"; None if cards agree.
 
-    A card that is empty agrees with no other: nobody knows under which conditions its score was taken.
+    An empty card agrees with no other, as the conditions of its score are unknown.
 
     Args:
-        cards: The card of each scoring, by who was scored.
+        cards: The card of each scoring, by the name of the scored run.
     """
     bare = [who for who, card in cards.items() if not card]
     if bare:
@@ -231,7 +231,7 @@ def disagreement(cards: Mapping[str, Mapping[str, Any]]) -> str | None:
         for who, card in cards.items():
             holders.setdefault(_text(card, field), []).append(who)
         names = [value.partition("(")[0] if field == "sampler" else value for value in holders]
-        values = names if len(set(names)) == len(names) else list(holders)  # settings only where the names agree
+        values = names if len(set(names)) == len(names) else list(holders)  # settings only if two names are equal
         shown = [f"{value} in {_holders(who)}" for value, who in zip(values[:4], holders.values(), strict=False)]
         parts.append(f"{field} ({', '.join(shown)}{', ...' if len(holders) > 4 else ''})")
     more = f" and {len(fields) - NAMED} more fields" if len(fields) > NAMED else ""
@@ -239,11 +239,11 @@ def disagreement(cards: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def refusal(score: str, cards: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Why these scores are not ranked, in a sentence that names the field and its values; None if they may be.
+    """The reason why these scores are not ranked: a sentence with fields and values; None if they are comparable.
 
     Args:
         score: Its name.
-        cards: The card of each scoring that has the score, by who was scored.
+        cards: The card of each scoring that has the score, by the name of the scored run.
     """
     words = disagreement({who: card_of(score, card) for who, card in cards.items()})
     return None if words is None else f"{title_of(score)} is not ranked: {words}."

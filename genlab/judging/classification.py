@@ -13,14 +13,14 @@ from genlab.metrics.scores import Scores
 
 
 def classification_scores(model: Any, data: Data, split: str, num_samples: int, batch_size: int = 256) -> Scores:
-    """`classifier_error`, or `classifier_error/clusters` of clusters that are named by validation data.
+    """`classifier_error` of classes, or `classifier_error/clusters` of clusters labelled on validation data.
 
     Args:
-        model: Offers `classify` or `cluster`, or nothing, and then there is no score.
-        data: With labels; without, there is no score.
+        model: Model with `classify` or `cluster`; any other model gets no score.
+        data: Labelled data; without labels there is no score.
         split: "val" or "test".
-        num_samples: At most.
-        batch_size: Samples at a time.
+        num_samples: Maximum number of samples.
+        batch_size: Samples per batch.
     """
 
     def of(what: str, which: str) -> tuple[Tensor, Tensor] | None:
@@ -36,7 +36,7 @@ def classification_scores(model: Any, data: Data, split: str, num_samples: int, 
 
 
 class ClassificationJudge(Judge):
-    """The error of models that classify, or cluster; all others go without a score."""
+    """The error of models that classify or cluster; other models get no score."""
 
     monitor = "classifier_error"
 
@@ -47,15 +47,15 @@ class ClassificationJudge(Judge):
 
         Args:
             every_n_steps: Iterations between scores on validation data.
-            num_samples: Real samples, at most.
-            batch_size: Samples at a time.
-            seed: For the card; nothing is drawn.
+            num_samples: Maximum number of real samples.
+            batch_size: Samples per batch.
+            seed: Recorded in the card; nothing is drawn.
         """
         super().__init__(every_n_steps, num_samples, seed)
         self.batch_size = batch_size
 
     def _timed(self, model: Any, data: Data, split: str) -> dict[str, float]:
-        """As in the base, of models that draw no samples too."""
+        """As in the base class, but also for models without `sample`."""
         started = time.monotonic()
         scores = self.score(model, data, split)
         self.seconds += time.monotonic() - started

@@ -1,4 +1,4 @@
-"""Sets of images that anything may have made: a folder, a zip or an npz, as uint8 arrays of one size."""
+"""Image sets from any source (a folder, a zip or an npz), as uint8 arrays of one size."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("genlab")
 LAYOUT = (
     "expected is a folder or zip of images, or an .npz with a uint8 array `x` of shape [N, H, W, C], C = 1 or 3 "
-    "(and labels `y` [N], if there are any)"
+    "(and optionally labels `y` [N])"
 )
-NAMED = 3  # sizes that a message names
+NAMED = 3  # sizes listed in a message at most
 
 
 @dataclass
@@ -31,10 +31,10 @@ class ImageSet:
     """Images of one size.
 
     Attributes:
-        name: What the user called them.
+        name: Path of the set.
         x: uint8 [N, C, H, W].
-        y: Labels [N], -1 = none; None without any.
-        fingerprint: Hash of their content.
+        y: Labels [N], -1 = missing; None if there are none.
+        fingerprint: Hash of the pixels.
     """
 
     name: str
@@ -45,7 +45,7 @@ class ImageSet:
 
 @dataclass
 class _Source:
-    """A set before it is brought to a size."""
+    """An image set before resizing."""
 
     path: Path
     key: str
@@ -59,20 +59,20 @@ class _Source:
 def load_image_sets(
     paths: dict[str, str | Path], size: int | list[int] | None = None, skip_broken: bool = False
 ) -> tuple[dict[str, ImageSet], str]:
-    """Reads sets that are to be compared, at one size and with equally many channels.
+    """Reads image sets for comparison, with one size and one number of channels.
 
     Args:
-        paths: Where each is, by the key that named it (`real`, `fake`, `train`).
-        size: Pixels, or [height, width]: every image is cropped around its centre to that aspect and resized (Lanczos).
-            None leaves the pixels alone, and then all images of all sets must have one size.
-        skip_broken: Leave unreadable images out, with a warning, instead of refusing the set.
+        paths: Path of each set, by its key (`real`, `fake`, `train`).
+        size: Pixels, or [height, width]: every image is centre-cropped to that aspect ratio and resized (Lanczos).
+            None keeps the pixels; all images of all sets must then have one size.
+        skip_broken: Skip unreadable images with a warning, instead of refusing the set.
 
     Returns:
-        The sets by key, and the rule of sizes for the protocol card.
+        The sets by key, and the resizing rule for the protocol card.
 
     Raises:
-        UserError: If a path or layout is not understood, an image is broken (it is named), or sizes differ and none is
-            asked for.
+        UserError: If a path or layout is invalid, an image is broken (the message names it), or sizes differ and
+            `size` is None.
     """
     with ExitStack() as stack:
         sources = {key: _open(key, Path(path).expanduser(), stack) for key, path in paths.items()}
@@ -81,8 +81,8 @@ def load_image_sets(
         if size is None and len(every) > 1:
             listed = "; ".join(f"{key}: {_listed(sizes)}" for key, sizes in found.items())
             raise UserError(
-                f"The images differ in size ({listed}), and scores want one: set size={min(min(s) for s in every)} to "
-                "crop each around its centre and resize it (Lanczos)."
+                f"The images differ in size ({listed}); scores need one size: set size={min(min(s) for s in every)} "
+                "to centre-crop and resize each image (Lanczos)."
             )
         wanted = next(iter(every), (0, 0)) if size is None else _as_size(size)
         channels = 1 if all(source.grey for source in sources.values()) else 3
@@ -91,19 +91,19 @@ def load_image_sets(
 
 
 def _open(key: str, path: Path, stack: ExitStack) -> _Source:
-    from genlab.data.images import _file_entry, _unwrapped, _walk, _zip_entries  # the same reading as data=folder, zip
+    from genlab.data.images import _file_entry, _unwrapped, _walk, _zip_entries  # read like data=folder and zip
 
     if path.is_dir():
         files = [_file_entry(path, each) for each in _walk(path)]
     elif not path.is_file():
-        raise UserError(f"There is nothing at {key}={path}; {LAYOUT}.")
+        raise UserError(f"No file or folder at {key}={path}; {LAYOUT}.")
     elif path.suffix.lower() in (".npz", ".npy"):
         return _open_array(key, path)
     elif zipfile.is_zipfile(path):
         archive = stack.enter_context(zipfile.ZipFile(path))
         files = _unwrapped(list(_zip_entries(archive)))
     else:
-        raise UserError(f"{key}={path} is not understood; {LAYOUT}.")
+        raise UserError(f"{key}={path} has an unknown format; {LAYOUT}.")
     if not files:
         raise UserError(f"There are no images in {key}={path}; {LAYOUT}.")
     source = _Source(path, key, entries=_labelled(files))
@@ -112,9 +112,9 @@ def _open(key: str, path: Path, stack: ExitStack) -> _Source:
 
 
 def _labelled(files: list[tuple[tuple[str, ...], ImageEntry]]) -> list[ImageEntry]:
-    """Entries in order; the first sub-folder is the class where every image lies in one of two or more.
+    """Entries in order of path; their first sub-folder is their class if all images lie in one of several sub-folders.
 
-    Folders named like splits (train, test) are no classes.
+    There are no classes if a sub-folder is named like a split (train, test).
     """
     from genlab.data.images import _SPLIT_FOLDERS
     from genlab.data.store import ImageEntry
@@ -128,17 +128,17 @@ def _labelled(files: list[tuple[tuple[str, ...], ImageEntry]]) -> list[ImageEntr
 
 
 def _headers(entries: list[ImageEntry]) -> tuple[set[tuple[int, int]], bool]:
-    """Sizes (height, width) and whether all are grey, from the headers alone; broken images are left to the decoder."""
+    """Sizes (height, width) and whether all images are grey, from headers alone; the decoder reports broken images."""
     from PIL import Image
 
     sizes, grey = set(), True
     for entry in entries:
         try:
             with Image.open(io.BytesIO(entry.read())) as image:
-                turned = image.getexif().get(0x0112, 1) >= 5  # lies on its side
+                turned = image.getexif().get(0x0112, 1) >= 5  # the EXIF orientation swaps height and width
                 sizes.add((image.width, image.height) if turned else (image.height, image.width))
                 grey = grey and image.mode in ("1", "L", "LA", "I", "I;16")
-        except Exception:  # whatever PIL raises; `prepare_images` names all of them
+        except Exception:  # PIL raises many types; `prepare_images` reports all broken images
             log.debug("%s cannot be read", entry.name)
     return sizes, grey
 
@@ -203,7 +203,7 @@ def _load(source: _Source, size: tuple[int, int], channels: int, skip_broken: bo
 
 
 def _readable(size: tuple[int, int]) -> tuple[int, int]:
-    return size if min(size) > 0 else (1, 1)  # no image could be read: the decoder will say so
+    return size if min(size) > 0 else (1, 1)  # no image could be read: the decoder reports it
 
 
 def _as_size(size: int | list[int]) -> tuple[int, int]:

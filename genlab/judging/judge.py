@@ -1,4 +1,4 @@
-"""Judges: they score a model's samples while it trains and at the end. The `metrics` group chooses one."""
+"""Judges score a model's samples during and after training. The config group `metrics` chooses one."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from genlab.seeding import fixed_choice
 from genlab.sharing import by_first, is_first, stream
 
 if TYPE_CHECKING:
+    from genlab.batch import Batch
     from genlab.data.mixture import Mixture
 
 log = logging.getLogger("genlab")
 HIGHER_IS_BETTER = {"is", "precision", "recall", "density", "coverage", "rarest_class", "modes", "hq", *HIGHER}
-CLASS_SHARE_SAMPLES = 2000  # the rarest class of ten is then known to about half a percent
+CLASS_SHARE_SAMPLES = 2000  # gives the share of the rarest of ten classes to about half a percent
 AT_A_TIME = 256  # images per batch
-FROM_LABELS = "frequencies of the real labels"  # the card's `y` of a conditional model
 EXTRACTORS = ("classifier", "inception", "random")
 UNTRAINED = (
-    "An untrained network judges instead. It detects noise, blur and repeated samples, but hardly missing classes, and "
-    "gives no Inception score. For the published network: metrics.extractor=inception. For no scores: metrics=none."
+    "An untrained network is used instead. It detects noise, blur and repeated samples, but hardly missing classes, "
+    "and gives no Inception score. For the published network: metrics.extractor=inception. For no scores: metrics=none."
 )
 
 
@@ -41,13 +41,13 @@ class Sampler(Protocol):
 
     device: torch.device
 
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Draws n samples."""
         ...
 
 
 class Pictures(Protocol):
-    """Named splits of images, labelled or not, for which a network is made."""
+    """Named splits of images, with or without labels, for an extractor."""
 
     name: str
 
@@ -58,15 +58,15 @@ class Pictures(Protocol):
 
     @property
     def mirrors(self) -> bool:
-        """Whether a mirrored image is one of the same class."""
+        """Whether a mirrored image has the same class."""
         ...
 
     def split(self, name: str) -> Any:
-        """All of "train", "val" or "test" at once, `x` and `y`."""
+        """The whole of "train", "val" or "test", with `x` and `y`."""
         ...
 
     def judged(self, name: str) -> Any:
-        """The same as judges see them: pixels drawn once where training draws them anew."""
+        """The split for scores: pixels that training redraws in each batch (binarisation) are drawn once."""
         ...
 
 
@@ -75,7 +75,7 @@ class Data(Pictures, Protocol):
 
     @property
     def modes(self) -> Mixture | None:
-        """The mixture of Gaussians that the data are, None for all other data."""
+        """The Gaussian mixture that the data are drawn from; None for other data."""
         ...
 
     def batches(self, split: str, batch_size: int | None = None, *, limit: int | None = None) -> Any:
@@ -83,12 +83,12 @@ class Data(Pictures, Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """For the protocol card."""
+        """Fields for the protocol card."""
         ...
 
 
 def dataset_classifier(data: Pictures, device: torch.device) -> Extractor | None:
-    """The classifier trained on the data set itself, from the cache or trained now; None without labels."""
+    """The classifier of the data set, loaded from the cache or trained now; None without labels."""
     labels = data.split("train").y
     if labels is None or data.spec.num_classes is None:
         return None
@@ -106,14 +106,14 @@ def dataset_classifier(data: Pictures, device: torch.device) -> Extractor | None
 def network_for(
     kind: str, data: Pictures, device: torch.device, weights: str | None = None, precision: str = "float32"
 ) -> Extractor:
-    """The network that judges images of these data.
+    """The feature extractor for scores on these data.
 
     Args:
-        kind: Of `EXTRACTORS`. "classifier" stands for "random" where the data have no labels.
-        data: What it judges, and what a classifier learns from.
-        device: Where it is wanted.
+        kind: One of `EXTRACTORS`. "classifier" falls back to "random" if the data have no labels.
+        data: Images to score; a classifier is trained on them.
+        device: Device of the extractor.
         weights: File with Inception's weights, for "inception".
-        precision: Of Inception.
+        precision: Precision of Inception.
 
     Raises:
         UserError: If Inception's weights are missing, or the images are too small.
@@ -127,18 +127,18 @@ def network_for(
         from genlab.metrics.classifier import RandomExtractor
 
         if kind == "classifier" and is_first():
-            log.warning("%s has no labels to train a judge on (class sub-folders give them). %s", data.name, UNTRAINED)
+            log.warning("%s has no labels for a classifier (class sub-folders give them). %s", data.name, UNTRAINED)
         return RandomExtractor(data.spec.shape).to(device)
     return found
 
 
 def network_of_run(metrics: Mapping[str, Any], data: Pictures, device: torch.device) -> Extractor:
-    """The network that a run was judged by; the classifier where Inception's weights are not at hand any more.
+    """The extractor that scored a run; the classifier if Inception's weights are no longer found.
 
     Args:
-        metrics: The run's `metrics`.
-        data: Its data.
-        device: Where the network is wanted.
+        metrics: The run's `metrics` config.
+        data: The run's data.
+        device: Device of the extractor.
     """
     kind = metrics.get("extractor") or "classifier"
     try:
@@ -150,19 +150,17 @@ def network_of_run(metrics: Mapping[str, Any], data: Pictures, device: torch.dev
 
 
 def check_precision(extractor: str, precision: str) -> None:
-    """Refuses what would be ignored in silence.
+    """Refuses a precision that the extractor would silently ignore.
 
     Raises:
-        UserError: If another network than Inception is asked for another precision than float32.
+        UserError: If the precision is not float32 and the extractor is not Inception.
     """
     if extractor != "inception" and precision != "float32":
-        raise UserError(
-            f"metrics.precision={precision} is for metrics.extractor=inception: the others always work in float32."
-        )
+        raise UserError(f"metrics.precision={precision} needs metrics.extractor=inception: all others work in float32.")
 
 
 def real_stats(extractor: Extractor, data: Data, split: str, n: int) -> FeatureStats:
-    """The extractor's statistics of n images of a split (`fixed_choice` says which), from the cache where they are."""
+    """The extractor's statistics of n images of a split (chosen by `fixed_choice`), cached."""
     store = data.judged(split)
     rows = fixed_choice(len(store), n)
     return cached_stats(
@@ -173,79 +171,79 @@ def real_stats(extractor: Extractor, data: Data, split: str, n: int) -> FeatureS
 
 
 def sample_batches(
-    draw: Callable[[int, Tensor | None, torch.Generator], Tensor],
+    draw: Callable[[int, Batch | None, torch.Generator], Tensor],
     n: int,
     seed: int,
-    y: Tensor | None = None,
+    given: Batch | None = None,
     at_a_time: int = AT_A_TIME,
 ) -> list[Callable[[], Tensor]]:
-    """Functions that each draw a batch of the judged samples, the same whoever calls them and in whatever order.
+    """Functions that each draw one batch of samples to score, independent of process and order of calls.
 
     Args:
-        draw: Samples [k, ...] from a number k, classes [k] and a random stream.
-        n: Samples in all.
-        seed: Of the latents; those of one seed are the same for every model.
-        y: Classes [n] to ask for.
+        draw: Samples [k, ...] from a number k, conditions [k] and a random stream.
+        n: Total number of samples.
+        seed: Seed of the latents; one seed gives the same latents for every model.
+        given: Conditions [n] of the samples.
         at_a_time: Samples per batch; each batch has its own random stream, so another size draws other latents.
 
     Raises:
-        NotNumbers: By the functions, if samples are NaN or infinite.
+        NotNumbers: Raised by the functions if samples are NaN or infinite.
     """
 
     def batch(i: int, start: int) -> Callable[[], Tensor]:
         size = min(at_a_time, n - start)
-        return lambda: finite(draw(size, None if y is None else y[start : start + size], stream(seed, i)))
+        return lambda: finite(draw(size, given and given.rows(slice(start, start + size)), stream(seed, i)))
 
     return [batch(i, start) for i, start in enumerate(range(0, n, at_a_time))]
 
 
 def finite(x: Tensor) -> Tensor:
-    """Samples [N, ...] as they are; a picture of NaN would count as a black one.
+    """Returns samples [N, ...] unchanged if all are finite; an image of NaN would score as a black one.
 
     Raises:
         NotNumbers: If some are NaN or infinite.
     """
     bad = int((~x.flatten(1).isfinite().all(dim=1)).sum())
     if bad:
-        raise NotNumbers(f"{bad} of {len(x)} samples of a batch are NaN or infinite, so that nothing can be judged.")
+        raise NotNumbers(f"{bad} of {len(x)} samples of a batch are NaN or infinite and cannot be scored.")
     return x
 
 
-def wanted_classes(model: Any, labels: Tensor | None, n: int, seed: int) -> Tensor | None:
-    """Classes [n] to ask a conditional model for, drawn with the frequencies of the real ones; None for all others.
+def wanted(model: Any, data: Any, split: str, n: int, seed: int) -> Batch | None:
+    """Conditions [n] for a model that is given columns: those of rows of the split; None for other models.
 
     Args:
-        model: Its attribute `conditional` says whether it draws samples of given classes only.
-        labels: Of the real samples, -1 = none.
-        n: How many.
-        seed: Of the draw.
+        model: Its `given` names the columns.
+        data: The data set.
+        split: The split.
+        n: Number of rows, drawn with replacement.
+        seed: Seed of the draw.
 
     Raises:
-        UserError: If it is, and there are no labels.
+        UserError: If the data have no such rows.
     """
-    if not getattr(model, "conditional", False):
+    if not model.given:
         return None
-    known = torch.empty(0) if labels is None else labels[labels >= 0]
-    if len(known) == 0:
-        raise UserError(
-            f"{type(model).__name__} draws samples of given classes, and the data have no labels to draw these from. "
-            "Try data.labels=true, or data with labels."
-        )
-    # Not the stream of the first batch: its latents would be tied to the classes.
-    return known[torch.randint(len(known), (n,), generator=stream(seed, -1))].to(model.device)
+    # A stream of its own: with that of the first batch, latents would be correlated with conditions.
+    return data.given_rows(split, model.given, n, stream(seed, -1)).to(model.device)
+
+
+def given_text(model: Any) -> str:
+    """The conditions of scored samples, for a card."""
+    return f"{', '.join(model.given)} of rows of the split" if model.given else "none"
 
 
 class Judge:
-    """Scores samples against a split. `validate` is cheap and frequent, `final` is what is reported.
+    """Scores samples against a split. `validate` is cheap and frequent; `final` gives the reported scores.
 
-    In a group of processes all must call them: they share the work, and each gets the scores of one process.
+    Every process of a group must call them: they share the work, and each gets the scores of a single process.
 
     Attributes:
-        monitor: The score that chooses the best checkpoint, unless `checkpoint.monitor` names another; or several, of
-            which the first that a model has does.
+        monitor: Score that chooses the best checkpoint, unless `checkpoint.monitor` names another. Of several names,
+            the first that the model has is used.
         every_n_steps: Iterations between two validations.
-        cards: Protocol of each reported score: under which conditions it was taken.
-        seconds: Time spent so far.
+        cards: Protocol cards of the reported scores.
+        seconds: Time spent on scores so far.
     """
 
     monitor: str | tuple[str, ...] | None = None
@@ -263,13 +261,13 @@ class Judge:
 
     @staticmethod
     def mode(score: str) -> str:
-        """Which values of a score are good, "min" or "max"."""
+        """The better direction of a score, "min" or "max"."""
         return "max" if score.partition("/")[0] in HIGHER_IS_BETTER or score.startswith(HIGHER) else "min"
 
     def prepare(self, data: Data, device: torch.device) -> None:
-        """Preparation before training: a classifier, Inception's weights.
+        """Prepares the scoring before training: a classifier, Inception's weights.
 
-        The first process calls it before the others exist; these do when they first judge, and find it in the cache.
+        The first process calls it before the others start; these call it at their first scores and use the cache.
         """
         self._prepared = True
 
@@ -312,24 +310,26 @@ class Judge:
         return scores
 
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:
-        """Rows for the closing table: what was measured, and the figure with its conditions."""
+        """Rows of the final table: the name of a score, and its value with its conditions."""
         return [(name, f"{value:.4g}") for name, value in scores.items()]
 
     def common(self, model: Sampler, data: Data, split: str) -> dict[str, Any]:
-        """The fields on the cards of all scores."""
+        """The card fields shared by all scores."""
         card = common_card(data.describe(), split, self.seed, bool(getattr(model, "has_averages", False)))
-        return {**card, "y": FROM_LABELS} if getattr(model, "conditional", False) else card
+        return {**card, "given": given_text(model)}
 
     def draws(
         self, model: Sampler, data: Data, split: str, n: int, at_a_time: int = AT_A_TIME
     ) -> list[Callable[[], Tensor]]:
-        """The judged samples, always from the same latents; see `sample_batches`."""
-        y = wanted_classes(model, data.split(split).y, n, self.seed)
-        return sample_batches(lambda size, y, rng: model.sample(size, y=y, rng=rng), n, self.seed, y, at_a_time)
+        """Functions that draw the samples to score, always from the same latents; see `sample_batches`."""
+        given = wanted(model, data, split, n, self.seed)
+        return sample_batches(
+            lambda size, given, rng: model.sample(size, given=given, rng=rng), n, self.seed, given, at_a_time
+        )
 
 
 class ImageJudge(Judge):
-    """FID, IS and friends from the features of one extractor, taken once per batch and shared."""
+    """FID, IS, KID, precision and recall from one extractor, whose features of a batch are computed once for all."""
 
     monitor = "fid"
 
@@ -348,17 +348,17 @@ class ImageJudge(Judge):
 
         Args:
             extractor: "classifier", trained on the data set itself; "inception", the network of the published FID; or
-                "random", untrained, as which "classifier" counts where there are no labels.
+                "random", an untrained network, which also replaces "classifier" if there are no labels.
             inception_weights: File with Inception's weights, for "inception".
-            precision: Of Inception: "float32", or "bfloat16", faster and with another FID, for monitoring.
+            precision: Precision of Inception: "float32", or "bfloat16" for monitoring (faster, gives another FID).
             every_n_steps: Iterations between scores on validation data.
-            num_samples: Generated and real images, at most; never more than the split holds.
-            scores: Of "fid", "is", "kid" and "pr" (precision, recall, density, coverage).
-            splits: Parts of the Inception score.
-            seed: Of the latents and of whatever a score draws.
+            num_samples: Maximum number of generated and of real images, limited by the size of the split.
+            scores: Any of "fid", "is", "kid" and "pr" (precision, recall, density, coverage).
+            splits: Splits of the Inception score.
+            seed: Seed of the latents.
 
         Raises:
-            UserError: If a value is not one of those.
+            UserError: If a value is not allowed.
         """
         super().__init__(every_n_steps, num_samples, seed)
         if extractor not in EXTRACTORS:
@@ -371,7 +371,7 @@ class ImageJudge(Judge):
         self.precision = precision
         self.extractor: Extractor | None = None
         self._real: dict[str, FeatureStats] = {}
-        self._small: set[str] = set()  # splits that are too small to be judged on, once each
+        self._small: set[str] = set()  # splits that were reported as too small
 
     def prepare(self, data: Data, device: torch.device) -> None:
         """Trains or loads the extractor."""
@@ -379,12 +379,12 @@ class ImageJudge(Judge):
         self.extractor = network_for(self.kind, data, device, self.weights, self.precision)
 
     def score(self, model: Sampler, data: Data, split: str) -> dict[str, float]:
-        """FID and whatever else is wanted, named with the extractor: `fid/classifier-digits`."""
+        """The wanted scores, named with the extractor: `fid/classifier-digits`."""
         assert self.extractor is not None
         n = min(self.num_samples, len(data.split(split)))
         if n < MIN_IMAGES:
             if split not in self._small and is_first():
-                log.warning("No %s scores: they need %d images or more, and there are %d.", split, MIN_IMAGES, n)
+                log.warning("No %s scores: they need at least %d images, got %d.", split, MIN_IMAGES, n)
             self._small.add(split)
             return {}
         if split not in self._real:
@@ -428,7 +428,7 @@ class ImageJudge(Judge):
         return scores
 
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:
-        """FID, IS beside that of real images at equal n and splits, and the rarest class, with their conditions."""
+        """FID, IS with that of real images at equal n and splits, and share of the rarest class, with conditions."""
         if not scores or self.extractor is None:
             return []
         name = self.extractor.name
@@ -439,7 +439,7 @@ class ImageJudge(Judge):
             sizes = f"{card['n_fake']} generated, {card['n_real']} real test images, {weights}"
             rows.append((f"fid/{name}", f"{values['fid']:.3g}  ({sizes})"))
         if self.extractor.num_classes == 0:
-            rows.append(("judge", f"{name}, untrained: it hardly sees that classes are missing"))
+            rows.append(("judge", f"{name}, untrained: it hardly detects missing classes"))
         if "is" in values:
             ratio = values["is"] / values["is_real"]
             real = f"real test images {values['is_real']:.3g} at equal n and splits: {ratio:.0%}"
@@ -454,7 +454,7 @@ class ImageJudge(Judge):
 
 
 class PointJudge(Judge):
-    """Points: the energy distance to real ones and, where the truth is a mixture, modes and high-quality share."""
+    """The energy distance of points to real points; of mixtures also modes and high-quality share."""
 
     monitor = "energy"
 
@@ -463,14 +463,14 @@ class PointJudge(Judge):
 
         Args:
             every_n_steps: Iterations between scores on validation data.
-            num_samples: Generated points, and real ones for the energy distance.
-            seed: Of the latents.
+            num_samples: Number of generated points, and of real points for the energy distance.
+            seed: Seed of the latents.
         """
         super().__init__(every_n_steps, num_samples, seed)
 
     def score(self, model: Sampler, data: Data, split: str) -> dict[str, float]:
-        """The energy distance, and mode coverage where centres are known."""
-        scores = by_first(lambda: self._scores(model, data, split))  # seconds of one process, not worth sharing
+        """The energy distance, and mode coverage if the centres are known."""
+        scores = by_first(lambda: self._scores(model, data, split))  # too fast to be worth sharing
         if split == "test":
             self.cards["points"] = {**self.common(model, data, split), **scores.card}
         return scores
@@ -485,7 +485,7 @@ class PointJudge(Judge):
         return scores
 
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:
-        """The figures beside what a perfect sampler gets."""
+        """The scores with those of a perfect sampler."""
         card, values = self.cards.get("points", {}), {k.split("/")[1]: v for k, v in scores.items()}
         rows = []
         if "modes" in values:

@@ -1,4 +1,4 @@
-"""The judge of likelihood models: the training objective on held-out data, and the bounds that it stands for."""
+"""The judge of likelihood models: the training objective and likelihood bounds on held-out data."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.judging.cards import kind_of
 from genlab.judging.judge import Data, Judge
@@ -22,6 +23,7 @@ from genlab.metrics.likelihood import (
 )
 from genlab.metrics.scores import Scores
 from genlab.sharing import shared, stream
+from genlab.telling import telling
 
 HIGHER = (
     *("elbo", "relaxed", "bound", "iwae", "ais", "objective", "ess", "active_units"),
@@ -30,7 +32,7 @@ HIGHER = (
 
 
 class Objective(Protocol):
-    """A model that states its training objective."""
+    """A model with a training objective."""
 
     device: torch.device
 
@@ -39,18 +41,18 @@ class Objective(Protocol):
         ...
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The terms of the objective on a batch, means over its samples; the weights are those of training."""
+        """The terms of the objective, means over a batch, with the term weights of training."""
         ...
 
 
 class LikelihoodJudge(Judge):
-    """The terms of the training objective on validation data; on test data, with the importance-weighted bound.
+    """The terms of the training objective; on test data also the importance-weighted bound.
 
-    `loss` carries the training objective's own weights (of the KL, at this iteration); `elbo` and `bound` are bounds
-    on log p(x). Where the likelihood is none of these data (a Bernoulli on grey pixels), they are named `objective`.
+    `loss` is weighted as in training (KL weight at this iteration); `elbo` and `bound` are bounds on log p(x). If the
+    likelihood is invalid for the data (a Bernoulli on grey pixels), `elbo` is named `objective`, without `bound`.
     """
 
-    # The loss comes last: under a schedule of the KL's weight it grows while the bound on log p(x) gets better.
+    # The loss comes last: under a schedule of the KL weight it may grow while the bound on log p(x) improves.
     monitor = ("bound", "elbo", "objective", "loss")
 
     def __init__(
@@ -67,15 +69,15 @@ class LikelihoodJudge(Judge):
 
         Args:
             every_n_steps: Iterations between scores on validation data.
-            num_samples: Real samples, at most.
+            num_samples: Maximum number of real samples.
             iwae_samples: k of the bound on test data; 5000 in the paper.
-            batch_size: Samples at a time.
-            seed: Of the latents; the same in every validation.
+            batch_size: Samples per batch.
+            seed: Seed of the latents, the same in every validation.
             ais_steps: Temperatures of annealed importance sampling on test data; 0 for none. See `metrics.ais`.
-            ais_samples: Its chains for each sample.
+            ais_samples: Annealing chains per sample.
 
         Raises:
-            UserError: If a number is below its least.
+            UserError: If a number is below its minimum.
         """
         super().__init__(every_n_steps, num_samples, seed)
         if batch_size < 1:
@@ -90,11 +92,11 @@ class LikelihoodJudge(Judge):
 
     @staticmethod
     def mode(score: str) -> str:
-        """Bounds and the perplexity of a codebook's codes are good when they are high, losses when they are low."""
+        """The better direction of a score: "max" for bounds and codebook perplexity, "min" for losses."""
         return "max" if score.startswith(HIGHER) or score.endswith("perplexity") else "min"
 
     def _timed(self, model: Any, data: Data, split: str) -> dict[str, float]:
-        """As in the base, of models that draw no samples too."""
+        """As in the base class, but for models with an objective, even without `sample`."""
         if not callable(getattr(model, "objective", None)):
             return {}
         started = time.monotonic()
@@ -103,16 +105,17 @@ class LikelihoodJudge(Judge):
         return {f"{split}/{name}": value for name, value in scores.items()}
 
     def score(self, model: Any, data: Data, split: str) -> dict[str, float]:
-        """The objective's terms; on test data the bounds as well, with their card."""
-        batches = [b.x for b in data.batches(split, batch_size=self.batch_size, limit=self.num_samples)]
+        """The terms of the objective; on test data also the bounds, with their card."""
+        rows = list(data.batches(split, batch_size=self.batch_size, limit=self.num_samples))
+        batches = [b.x for b in rows]
         support = getattr(getattr(model, "likelihood", None), "support", "real")
         valid = is_likelihood(torch.cat(batches), support)
-        terms = self.terms(model, batches)
+        terms = self.terms(model, rows)
         scores = {n if valid else n.replace("elbo", "objective"): value for n, value in terms.items()}
         if not valid:
             scores.pop("bound", None)
         if split == "test" and callable(getattr(model, "sample_posterior", None)):
-            found = self.bounds(model, batches, support, valid, data.spec.kind)
+            found = self.bounds(model, rows, support, valid, data.spec.images)
             self.cards["likelihood"] = {**self.common(model, data, split), **found.card}
             scores |= found
         if split == "test" and valid and self.ais_steps and callable(getattr(model, "log_partition", None)):
@@ -123,33 +126,33 @@ class LikelihoodJudge(Judge):
             scores |= of_z
         return scores
 
-    def terms(self, model: Objective, batches: list[Tensor]) -> dict[str, float]:
-        """Means over all samples of the objective's terms."""
+    def terms(self, model: Objective, batches: list[Batch]) -> dict[str, float]:
+        """The terms of the objective, means over all samples."""
 
-        def work(piece: tuple[int, Tensor]) -> tuple[int, dict[str, float]]:
-            number, x = piece
+        def work(piece: tuple[int, Batch]) -> tuple[int, dict[str, float]]:
+            number, batch = piece
             with model.inference():
-                found = model.objective(x.to(model.device), stream(self.seed, number))
-            return len(x), {name: float(value) for name, value in found.items()}
+                found = telling(model, batch).objective(batch.x.to(model.device), stream(self.seed, number))
+            return len(batch), {name: float(value) for name, value in found.items()}
 
         parts = list(shared(enumerate(batches), work))
         total = sum(n for n, _ in parts)
         return {name: sum(n * values[name] for n, values in parts) / total for name in parts[0][1]}
 
-    def bounds(self, model: Any, batches: list[Tensor], support: str, valid: bool, kind: str) -> Scores:
-        """ELBO, IWAE bound, active units and bits/dim, as `evaluate` takes them."""
-        noisy = kind == "image" and support == "real"
+    def bounds(self, model: Any, rows: list[Batch], support: str, valid: bool, images: bool) -> Scores:
+        """ELBO, IWAE bound, active units and bits/dim, computed as in `genlab-evaluate`."""
+        noisy, batches, given = images and support == "real", [b.x for b in rows], rows if model.given else None
         if noisy:
             rng = torch.Generator().manual_seed(self.seed)
             batches = [dequantise(x.cpu(), rng) for x in batches]
-        bounds = importance_bounds(model, batches, self.iwae_samples, self.seed)
+        bounds = importance_bounds(model, batches, self.iwae_samples, self.seed, given=given)
         scores = likelihood_scores(bounds, valid)
         scores.card |= {"support": support, "dequantised": "uniform" if noisy else "no"}
-        if valid and kind == "image":
-            bits = bits_per_dim(scores[f"iwae_{bounds.samples}"], batches[0][0].numel(), support)
+        if valid and images:
+            bits = bits_per_dim(scores[f"iwae_{bounds.samples}"], batches[0][0].numel() * model.modelled_share, support)
             scores |= Scores({"bits_per_dim": bits})
         if self.ais_steps and valid and can_anneal(model):
-            scores |= ais_scores(ais(model, batches, self.ais_steps, self.ais_samples, self.seed))
+            scores |= ais_scores(ais(model, batches, self.ais_steps, self.ais_samples, self.seed, given=given))
         return scores
 
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:

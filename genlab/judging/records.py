@@ -1,4 +1,4 @@
-"""Files of scores, and the runs that may have some. Free of torch."""
+"""The format of score files, and the search for runs to score. Free of torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FORMAT = 1  # of the files in scores/
 
 
 def find_runs(named: Sequence[str | Path]) -> list[Path]:
-    """The runs and checkpoints that are meant; a folder of runs (a multirun) stands for all in it.
+    """Runs and checkpoints at the given paths; a folder of runs (a multirun) gives all runs in it.
 
     Raises:
         UserError: If nothing is named, or a folder holds no run.
@@ -21,7 +21,7 @@ def find_runs(named: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in (Path(name).expanduser() for name in named):
         alone = path.is_file() or not path.exists() or (path / "checkpoints").is_dir()
-        runs = [path] if alone else runs_in(path)  # `find_run` explains what is wrong with one, if something is
+        runs = [path] if alone else runs_in(path)  # `find_run` reports an invalid path
         if not runs:
             raise UserError(f"{path} is neither a run folder nor a folder of runs: nothing in it holds a run.json.")
         found |= {run.resolve(): run for run in runs if run.resolve() not in found}

@@ -1,4 +1,4 @@
-"""Images that anything made, scored against others: sets of them, and a judge that has not seen what it judges."""
+"""Scores of one image set against another, by an extractor that was not trained on the scored images."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from genlab.judging.subject import FEWEST, IMAGES, check_shape, find_extractor, 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genlab.data.store import ArrayStore
     from genlab.judging.image_sets import ImageSet
     from genlab.metrics.features import FeatureStats
     from genlab.metrics.scores import Scores
 
-MOST = max(IMAGES, 50_000)  # images of each kind, as many as the published protocol uses
+MOST = max(IMAGES, 50_000)  # images per set at most, as in the published protocol
 
 
 class SetScoring:
     """Scores of `fake` images against `real` ones.
 
     Attributes:
-        extractor: The network that judges; None before it is made, or where no score asks for one.
-        notes: What must be said beside the scores.
-        seconds: How long the parts took.
-        shape: Of a picture.
+        extractor: Feature extractor; None before it is loaded, or if no score needs it.
+        notes: Caveats for the reader of the scores.
+        seconds: Duration of each part.
+        shape: Shape (C, H, W) of an image.
     """
 
     def __init__(self, sets: Mapping[str, ImageSet], options: Mapping[str, Any]) -> None:
-        """Takes the sets.
+        """Checks the sets and the requested scores.
 
         Args:
-            sets: `real`, `fake` and perhaps `train`, at one size.
-            options: See `genlab-evaluate`.
+            sets: `real`, `fake` and optionally `train`, at one size.
+            options: Options of `genlab-evaluate`.
 
         Raises:
-            UserError: If a set is too small, or nothing that was asked for can be had of sets.
+            UserError: If a set is too small, or no requested score applies to image sets.
         """
         import torch
 
@@ -53,18 +54,18 @@ class SetScoring:
         self.sets, self.options = sets, options
         self.wanted = [g for g in GROUPS if options["scores"] is None or g in options["scores"]]
         if not self.wanted:
-            raise UserError(f"Of two sets of images there are the scores {', '.join(GROUPS)}.")
+            raise UserError(f"No requested score applies to image sets; choose from {', '.join(GROUPS)}.")
         self.shape = tuple(sets["real"].x.shape[1:])
-        self.rows = torch.arange(len(sets["real"].x))  # of the real images that may be judged
+        self.rows = torch.arange(len(sets["real"].x))  # of the real images used for scores
         self.extractor: Any = None
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
 
     def groups(self) -> dict[str, Scores]:
-        """The scores, by group.
+        """The scores by group.
 
         Raises:
-            UserError: If there is no extractor, or too few real images that it has not seen.
+            UserError: If there is no extractor, or it was trained on all but too few of the real images.
         """
         from genlab.judging.suite import image_scores
         from genlab.sharing import by_first
@@ -83,7 +84,7 @@ class SetScoring:
         return groups
 
     def _find_extractor(self) -> None:
-        """Makes the network that judges, and leaves out the real images that it has learned from."""
+        """Loads or trains the extractor, and excludes the real images that it was trained on."""
         data = LabelledSets(self.sets["real"], self.sets.get("train"))
         kind = self.options["extractor"] or default_extractor(data, self.options["inception_weights"])
         self.extractor = find_extractor(kind, dict(self.options), data)
@@ -92,16 +93,16 @@ class SetScoring:
             return
         taught, self.rows = len(self.rows) - len(data.judged_rows), data.judged_rows
         self.notes.append(
-            f"The judge has learned from {taught} of the real images, so that the other {len(self.rows)} alone are "
-            "compared with. All are, with train=LABELLED or another extractor=."
+            f"The classifier was trained on {taught} of the real images; scores use only the other {len(self.rows)}. "
+            "To use all of them, set train=LABELLED or another extractor=."
         )
         if len(self.rows) < FEWEST:
             raise UserError(
-                f"Scores need {FEWEST} real images or more that the judge has not seen, got {len(self.rows)}."
+                f"Scores need {FEWEST} real images or more that the classifier has not seen, got {len(self.rows)}."
             )
 
     def _chosen(self, key: str, rows: Tensor | None = None) -> Tensor:
-        """At most `n` images of a set, always the same."""
+        """A fixed choice of at most `n` images of a set."""
         from genlab.seeding import fixed_choice
 
         x = self.sets[key].x
@@ -109,7 +110,7 @@ class SetScoring:
         return x[chosen if rows is None else rows[chosen]]
 
     def _statistics(self, real: Tensor, fake: Tensor) -> tuple[FeatureStats | None, FeatureStats | None]:
-        """The extractor's statistics of both, those of the real images from the cache where they are."""
+        """The extractor's statistics of both sets; those of the real images are cached."""
         from genlab.judging.suite import slices
         from genlab.metrics.cache import cached_stats
         from genlab.metrics.features import features_of
@@ -123,20 +124,20 @@ class SetScoring:
         )
 
     def _note(self, groups: dict[str, Scores], n_real: int, n_fake: int) -> None:
-        """Says what is missing or means little."""
+        """Adds notes on missing and uninformative scores."""
         self.notes += judge_notes(self.extractor, groups)
         if "is" in groups and n_real < n_fake:
-            self.notes.append(f"No Inception score of real images: there are {n_real}, and {n_fake} generated ones.")
+            self.notes.append(f"No Inception score of real images: there are {n_real} real, {n_fake} generated images.")
         if "nn" in groups:
             groups["nn"].card["train_fingerprint"] = self.sets["train"].fingerprint
             if groups["nn"]["nn_test"] == 0:
-                self.notes.append("Most images of real= are in train= too, so that the ratio measures nothing.")
+                self.notes.append("Most images of real= are also in train=, so the ratio measures nothing.")
         elif "nn" in self.wanted:
-            self.notes.append("The memorisation ratio needs the images that were trained on: train=PATH.")
+            self.notes.append("The memorisation ratio needs the training images: set train=PATH.")
 
 
 def default_extractor(data: LabelledSets, weights: str | None) -> str:
-    """The network where none was named: learned from labels; without any, Inception if its weights are at hand."""
+    """The default extractor: a classifier if there are labels, else Inception if its weights are found, else random."""
     from genlab.metrics.inception import find_inception_weights
 
     if data.spec.num_classes is not None:
@@ -150,31 +151,37 @@ def default_extractor(data: LabelledSets, weights: str | None) -> str:
     return "inception"
 
 
-class LabelledSets:
-    """Labelled images for training a judge: `train` if it has labels, else half of `real`.
+def _store(images: ImageSet) -> ArrayStore:
+    """Images and their labels, if they have any."""
+    from genlab.data.store import ArrayStore
 
-    No image that is judged has taught the judge.
+    return ArrayStore({"x": images.x}).with_column("y", images.y)
+
+
+class LabelledSets:
+    """Labelled images to train a classifier on: `train` if it has labels, else half of `real`.
+
+    The classifier is never trained on images that it scores.
 
     Attributes:
-        name: For the classifier's name.
-        judged_rows: Rows of `real` that may be judged.
+        name: Name of the data, used for the classifier's name.
+        judged_rows: Rows of `real` used for scores.
     """
 
     mirrors = False
 
     def __init__(self, real: ImageSet, train: ImageSet | None) -> None:
-        """Divides the images.
+        """Splits the images.
 
         Args:
-            real: The images that are judged against.
-            train: Others, with labels at best.
+            real: Real images of the scores.
+            train: Training images, used if they have labels.
         """
         import re
 
         import torch
 
         from genlab.data.spec import DataSpec
-        from genlab.data.store import ArrayStore
 
         source, apart = (train, True) if train is not None and train.y is not None else (real, False)
         self.name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source.name).resolve().stem).strip("-") or "images"
@@ -182,14 +189,14 @@ class LabelledSets:
         held = len(order) // (5 if apart else 2)
         known = {"train": order[held:], "test": order[:held]}
         self.judged_rows = torch.arange(len(real.x)) if apart or real.y is None else known["test"].sort().values
-        self._stores = {
-            name: ArrayStore(source.x, source.y).subset(rows.sort().values) for name, rows in known.items()
-        } | {"val": ArrayStore(real.x[:0], None if real.y is None else real.y[:0])}
+        self._stores = {name: _store(source).subset(rows.sort().values) for name, rows in known.items()} | {
+            "val": _store(real).subset(torch.arange(0))
+        }
         classes = None if source.y is None else int(source.y.max()) + 1
-        self.spec = DataSpec("image", tuple(source.x.shape[1:]), classes)
+        self.spec = DataSpec.of("image", tuple(source.x.shape[1:]), classes)
 
     def split(self, name: str) -> Any:
-        """The images that the judge learns from ("train") and is tested on ("test")."""
+        """The images that the classifier is trained on ("train") or tested on ("test")."""
         return self._stores[name]
 
     judged = split

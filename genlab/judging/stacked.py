@@ -17,10 +17,10 @@ from genlab.sharing import by_first
 
 
 class StackedJudge(Judge):
-    """Stacked digits: modes covered and KL to uniform, by the grey set's classifier on each channel.
+    """Modes covered by stacked digits and their KL to uniform, from the grey set's classifier on each channel.
 
-    The protocol of Srivastava et al. (2017), "VEEGAN", and Lin et al. (2018), "PacGAN": 26,000 samples. What a perfect
-    sampler gets stands beside it: expected, and as the classifier sees real stacks.
+    The protocol of Srivastava et al. (2017), "VEEGAN", and Lin et al. (2018), "PacGAN": 26,000 samples. References are
+    the expected scores of a perfect sampler, and the scores of real stacks under the same classifier.
     """
 
     monitor = "modes"
@@ -36,9 +36,9 @@ class StackedJudge(Judge):
 
         Args:
             every_n_steps: Iterations between scores on validation data.
-            num_samples: Generated stacks that are reported on.
-            validation_samples: The same while training.
-            seed: Of the latents.
+            num_samples: Generated stacks for the reported scores.
+            validation_samples: Generated stacks for validation.
+            seed: Seed of the latents.
 
         Raises:
             UserError: If a number is too small.
@@ -58,10 +58,10 @@ class StackedJudge(Judge):
         super().prepare(data, device)
         grey: Any = getattr(data, "grey", None)
         if grey is None:
-            raise UserError(f"metrics=stacked judges data=stacked_digits, and this is {data.name}. Try metrics=images.")
+            raise UserError(f"metrics=stacked needs data=stacked_digits, got {data.name}. Try metrics=images.")
         self.extractor = dataset_classifier(grey, device)
         if self.extractor is None:
-            raise UserError(f"{grey.name} has no labels, so that nothing can tell its classes.")
+            raise UserError(f"{grey.name} has no labels to train a classifier on.")
 
     def classes(self, images: Tensor) -> Tensor:
         """The class [N, C] of each channel of uint8 images [N, C, H, W]."""
@@ -70,7 +70,7 @@ class StackedJudge(Judge):
         return logits.argmax(dim=1).view(images.shape[:2]).cpu()
 
     def score(self, model: Sampler, data: Data, split: str) -> dict[str, float]:
-        """Modes and KL; for the test split with the perfect sampler's."""
+        """Modes and KL; on the test split also those of real stacks."""
         scores = by_first(lambda: self._scores(model, data, split))
         if split == "test":
             self.cards["stacked"] = {**self.common(model, data, split), **scores.card}
@@ -95,7 +95,7 @@ class StackedJudge(Judge):
         return scores | Scores({f"{name}_real": value for name, value in real.items()})
 
     def lines(self, scores: dict[str, float]) -> list[tuple[str, str]]:
-        """The figures beside what a perfect sampler gets."""
+        """The scores beside those of a perfect sampler."""
         card, values = self.cards.get("stacked", {}), {k.split("/")[1]: v for k, v in scores.items()}
         if "modes" not in values:
             return []

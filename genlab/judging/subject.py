@@ -1,4 +1,4 @@
-"""Scores of a model on a split of its data. It asks for capabilities, never for names of methods."""
+"""Scores of a trained model on one split of its data."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from genlab.batch import Batch
     from genlab.data.module import ArrayData
     from genlab.judging.judge import Pictures
     from genlab.metrics.scores import Scores
@@ -40,40 +41,41 @@ IMAGES, POINTS, FEWEST = 10_000, 2_500, 20
 
 
 class Scoring:
-    """Scores one model on one split: asks what the model can, never what it is called."""
+    """Scores one model on one split; the capabilities of the model, not its name, decide which scores apply."""
 
     def __init__(
         self, model: GenerativeModel, data: ArrayData, options: dict[str, Any], make_sampler: Callable[[], Sampler]
     ) -> None:
-        """Takes the model and what it is scored by.
+        """Sets up the scoring and chooses the real samples.
 
         Args:
-            model: Loaded.
-            data: Those that it was trained on.
-            options: See `genlab-evaluate`.
-            make_sampler: Makes the sampler that `options` name, ready to draw.
+            model: Loaded model.
+            data: Data of its training run.
+            options: Options of `genlab-evaluate`.
+            make_sampler: Makes the sampler named in `options`, ready to draw.
         """
         from genlab.seeding import fixed_choice
 
         self.model, self.data, self.options, self.make_sampler = model, data, options, make_sampler
         self.sampler = options["sampler"] or "prior"
-        self.kind, self.split, self.seed = data.spec.kind, options["split"], options["seed"]
+        self.split, self.seed = options["split"], options["seed"]
         self.store = data.judged(self.split)
-        most = options["n"] or (IMAGES if self.kind == "image" else POINTS)
-        self.n = most if self.kind != "image" else min(most, len(self.store))
+        self.pictures = data.spec.images
+        most = options["n"] or (IMAGES if self.pictures else POINTS)
+        self.n = most if not self.pictures else min(most, len(self.store))
         self.rows = fixed_choice(len(self.store), self.n)
         self.extractor: Any = None
-        self.extractor_name = "none" if self.kind == "image" else self.kind
+        self.extractor_name = "none" if self.pictures else data.spec.x.kind
         self.groups: dict[str, Scores] = {}
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
 
     def wants(self, *groups: str) -> bool:
-        """Whether one of these was asked for (or nothing in particular)."""
+        """Whether one of these groups is requested; all are if `scores` is not set."""
         return self.options["scores"] is None or bool(set(groups) & set(self.options["scores"]))
 
     def work(self) -> None:
-        """Takes all scores that were asked for and apply."""
+        """Computes all requested scores that apply to the model and its data."""
         from genlab.metrics.features import full_float32
 
         if len(self.rows) < FEWEST:
@@ -82,17 +84,17 @@ class Scoring:
                 f"{len(self.store)}. Try another split=."
             )
         can = self.model.can
-        draws = can("sample") or self.sampler != "prior"  # which says itself what it lacks
-        if self.kind == "image" and (draws or can("reconstruct")):
+        draws = can("sample") or self.sampler != "prior"  # other samplers check their own needs
+        if self.pictures and (draws or can("reconstruct")):
             with self.clock("extractor"):
                 self.extractor = self.find_extractor()
             if self.extractor is not None:
                 self.extractor_name = self.extractor.name
         if not draws and self.wants("fid", "is", "kid", "pr", "ms_ssim", "nn", "points"):
             self.notes.append(f"{type(self.model).__name__} draws no samples: it has no `sample`.")
-        elif self.kind == "image" and self.wants("fid", "is", "kid", "pr", "ms_ssim", "nn"):
+        elif self.pictures and self.wants("fid", "is", "kid", "pr", "ms_ssim", "nn"):
             self.images()
-        elif self.kind == "points" and self.wants("points"):
+        elif not self.data.spec.x.pictorial and self.wants("points"):
             with self.clock("points"):
                 self.points()
         with full_float32(self.model.device):
@@ -110,22 +112,23 @@ class Scoring:
                 with self.clock("likelihood"):
                     self.likelihood()
         if not self.groups:
-            asked = f" of {', '.join(self.options['scores'])}" if self.options["scores"] else ""
+            asked = f" among {', '.join(self.options['scores'])}" if self.options["scores"] else ""
             able = ", ".join(name for name in ("sample", "reconstruct", "log_joint") if can(name)) or "nothing"
             reason = f" {self.notes[0]}" if self.notes else ""
             raise UserError(
-                f"None{asked} can be taken: {type(self.model).__name__} on {self.kind} data offers {able}.{reason}"
+                f"No score{asked} applies: {type(self.model).__name__} on {self.data.spec.x.kind} data offers "
+                f"{able}.{reason}"
             )
 
     @contextmanager
     def clock(self, what: str) -> Iterator[None]:
-        """Notes how long something takes."""
+        """Records the seconds of a block under a name."""
         started = time.monotonic()
         yield
         self.seconds[what] = round(time.monotonic() - started, 2)
 
     def find_extractor(self) -> Any:
-        """The network that judges; None, with a note, where none is to be had and none was asked for."""
+        """The feature extractor; None if no score needs it or, with a note, if the default one is unavailable."""
         if not self.wants("fid", "is", "kid", "pr", "ms_ssim", "reconstruction"):
             return None
         asked = self.options["extractor"]
@@ -138,49 +141,53 @@ class Scoring:
         except UserError as error:
             if asked is not None or self.options["precision"] != "float32":
                 raise
-            self.notes.append(f"No scores of features: {error}")
+            self.notes.append(f"Scores from features are left out: {error}")
             return None
 
     def real(self, rows: Tensor) -> Tensor:
-        """Some of the real samples, as the model knows them."""
-        from genlab.data.stream import normalise
+        """The real samples at these rows, normalised as in training."""
+        return self.data.spec.x.normalise(self.store.gather(rows))
 
-        return normalise(self.store.gather(rows))
+    def told(self, rows: Tensor) -> Any:
+        """The model under the conditions of these rows."""
+        from genlab.telling import telling
+
+        return telling(self.model, self.data.rows(self.split, self.model.given, rows) if self.model.given else None)
 
     def draw(self, n: int, at_a_time: int = 256) -> Tensor:
-        """The generated samples on the CPU, images as uint8; the latents of one seed are the same for every model."""
+        """Generated samples on the CPU, images as uint8; one seed gives the same latents for every model."""
         import torch
         from rich.progress import track
 
-        from genlab.judging.judge import sample_batches, wanted_classes
+        from genlab.judging.judge import sample_batches, wanted
         from genlab.sharing import first_then_others, is_first, shared
 
         sampler = first_then_others(self.make_sampler)
 
-        def draw(size: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
-            return sampler.sample(self.model, size, y=y, rng=rng)
+        def draw(size: int, given: Batch | None, rng: torch.Generator) -> Tensor:
+            return sampler.sample(self.model, size, given=given, rng=rng)
 
         def kept(batch: Callable[[], Tensor]) -> Tensor:
             x = batch()
-            return (self.data.spec.render(x) if self.kind == "image" else x).cpu()
+            return (self.data.spec.render(x) if self.pictures else x).cpu()
 
-        y = wanted_classes(self.model, self.store.y, n, self.seed)
-        batches = sample_batches(draw, n, self.seed, y, at_a_time)
+        given = wanted(self.model, self.data, self.split, n, self.seed)
+        batches = sample_batches(draw, n, self.seed, given, at_a_time)
         bar = track(batches, description="drawing", transient=True, disable=len(batches) < 8 or not is_first())
-        # What a sampler learns on the way every process must learn: then each draws all, and only judging is shared.
+        # A sampler that learns while it draws must learn on every process: each draws all, and only scoring is shared.
         return torch.cat([kept(batch) for batch in bar] if sampler.grows else list(shared(bar, kept)))
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """Further fields on the cards of generated samples."""
+        """Additional card fields of scores on generated samples."""
         from genlab.config.samplers import sampler_text
-        from genlab.judging.judge import FROM_LABELS
+        from genlab.judging.judge import given_text
 
         card = {"sampler": sampler_text(self.sampler, self.options["sampler_settings"])}
-        return {**card, "y": FROM_LABELS} if getattr(self.model, "conditional", False) else card
+        return {**card, "given": given_text(self.model)}
 
     def images(self) -> None:
-        """FID and friends, diversity, memorisation."""
+        """Scores FID, IS, KID, precision and recall, diversity and memorisation."""
         import torch
 
         from genlab.judging.judge import real_stats
@@ -225,13 +232,13 @@ class Scoring:
         self.notes += judge_notes(self.extractor, groups)
         if self.extractor is not None and self.split == "train" and tells_classes(self.extractor, None):
             self.notes.append(
-                "The judge has learned from these images themselves: split=test has those it has not seen."
+                "The classifier was trained on these images. Try split=test, whose images it has not seen."
             )
 
     def points(self) -> None:
-        """Modes, high-quality share, KL of the histogram and the energy distance, each beside a perfect generator's.
+        """Scores modes, high-quality share, KL of the histogram and energy distance, each with a reference.
 
-        The perfect generator's figures are those of fresh points of the true distribution: another split, equal n.
+        The reference is a perfect generator: as many points of the true distribution, from another split.
         """
         from genlab.metrics.scores import Scores
         from genlab.metrics.toy import energy_distance, mode_coverage
@@ -250,7 +257,7 @@ class Scoring:
         self.groups["points"] = scores
 
     def reconstruction(self) -> None:
-        """MSE, PSNR and SSIM of images, and how they look to the judge: FID, lost features. MSE of all else."""
+        """Scores MSE, PSNR and SSIM of images and, with an extractor, FID and lost features; only MSE of other data."""
         import torch
 
         from genlab.judging.judge import real_stats
@@ -261,15 +268,15 @@ class Scoring:
         from genlab.sharing import shared
 
         device, parts = self.model.device, self.rows.split(self.options["batch_size"])
-        recons = shared(parts, lambda rows: self.model.reconstruct(self.real(rows).to(device)).cpu())
+        recons = shared(parts, lambda rows: self.told(rows).reconstruct(self.real(rows).to(device)).cpu())
         pairs = ((self.real(rows), recon) for rows, recon in zip(parts, recons, strict=True))
-        if self.kind != "image":
+        if not self.pictures:
             errors = torch.cat([(a - b).double().square().flatten(1).mean(dim=1) for a, b in pairs])
             self.groups["reconstruction"] = Scores({"recon_mse": errors.mean().item()}, {"n_real": len(errors)})
             return
         rendered: list[Tensor] = []
 
-        def keep(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # bytes: floats of all would be fourfold
+        def keep(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:  # uint8: floats take 4x the memory
             rendered.append(self.data.spec.render(pair[1]))
             return pair
 
@@ -282,14 +289,14 @@ class Scoring:
             self.groups["rfid"] = scores.named(self.extractor.name)
 
     def classification(self) -> None:
-        """How often the model's own classes are wrong."""
+        """Scores the error rate of the model's own classes or clusters."""
         from genlab.judging.classification import classification_scores
 
         scores = classification_scores(self.model, self.data, self.split, self.n, self.options["batch_size"])
         self.groups |= {"classification": scores} if scores else {}
 
     def factors(self) -> None:
-        """Correlations of single latents with the data's known factors."""
+        """Scores the correlations of single latents with the data's known factors."""
         from genlab.metrics.factors import coded, factor_scores
 
         names = self.data.spec.factor_names or ()
@@ -298,7 +305,7 @@ class Scoring:
         self.groups["factors"] = factor_scores(codes, factor, names, units)
 
     def likelihood(self) -> None:
-        """The ELBO with its parts, the importance-weighted bound, active units; bits/dim where they mean something."""
+        """Scores ELBO and its terms, importance-weighted bound, active units; bits/dim if images have a likelihood."""
         import torch
         from rich.progress import track
 
@@ -315,43 +322,52 @@ class Scoring:
 
         support = getattr(getattr(self.model, "likelihood", None), "support", "real")
         most = self.options["likelihood_images"] or self.n
-        x = self.real(fixed_choice(len(self.store), min(most, self.n)))
+        chosen = fixed_choice(len(self.store), min(most, self.n))
+        x = self.real(chosen)
         valid = is_likelihood(x, support)
-        noisy = self.kind == "image" and support == "real"
+        noisy = self.pictures and support == "real"
         if noisy:
             x = dequantise(x, torch.Generator().manual_seed(self.seed))
         parts = x.split(32)
         bar = track(parts, description="likelihood", transient=True, disable=len(parts) < 8 or not is_first())
-        bounds = importance_bounds(self.model, bar, self.options["iwae_samples"], self.seed)
+        given = self.given_parts(chosen)
+        bounds = importance_bounds(self.model, bar, self.options["iwae_samples"], self.seed, given=given)
         scores = likelihood_scores(bounds, valid)
         scores.card |= {"support": support, "dequantised": "uniform" if noisy else "no"}
-        if valid and self.kind == "image":
-            name, dims = f"iwae_{bounds.samples}", x[0].numel()
+        if valid and self.pictures:
+            name, dims = f"iwae_{bounds.samples}", x[0].numel() * self.model.modelled_share
             scores |= Scores({"bits_per_dim": bits_per_dim(scores[name], dims, support)})
         if not valid:
             self.notes.append(
-                "Grey pixels under a Bernoulli have no likelihood: its terms are given as the objective that they are. "
-                "For one, train on data.binarize=static or dynamic."
+                "Grey pixels have no likelihood under a Bernoulli: its terms are reported as the training objective. "
+                "For a likelihood, train on data.binarize=static or dynamic."
             )
         elif scores["ess"] < 5 <= bounds.samples:
             self.notes.append(
-                f"The IWAE bound hangs on {scores['ess']:.1f} of {bounds.samples} draws (median): it is loose. "
+                f"The IWAE bound is loose: a median of {scores['ess']:.1f} of {bounds.samples} draws are effective. "
                 f"Try iwae_samples={10 * bounds.samples}."
             )
         if self.options["ais_steps"]:
-            scores |= self.annealed(parts, valid)
+            scores |= self.annealed(parts, valid, given)
         self.groups["likelihood"] = scores
 
-    def annealed(self, parts: Sequence[Tensor], valid: bool) -> Scores:
-        """Annealed importance sampling of log p(x), where the model allows it."""
+    def given_parts(self, rows: Tensor) -> list[Batch] | None:
+        """The conditions of these rows, 32 at a time; None for a model that is given no column."""
+        if not self.model.given:
+            return None
+        return [self.data.rows(self.split, self.model.given, part) for part in rows.split(32)]
+
+    def annealed(self, parts: Sequence[Tensor], valid: bool, given: list[Batch] | None) -> Scores:
+        """Annealed importance sampling of log p(x); empty, with a note, if the model or the data do not allow it."""
         from genlab.metrics.ais import ais, ais_scores, can_anneal
         from genlab.metrics.scores import Scores
 
         if not valid or not can_anneal(self.model):
             why = "it draws no continuous latents from a prior" if valid else "these data have no likelihood under it"
-            self.notes.append(f"ais_steps is passed over: {type(self.model).__name__}: {why}.")
+            self.notes.append(f"ais_steps is ignored for {type(self.model).__name__}: {why}.")
             return Scores()
-        return ais_scores(ais(self.model, parts, self.options["ais_steps"], self.options["ais_samples"], self.seed))
+        steps, chains = self.options["ais_steps"], self.options["ais_samples"]
+        return ais_scores(ais(self.model, parts, steps, chains, self.seed, given=given))
 
     def record(self) -> dict[str, Any]:
         """Scores, groups and complete cards."""
@@ -363,7 +379,7 @@ class Scoring:
 def record_of(
     groups: dict[str, Scores], common: dict[str, Any], notes: list[str], seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """The part of a score file that says what was found: scores by name, the group of each, a card per group."""
+    """The results in a score file: scores by name, the group of each score, a card per group, notes and seconds."""
     return {
         "scored": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "scores": {name: value for scores in groups.values() for name, value in scores.items()},
@@ -376,7 +392,7 @@ def record_of(
 
 @contextmanager
 def our_keys() -> Iterator[None]:
-    """The metrics name the overrides of a training; here their keys are shorter."""
+    """Shortens the training keys in error messages (`metrics.num_samples`) to those of `genlab-evaluate` (`n`)."""
     try:
         yield
     except UserError as error:
@@ -388,15 +404,15 @@ def our_keys() -> Iterator[None]:
 
 
 def find_extractor(asked: str, options: dict[str, Any], data: Pictures) -> Any:
-    """The network that `asked` names: one of the judge's, or a classifier's file.
+    """The feature extractor named `asked`: one of `EXTRACTORS`, or a classifier file.
 
     Args:
-        asked: Its name.
-        options: Of the scoring: device, precision, Inception's weights.
-        data: What is judged.
+        asked: Its name or file.
+        options: Options of the scoring, with device, precision and Inception's weights.
+        data: Images to score.
 
     Raises:
-        UserError: If there is no such network.
+        UserError: If the extractor is unknown or cannot be loaded.
     """
     import torch
 
@@ -413,7 +429,7 @@ def find_extractor(asked: str, options: dict[str, Any], data: Pictures) -> Any:
     from genlab.metrics.classifier import load_classifier
 
     if not Path(asked).is_file():
-        raise UserError(f"extractor must be one of {', '.join(EXTRACTORS)}, or a file of a classifier, got {asked!r}.")
+        raise UserError(f"extractor must be one of {', '.join(EXTRACTORS)}, or a classifier file, got {asked!r}.")
     try:
         return load_classifier(asked).to(device)
     except ValueError as error:
@@ -421,7 +437,7 @@ def find_extractor(asked: str, options: dict[str, Any], data: Pictures) -> Any:
 
 
 def judge_notes(extractor: Any, groups: dict[str, Scores]) -> list[str]:
-    """Notes on the judge, for the reader of its scores."""
+    """Caveats about the extractor for the reader of its scores."""
     from genlab.judging.judge import UNTRAINED
 
     if extractor is None:
@@ -435,7 +451,7 @@ def judge_notes(extractor: Any, groups: dict[str, Scores]) -> list[str]:
 
 
 def check_shape(extractor: Any, shape: tuple[int, ...]) -> None:
-    """Raises a UserError where the extractor judges images of another shape (C, H, W)."""
+    """Raises a `UserError` if the extractor takes images of another shape than this one (C, H, W)."""
     own = getattr(extractor, "shape", None)
     if own is not None and tuple(own) != tuple(shape):
         raise UserError(f"{extractor.name} judges images of shape {list(own)}, got {list(shape)}.")

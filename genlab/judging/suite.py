@@ -1,4 +1,4 @@
-"""All scores of a set of images at once, each group under its own protocol card."""
+"""All scores of an image set, with one protocol card per group."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from genlab.metrics.scores import Scores, fid, inception_score, kid, precision_r
 
 GROUPS = ("fid", "is", "kid", "pr", "ms_ssim", "nn")
 NOISE_STD = 0.1  # of the noised real images, as a share of the grey range
-NEIGHBOURS = 1000  # samples whose nearest training image is looked for
-NEIGHBOUR_SIDE = 32  # pixels; larger images are averaged down before distances are taken
-COPY = 2.0  # grey values: a root mean square that no eye sees
+NEIGHBOURS = 1000  # samples in the nearest-neighbour search at most
+NEIGHBOUR_SIDE = 32  # pixels; larger images are average-pooled to this side before distances are computed
+COPY = 2.0  # grey values; a root mean square difference this small is invisible
 
 
 def slices(x: Tensor, size: int = 256) -> Iterator[Tensor]:
@@ -26,9 +26,9 @@ def slices(x: Tensor, size: int = 256) -> Iterator[Tensor]:
 
 
 def noised(x: Tensor, std: float, seed: int) -> Tensor:
-    """uint8 images with Gaussian grey noise of `std` (a share of the range), cut off to 0..255."""
+    """uint8 images plus Gaussian noise of standard deviation `std` (a share of the grey range), clamped to 0..255."""
     rng, noisy = torch.Generator().manual_seed(seed), torch.empty(x.shape, dtype=torch.uint8)
-    for part, out in zip(x.split(1024), noisy.split(1024), strict=True):  # floats of all at once would be eightfold
+    for part, out in zip(x.split(1024), noisy.split(1024), strict=True):  # all at once would take 8x the memory
         out.copy_((part.cpu() + torch.randn(part.shape, generator=rng) * (255 * std)).round().clamp(0, 255))
     return noisy
 
@@ -46,25 +46,25 @@ def image_scores(
     train: Tensor | None = None,
     labels_by_logits: bool = False,
 ) -> dict[str, Scores]:
-    """The wanted groups of scores, by group; scores of features carry the extractor in their name.
+    """The wanted scores by group; names of feature scores contain the extractor.
 
-    Beside the Inception score stands that of as many real images, where there are as many.
+    The Inception score of as many real images is added as reference if there are enough.
 
     Args:
         real: Real images, uint8 [N, C, H, W].
         fake: Generated images, uint8 [M, C, H, W].
-        real_stats: The extractor's statistics of the real images; None leaves out what needs them.
-        fake_stats: The same of the generated ones.
-        wanted: Of `GROUPS`.
-        seed: Of splits, subsets, pairs and noise.
-        splits: Parts of the Inception score.
-        pairs: Pairs of MS-SSIM.
-        train: Training images, for "nn": without them it is left out.
-        labels_by_logits: Whether the extractor tells the classes of these data apart: adds the rarest class's share and
-            MS-SSIM within classes, real and generated images alike labelled by it.
+        real_stats: Extractor statistics of the real images; None leaves out the scores that need them.
+        fake_stats: Extractor statistics of the generated images.
+        wanted: Groups from `GROUPS`.
+        seed: Seed of splits, subsets, pairs and noise.
+        splits: Splits of the Inception score.
+        pairs: Image pairs of MS-SSIM.
+        train: Training images for "nn"; without them "nn" is left out.
+        labels_by_logits: Whether the extractor classifies these data. It then labels real and generated images, which
+            adds the share of the rarest class and MS-SSIM within classes.
 
     Raises:
-        UserError: With fewer than 20 images, or an unknown group.
+        UserError: If there are fewer than 20 images, or a group is unknown.
     """
     unknown = sorted(set(wanted) - set(GROUPS))
     if unknown:
@@ -84,14 +84,14 @@ def image_scores(
 def _of_features(
     real: FeatureStats, fake: FeatureStats, wanted: Sequence[str], seed: int, splits: int, labels_by_logits: bool
 ) -> dict[str, Scores]:
-    """The groups that features and logits give; see `image_scores`."""
+    """The groups computed from features and logits; see `image_scores`."""
     groups: dict[str, Scores] = {}
     name = str(fake.card.get("extractor", "features"))
     if "fid" in wanted:
         groups["fid"] = fid(real, fake).named(name)
     if "is" in wanted and fake.logits.shape[1] > 0:
         values = inception_score(fake, splits, seed)
-        if len(real.logits) >= len(fake.logits):  # it grows with the number of images
+        if len(real.logits) >= len(fake.logits):  # the score grows with the number of images
             own = inception_score(real, splits, seed, len(fake.logits))
             values |= Scores({"is_real": own["is"], "is_real_std": own["is_std"]})
         groups["is"] = values.named(name)
@@ -120,7 +120,7 @@ def _diversity(
     real_stats: FeatureStats | None = None,
     fake_stats: FeatureStats | None = None,
 ) -> Scores:
-    """1 - MS-SSIM of the samples beside that of real and of noised real images; with statistics, within classes."""
+    """1 - MS-SSIM of generated, real and noised real images; within classes if statistics are given."""
     real_labels = None if real_stats is None else real_stats.logits.argmax(dim=1)
     fake_labels = None if fake_stats is None else fake_stats.logits.argmax(dim=1)
     name = "ms_ssim" if real_stats is None else "ms_ssim_within"
@@ -150,7 +150,7 @@ def memorisation(fake: Tensor, train: Tensor, test: Tensor, seed: int = 2020) ->
         fake: Generated images, uint8 [M, C, H, W].
         train: Training images.
         test: Unseen images.
-        seed: Of the choice among more than 1,000.
+        seed: Seed of the choice among more than 1,000.
     """
     rng = torch.Generator().manual_seed(seed)
 

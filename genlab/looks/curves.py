@@ -1,4 +1,4 @@
-"""Curves of a training, read from its file. Free of torch."""
+"""Training curves, read from `metrics.csv`. Free of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks into a model: one method for each picture, with what it needs of the model and the data."""
+"""Pictures of a trained model, one method each, with checks of the required capabilities and data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from genlab.data.module import ArrayData
     from genlab.data.store import ArrayStore
+    from genlab.fields.base import Field
     from genlab.metrics.features import Extractor
     from genlab.models.base import GenerativeModel
 
@@ -29,16 +30,16 @@ WHAT = (
     "factors",
     "frames",
 )
-FRAMES = 10  # of an interpolation, and of samples step by step at most
-VALUES = 11  # of a traversal
+FRAMES = 10  # columns of an interpolation, and of samples step by step at most
+VALUES = 11  # values of a latent in a traversal
 STARTS = 1024  # prior draws that a search for latents starts from
-ACTIVE = 0.01  # variance of a code, Burda et al. (2016)
-CODES = 5000  # test samples encoded at most
-YARDSTICK = 200  # test images whose distance to the training images is what samples' distances are held against
+ACTIVE = 0.01  # least variance of an active code, Burda et al. (2016)
+CODES = 5000  # samples encoded at most
+YARDSTICK = 200  # real images whose median distance to the training images is the unit of samples' distances
 
 
 class Looks:
-    """The looks into one model. Each returns a picture, uint8 [H, W, 3], or raises a `UserError` that says why not."""
+    """Pictures of one model. Each method returns uint8 [H, W, 3], or raises a `UserError` with the reason."""
 
     def __init__(
         self,
@@ -47,13 +48,13 @@ class Looks:
         data: Callable[[], ArrayData],
         extractor: Callable[[ArrayData], Extractor],
     ) -> None:
-        """Takes what is looked at; data and extractor are made when a look needs them.
+        """Stores the model; data and extractor are loaded when a picture needs them.
 
         Args:
-            model: Loaded.
-            options: See `genlab-visualize`.
-            data: Reads those that it was trained on.
-            extractor: Makes the network in whose features images are near each other.
+            model: Loaded model.
+            options: Options of `genlab-visualize`.
+            data: Loads the data of the training run.
+            extractor: Loads the extractor whose features define the nearest images.
         """
         import torch
 
@@ -65,7 +66,7 @@ class Looks:
         on = f" on {choices['data']}" if "data" in choices else ""
         self.name = f"{type(model).__name__}{on}"
 
-    # --- What the looks are made of -------------------------------------------------------------------------------
+    # --- Data, latents and checks ---------------------------------------------------------------------------------
 
     @cached_property
     def data(self) -> ArrayData:
@@ -74,15 +75,15 @@ class Looks:
 
     @property
     def store(self) -> ArrayStore:
-        """The split that is shown."""
+        """The chosen split."""
         return self.data.split(self.options["split"])
 
     def real(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """At most n samples of the split and their labels, chosen by the seed, as the model knows them."""
-        return _some(self.store, n, self.options["seed"])
+        """At most n samples of the split, normalised as in training, and their labels; chosen by the seed."""
+        return _some(self.store, self.data.spec.x, n, self.options["seed"])
 
     def latents(self, n: int) -> Tensor:
-        """Prior draws [n, Z], always the same from one seed."""
+        """Prior draws [n, Z], the same for one seed."""
         self.rng.manual_seed(self.options["seed"])
         return self.model.noise(n, self.rng)
 
@@ -100,20 +101,20 @@ class Looks:
         return torch.cat([self.model.encode(part.to(self.model.device)).cpu() for part in x.split(256)])
 
     def need(self, look: str, *capabilities: str) -> None:
-        """Refuses a look that the model has no means for."""
+        """Raises a `UserError` if the model lacks a capability."""
         for capability in capabilities:
             if not self.model.can(capability):
-                raise UserError(f"{type(self.model).__name__} has no `{capability}`, which {look} needs.")
+                raise UserError(f"{type(self.model).__name__} has no `{capability}`, needed by what={look}.")
 
     def need_plane_or_images(self, look: str) -> None:
-        """Refuses data that can neither be drawn as images nor in a plane."""
-        if self.spec.kind != "image" and self.spec.shape != (2,):
-            raise UserError(f"The look {look} is for images and points in the plane, not {self.spec.kind} data.")
+        """Raises a `UserError` unless the data are images or points in the plane."""
+        if not self.spec.x.pictorial and self.spec.shape != (2,):
+            raise UserError(f"what={look} needs images or points in the plane, got {self.spec.x.kind} data.")
 
     def need_images(self, look: str) -> None:
-        """Refuses data that are no images."""
-        if self.spec.kind != "image":
-            raise UserError(f"The look {look} is for images, not {self.spec.kind} data.")
+        """Raises a `UserError` unless the data are images."""
+        if not self.spec.x.pictorial:
+            raise UserError(f"what={look} needs images, got {self.spec.x.kind} data.")
 
     def images(self, x: Tensor) -> Tensor:
         """Samples [..., C, H, W] as uint8."""
@@ -121,20 +122,20 @@ class Looks:
 
     @property
     def way(self) -> str:
-        """How one goes from one latent to another."""
+        """The shape of the path between two latents, as text."""
         return "along the arc (slerp)" if self.model.latent_prior == "normal" else "in a straight line"
 
-    # --- The looks ------------------------------------------------------------------------------------------------
+    # --- Pictures -------------------------------------------------------------------------------------------------
 
     def interpolations(self) -> np.ndarray:
-        """Rows from one prior draw to another."""
+        """Rows of interpolations between two prior draws."""
         from genlab.looks.sheets import image_sheet, point_ways
         from genlab.sampling.latents import interpolate
 
         self.need("interpolations", "decode")
         self.need_plane_or_images("interpolations")
         a, b = self.latents(2 * self.n).chunk(2)
-        points = self.spec.kind != "image"
+        points = not self.spec.x.pictorial
         x = self.decode(interpolate(a, b, 100 if points else FRAMES, self.model.latent_prior))
         title = f"{self.name}: interpolations"
         if points:
@@ -142,7 +143,7 @@ class Looks:
         return image_sheet([("", self.images(x))], title, f"Each row: from one prior draw to another, {self.way}.")
 
     def mirror(self) -> np.ndarray:
-        """Rows from a real image to its mirror image, through the latents that come nearest to both.
+        """Rows from a real image to its mirror image, through the latents of the samples nearest to both.
 
         Berthelot, Schumm & Metz (2017), arXiv:1703.10717, section 4.3.
         """
@@ -170,13 +171,13 @@ class Looks:
         shown = [("real", ends[0]), ("nearest samples, and between them", self.images(frames)), ("mirrored", ends[1])]
         note = (
             f"Outside: test images and their mirror images. Inside: the samples nearest to them (mean |x - G(z)| "
-            f"{distance.mean():.3f} in [-1, 1], Adam on z, {self.options['steps']} steps) and what lies between "
-            f"their latents, {self.way}."
+            f"{distance.mean():.3f} in [-1, 1], Adam on z, {self.options['steps']} steps) and the path "
+            f"between their latents, {self.way}."
         )
         return image_sheet(shown, f"{self.name}: mirror interpolations", note)
 
     def traversals(self) -> np.ndarray:
-        """Rows in which one latent moves; those that say most about the data, or else move the sample most."""
+        """Rows that vary one latent each: the most active ones or, without codes, those that change the sample most."""
         from genlab.looks.sheets import image_sheet, point_ways
         from genlab.sampling.latents import activity, traverse
 
@@ -186,24 +187,24 @@ class Looks:
         base, values, from_where = start[0], None, "a prior draw"
         if self.model.can("encode"):
             codes = self.encode(self.real(CODES)[0])
-            if codes.shape[1:] == start.shape[1:]:  # codes that are latents
+            if codes.shape[1:] == start.shape[1:]:  # codes have the shape of latents
                 base, values, from_where = codes[0], activity(codes), f"the code of one {self.options['split']} sample"
         if values is None:
             values = self._sensitivity(start)
-            which, measure = f"of {len(values)} that move it most", "mean change of the sample from end to end"
+            which, measure = f"of {len(values)} that change it most", "mean change of the sample from end to end"
             count = min(self.n, len(values))
         else:
             active = int((values > ACTIVE).sum())
             which = f"most active of {len(values)} ({active} active: above {ACTIVE})"
             measure = "variance of its code over the data"
             count = min(self.n, active or len(values))
-        classes = [d for group in self.model.one_hot_latents for d in group]  # no place between 0 and 1 is a latent
+        classes = [d for group in self.model.one_hot_latents for d in group]  # values between 0 and 1 are no latents
         if len(classes) == len(values):
-            raise UserError("All latents are one-hot: see what=categories.")
+            raise UserError("All latents are one-hot. Try what=categories.")
         values[classes] = -1
         count = min(count, len(values) - len(classes))
         dims = values.topk(count).indices
-        points = self.spec.kind != "image"
+        points = not self.spec.x.pictorial
         reach = 3 if self.model.latent_prior == "normal" else 1
         x = self.decode(traverse(base, dims, 100 if points else VALUES, self.model.latent_prior))
         labels = [f"z{d}: {v:.2f}" for d, v in zip(dims.tolist(), values[dims].tolist(), strict=True)]
@@ -220,7 +221,7 @@ class Looks:
         return image_sheet([("", self.images(x))], title, note, labels)
 
     def categories(self) -> np.ndarray:
-        """Rows in which a one-hot part of the latent goes through its classes and the rest stays."""
+        """Rows in which a one-hot part of the latent takes each class, with the rest fixed."""
         from genlab.looks.sheets import image_sheet
         from genlab.sampling.latents import go_through
 
@@ -228,14 +229,14 @@ class Looks:
         self.need_images("categories")
         groups = self.model.one_hot_latents
         if not groups:
-            raise UserError(f"{type(self.model).__name__} has no one-hot latents to go through.")
+            raise UserError(f"{type(self.model).__name__} has no one-hot latents.")
         z = go_through(self.latents(self.n).cpu(), groups[: self.n])
         each = "another draw of the rest" if len(groups) == 1 else "another variable of one draw"
         note = f"Each column: one class; each row: {each}."
         return image_sheet([("", self.images(self.decode(z)))], f"{self.name}: categories", note)
 
     def _sensitivity(self, start: Tensor) -> Tensor:
-        """How far the sample moves with each latent, [Z]: mean |difference| between its ends, over some others."""
+        """Effect of each latent on the sample, [Z]: mean |difference| between its extremes, over starting points."""
         import torch
 
         from genlab.sampling.latents import traverse
@@ -255,13 +256,13 @@ class Looks:
 
         self.need("reconstructions", "reconstruct")
         self.need_plane_or_images("reconstructions")
-        points = self.spec.kind != "image"
+        points = not self.spec.x.pictorial
         x, _ = self.real(200 if points else 6 * self.n)
         made = torch.cat([self.model.reconstruct(part.to(self.model.device)).cpu() for part in x.split(256)])
         error = (x - made).square().mean()
         title = f"{self.name}: reconstructions"
         if points:
-            note = f"Lines from {self.options['split']} points to what the model makes of them (dot)."
+            note = f"Lines from {self.options['split']} points to their reconstructions (dot)."
             note += f" Mean squared error {error:.3g}."
             return point_ways(torch.stack([x, made], dim=1), self.real(2000)[0], title, note)
         pairs = [
@@ -271,11 +272,11 @@ class Looks:
         ]
         if not pairs:
             raise UserError(f"The {self.options['split']} split holds {len(x)} samples, fewer than n={self.n}.")
-        note = f"{self.options['split'].capitalize()} images, and what the model makes of each to the right of it. "
+        note = f"{self.options['split'].capitalize()} images, each with its reconstruction on the right. "
         return image_sheet(pairs, title, f"{note}Mean squared error {error:.4f} in [-1, 1].")
 
     def neighbours(self) -> np.ndarray:
-        """Samples and the training images that are nearest to each, in pixels and in features."""
+        """Samples and their nearest training images, in pixels and in features."""
         import torch
 
         from genlab.looks.sheets import image_sheet
@@ -308,13 +309,13 @@ class Looks:
         places, _ = nearest(features(samples), (features(part) for part in parts()), k)
         columns.append((f"nearest in features of {judge.name}", self._gathered(train, rows, places, len(samples))))
         note = (
-            f"Of {len(rows)} training images. On the left: the distance to the nearest one in pixels, over the median "
+            f"Of {len(rows)} training images. On the left: distance to the nearest one in pixels, over the median "
             f"of {len(unseen)} {self.options['split']} images; 0 is a copy."
         )
         return image_sheet(columns, f"{self.name}: samples and their nearest training images", note, labels)
 
     def frames(self) -> np.ndarray:
-        """Rows of samples at the steps in which they come about."""
+        """Rows of samples at the steps of their generation."""
         import torch
 
         from genlab.looks.sheets import image_sheet
@@ -329,12 +330,12 @@ class Looks:
         return image_sheet([("", self.images(x[:, shown]))], f"{self.name}: step by step", note)
 
     def _gathered(self, store: ArrayStore, rows: Tensor, places: Tensor, n: int) -> Tensor:
-        """The images at the first n rows of places [N, k] among the chosen rows of a store, uint8 [n, k, C, H, W]."""
+        """The images uint8 [n, k, C, H, W] of a store at `rows[places[:n]]`, places [N, k]."""
         chosen = rows[places[:n].flatten()]
         return store.gather(chosen).unflatten(0, (n, -1))
 
     def latent_map(self) -> np.ndarray:
-        """The codes of the split in the plane."""
+        """The codes of the split in two dimensions."""
         import torch
 
         from genlab.floats import in_float64
@@ -359,14 +360,14 @@ class Looks:
         return code_map(codes, y, self.spec.class_names, f"{self.name}: latent map", note, names)
 
     def factors(self) -> np.ndarray:
-        """|corr| of latents and known factors: those that stand for one, then those that tell most."""
+        """|corr| of latents and known factors: latents assigned to factors first, then by largest |corr|."""
         from genlab.looks.sheets import heat_map
         from genlab.metrics.factors import coded, correlations
 
         self.need("factors", "encode")
         names = self.spec.factor_names
         if not names:
-            raise UserError("The look factors needs data whose factors are known, such as data=shapes.")
+            raise UserError("what=factors needs data with known factors, such as data=shapes.")
         split = self.options["split"]
         codes, factor = coded(self.model, self.data.batches(split, 256, limit=CODES))
         matrix = correlations(codes, factor)
@@ -378,7 +379,7 @@ class Looks:
 
 
 def _choice(size: int, n: int, seed: int) -> Tensor:
-    """At most n positions below size, in order; chosen by the seed."""
+    """At most n positions below size: all in order, or n drawn from the seed."""
     import torch
 
     if n >= size:
@@ -386,9 +387,7 @@ def _choice(size: int, n: int, seed: int) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:n]
 
 
-def _some(store: ArrayStore, n: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """At most n samples of a store, in [-1, 1] where they are images, and their labels; chosen by the seed."""
-    from genlab.data.stream import normalise
-
+def _some(store: ArrayStore, field: Field, n: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """At most n samples of a store (images in [-1, 1]) and their labels, chosen by the seed."""
     rows = _choice(len(store), n, seed)
-    return normalise(store.gather(rows)), store.labels(rows)
+    return field.normalise(store.gather(rows)), None if store.y is None else store.y[rows]

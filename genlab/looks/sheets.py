@@ -1,37 +1,41 @@
-"""Sheets to look at: images in captioned groups, ways over points, maps of codes. All as uint8 arrays [H, W, 3]."""
+"""Figures as uint8 arrays [H, W, 3]: captioned groups of images, paths over points, maps of codes."""
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.looks.images import image_grid
-from genlab.looks.pictures import new_figure, to_array
+from genlab.fields.drawing import image_grid, new_figure, to_array
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
+    from genlab.batch import Batch
     from genlab.data.module import ArrayData
+    from genlab.data.spec import DataSpec
 
-CELL = 60  # pixels that an image is wide at least, after growing by a whole factor
-MARGIN, GUTTER, TITLE, TEXT = 16, 22, 16, 12  # pixels; the last two are sizes of letters
+CELL = 60  # minimum width of an image in pixels, reached by an integer factor
+MARGIN, GUTTER, TITLE, TEXT = 16, 22, 16, 12  # pixels; the last two are font sizes
 INK, PALE = (34, 34, 34), (105, 105, 105)
 
 
 def image_sheet(
     groups: Sequence[tuple[str, Tensor]], title: str, note: str = "", row_labels: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Grids of images beside each other, each under its caption, with one row of text per row of images if wanted.
+    """Image grids side by side, each under its caption, with an optional label per row.
 
     Args:
         groups: Captions and uint8 images [R, C_i, channels, H, W]; R is the same for all.
-        title: What is shown; on top, in large letters.
-        note: How it came about; beneath the title.
+        title: Heading.
+        note: Explanation below the heading.
         row_labels: R short texts, on the left.
 
     Returns:
@@ -73,8 +77,44 @@ def image_sheet(
     return np.asarray(sheet)
 
 
+def told_sheet(spec: DataSpec, x: Tensor, given: Batch | None) -> np.ndarray:
+    """Samples beside the pictures that they were given; one picture of many where they were given none.
+
+    Args:
+        spec: The fields of all columns.
+        x: Samples [N, ...].
+        given: Their conditions [N]; None without. Where they are told by texts, as labels are, and each text comes
+            equally often and in a row, each has a row of the sheet.
+
+    Returns:
+        uint8 array [height, width, 3].
+    """
+    fields = {} if given is None else {name: spec.fields[name] for name in given.columns}
+    drawn = [name for name, field in fields.items() if field.pictured]
+    if given is None or not spec.x.pictorial:
+        return spec.x.sheet(x)
+    if not drawn:
+        texts = [
+            ", ".join(row) for row in zip(*(field.text(given[name]) for name, field in fields.items()), strict=True)
+        ]
+        runs = [(text, len(list(group))) for text, group in itertools.groupby(texts)]
+        if len(runs) == 1 or len({length for _, length in runs}) > 1:
+            return spec.x.sheet(x)
+        cells = spec.x.cells(x).cpu().unflatten(0, (len(runs), -1))
+        return image_sheet([("", cells)], f"Samples for each {', '.join(fields)}", "", [text for text, _ in runs])
+    columns = [*((name, fields[name].cells(given[name]).cpu()) for name in drawn), ("sample", spec.x.cells(x).cpu())]
+    height = max(cells.shape[2] for _, cells in columns)
+    width = max(cells.shape[3] for _, cells in columns)
+    rows = max(1, round(len(x) ** 0.5))
+    groups = []
+    for start in range(0, len(x) - len(x) % rows or rows, rows):
+        part = [F.interpolate(cells[start : start + rows].float(), (height, width)) for _, cells in columns]
+        groups.append((", ".join(name for name, _ in columns), torch.stack(part, dim=1).to(torch.uint8).cpu()))
+    return image_sheet(groups, "Samples beside the conditions that they were given")
+
+
 def _font(size: int) -> FreeTypeFont:
-    """The font that plots have, so that sheets and plots look alike; it comes with matplotlib."""
+    """The default font of matplotlib, so that sheets look like plots."""
     import matplotlib
     from PIL import ImageFont
 
@@ -94,19 +134,19 @@ def _wrapped(text: str, font: FreeTypeFont, width: int) -> list[str]:
 def point_ways(
     ways: Tensor, x_real: Tensor, title: str, note: str = "", labels: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Ways through the plane over real points, each with a dot at its end.
+    """Paths in the plane over real points, each with a dot at its end.
 
     Args:
-        ways: Places [W, T, 2].
+        ways: Points [W, T, 2] of W paths.
         x_real: Real points [M, 2].
-        title: What is shown.
-        note: How it came about.
-        labels: Names [W] of the ways, for a legend.
+        title: Heading.
+        note: Explanation below the heading.
+        labels: Names [W] of the paths, for a legend.
     """
     figure, axes = new_figure(6.4, 6.4)
     real, drawn = x_real.detach().float().cpu().numpy(), ways.detach().float().cpu().numpy()
     axes.scatter(real[:, 0], real[:, 1], s=4, color="#c3cfe2", linewidths=0, zorder=1)
-    # Beyond ten, colours tell no way from its neighbour.
+    # More than ten colours are hard to distinguish.
     few = len(drawn) <= 10
     colours = _colours(len(drawn)) if few else ["#d1495b"] * len(drawn)
     for i, way in enumerate(drawn):
@@ -125,11 +165,11 @@ def code_map(
 
     Args:
         codes: [N, 2].
-        y: Labels [N], -1 where missing; None without.
-        names: Of the classes; None for their numbers.
-        title: What is shown.
-        note: How it came about.
-        axes_names: Of the two axes.
+        y: Labels [N], -1 = missing; None if there are none.
+        names: Names of the classes; None for their numbers.
+        title: Heading.
+        note: Explanation below the heading.
+        axes_names: Names of the two axes.
     """
     figure, axes = new_figure(7.4, 6.4)
     places = codes.detach().float().cpu().numpy()
@@ -137,7 +177,7 @@ def code_map(
         axes.scatter(places[:, 0], places[:, 1], s=12, color="#4878d0", alpha=0.7, linewidths=0)
     else:
         classes = [int(c) for c in y.unique().tolist()]
-        # The colours do not jump from run to run: class c has the c-th.
+        # Class c has the c-th colour, the same in every run.
         colours = _colours(max(classes) + 1)
         size = 26 if len(places) < 1000 else 9
         for c in classes:
@@ -152,7 +192,7 @@ def code_map(
 
 
 def latent_scatter(model: Any, data: ArrayData, n: int) -> np.ndarray | None:
-    """The codes of n validation samples, coloured by class; None where codes are no points in the plane."""
+    """The codes of n validation samples, coloured by class; None if codes are not two-dimensional."""
     import torch
 
     found = [(model.encode(b.x.to(model.device)).cpu(), b.y) for b in data.batches("val", batch_size=256, limit=n)]
@@ -167,14 +207,14 @@ def latent_scatter(model: Any, data: ArrayData, n: int) -> np.ndarray | None:
 
 
 def heat_map(values: Tensor, rows: Sequence[str], columns: Sequence[str], title: str, note: str) -> np.ndarray:
-    """A matrix of numbers in [0, 1], dark where they are large, with the numbers in it.
+    """A heat map of numbers in [0, 1], dark for large ones, with each number printed in its cell.
 
     Args:
-        values: [R, C].
-        rows: Names [R].
-        columns: Names [C].
-        title: What is shown.
-        note: How it came about.
+        values: Matrix [R, C].
+        rows: Names [R] of the rows.
+        columns: Names [C] of the columns.
+        title: Heading.
+        note: Explanation below the heading.
     """
     figure, axes = new_figure(2.2 + 0.9 * len(columns), 1.8 + 0.42 * len(rows))
     axes.imshow(values.detach().float().cpu().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -1,4 +1,4 @@
-"""Objectives of two-player games. They take logits [N] (never probabilities), and each returns a scalar to minimise."""
+"""Objectives of two-player games, on logits [N] (never probabilities). Each method returns a scalar to minimise."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ class AdversarialLoss(Drawing):
     """The losses of a GAN's discriminator and generator. `loss=...` chooses one of the subclasses.
 
     Attributes:
-        needs_lipschitz: Whether it means something only for a critic whose slope is bounded.
+        needs_lipschitz: Whether the objective is valid only for a Lipschitz-bounded critic.
     """
 
     needs_lipschitz: ClassVar[bool] = False
 
     def discriminator(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """The discriminator's loss, a scalar, from logits [N] on real and [M] on fake samples: the sum of both parts.
+        """The discriminator's loss, a scalar, from logits [N] on real and [M] on fake samples: `real` plus `fake`.
 
-        The parts have names of their own for games with more than one kind of fakes.
+        Methods with several kinds of fakes call the two terms separately.
         """
         return self.real(logits_real) + self.fake(logits_fake)
 
     @abstractmethod
     def real(self, logits: Tensor) -> Tensor:
-        """The real samples' term of the discriminator's loss, a scalar, from logits [N]."""
+        """The term of the discriminator's loss on real samples, a scalar, from logits [N]."""
 
     @abstractmethod
     def fake(self, logits: Tensor) -> Tensor:
-        """The fakes' term of it, a scalar, from logits [M]."""
+        """The term of the discriminator's loss on fakes, a scalar, from logits [M]."""
 
     @abstractmethod
     def generator(self, logits_fake: Tensor) -> Tensor:
@@ -44,11 +44,11 @@ class AdversarialLoss(Drawing):
 
 
 class NonSaturating(AdversarialLoss):
-    """The GAN with the generator that maximises log D(G(z)). Goodfellow et al. (2014), arXiv:1406.2661, section 3.
+    """The GAN whose generator maximises log D(G(z)). Goodfellow et al. (2014), arXiv:1406.2661, section 3.
 
-    The discriminator's labels may be softened: one-sided smoothing is `real_labels=[0.9, 0.9]`, of Salimans et al.
-    (2016), arXiv:1606.03498, section 3.4 (then D is 0.9 p / (p + q) at its best); soft and noisy ones are uniform in a
-    range, and now and then the other side's. The generator's side is never softened.
+    The discriminator's labels may be softened. `real_labels=[0.9, 0.9]` is the one-sided smoothing of Salimans et al.
+    (2016), arXiv:1606.03498, section 3.4; the optimal D is then 0.9 p / (p + q). A wider range gives uniform random
+    labels, and `flip` exchanges some of them with the other side's. The generator's loss always has hard labels.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class NonSaturating(AdversarialLoss):
 
         Args:
             real_labels: Smallest and largest label of real samples.
-            fake_labels: Of fakes.
-            flip: Share of the labels that are drawn from the other side's range.
+            fake_labels: Smallest and largest label of fakes.
+            flip: Share of the labels that are drawn from the other range, in [0, 1].
 
         Raises:
-            UserError: If a range is none, its mean is not in [0, 1], or flip is not.
+            UserError: If a range is not [smallest, largest] with a mean in [0, 1], or `flip` is outside [0, 1].
         """
         super().__init__()
         for name, ends in (("real_labels", real_labels), ("fake_labels", fake_labels)):
@@ -79,7 +79,7 @@ class NonSaturating(AdversarialLoss):
         self.real_labels, self.fake_labels, self.flip = tuple(real_labels), tuple(fake_labels), flip
 
     def labels(self, n: int, like: Tensor, own: Sequence[float], other: Sequence[float]) -> Tensor:
-        """Labels [n] of one side, of the type and at the place of `like`."""
+        """Labels [n] for one side, drawn from `own` or, with probability `flip`, from `other`; like `like`."""
         labels = like.new_full((n,), own[0])
         if own[0] != own[1]:
             labels = own[0] + (own[1] - own[0]) * self.rand(n).to(like)
@@ -89,29 +89,29 @@ class NonSaturating(AdversarialLoss):
         return labels
 
     def real(self, logits: Tensor) -> Tensor:
-        """-E log D(x), and with fakes log 4 - 2 JSD at the optimum; a cross-entropy with softened labels."""
+        """-E log D(x) (plus `fake`: log 4 - 2 JSD at the optimum), or the cross-entropy with softened labels."""
         if self.flip == 0 and self.real_labels == (1.0, 1.0):
             return F.softplus(-logits).mean()  # -log sigmoid(l) = softplus(-l)
         labels = self.labels(len(logits), logits, self.real_labels, self.fake_labels)
         return (F.softplus(logits) - labels * logits).mean()
 
     def fake(self, logits: Tensor) -> Tensor:
-        """-E log(1 - D(G(z))); a cross-entropy with softened labels."""
+        """-E log(1 - D(G(z))), or the cross-entropy with softened labels."""
         if self.flip == 0 and self.fake_labels == (0.0, 0.0):
             return F.softplus(logits).mean()
         labels = self.labels(len(logits), logits, self.fake_labels, self.real_labels)
         return (F.softplus(logits) - labels * logits).mean()
 
     def generator(self, logits_fake: Tensor) -> Tensor:
-        """-E log D(G(z)); its gradient in a logit is -(1 - D), alive where D is sure of a fake."""
+        """-E log D(G(z)); the gradient in a logit is -(1 - D), which does not vanish if D is sure of a fake."""
         return F.softplus(-logits_fake).mean()
 
 
 class Minimax(NonSaturating):
-    """The zero-sum game itself, Goodfellow et al. (2014), Eq. 1; kept to show how its generator saturates."""
+    """The zero-sum game, Goodfellow et al. (2014), Eq. 1; included to show how its generator saturates."""
 
     def generator(self, logits_fake: Tensor) -> Tensor:
-        """E log(1 - D(G(z))); its gradient in a logit is -D, which vanishes where D is sure of a fake."""
+        """E log(1 - D(G(z))); the gradient in a logit is -D, which vanishes if D is sure of a fake."""
         return -F.softplus(logits_fake).mean()
 
 
@@ -122,9 +122,9 @@ class LeastSquares(AdversarialLoss):
         """Sets the targets.
 
         Args:
-            a: What D should say of fakes.
-            b: What D should say of real samples.
-            c: What G wants D to say of fakes. (a, b, c) = (-1, 1, 0) minimises a Pearson chi-square.
+            a: D's target for fakes.
+            b: D's target for real samples.
+            c: G's target for D's output on fakes. (a, b, c) = (-1, 1, 0) minimises a Pearson chi-square.
         """
         super().__init__()
         self.a, self.b, self.c = a, b, c
@@ -161,7 +161,7 @@ class Hinge(AdversarialLoss):
 class Wasserstein(AdversarialLoss):
     """The dual of the Wasserstein-1 distance. Arjovsky et al. (2017), arXiv:1701.07875, Eq. 2.
 
-    It needs a critic that is kept Lipschitz: `model=wgan_gp`. A shift of all logits leaves it unchanged.
+    The critic must be Lipschitz-bounded, as in `model=wgan_gp`. A shift of all logits leaves its loss unchanged.
     """
 
     needs_lipschitz = True
@@ -171,7 +171,7 @@ class Wasserstein(AdversarialLoss):
         return -logits.mean()
 
     def fake(self, logits: Tensor) -> Tensor:
-        """E f(G(z)); with the other part, minus the estimated distance."""
+        """E f(G(z)); with `real`, minus the estimated distance."""
         return logits.mean()
 
     def generator(self, logits_fake: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from genlab.losses.numerics import exact
 
 @exact
 def squared_jacobian(encode: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """|| d encode / dx ||_F^2 at each sample, exactly, with its gradient to the encoder's parameters.
+    """|| d encode / dx ||_F^2 at each sample, exact and differentiable in the encoder's parameters.
 
-    Rifai et al. (2011), "Contractive Auto-Encoders", ICML, Eq. 2. One backward pass for each number of the code, all
-    in one batch.
+    Rifai et al. (2011), "Contractive Auto-Encoders", ICML, Eq. 2. One backward pass per dimension of the code, all Z
+    batched.
 
     Args:
-        encode: Maps [N, ...] to codes [N, Z], each sample by itself (no batch norm in training mode).
+        encode: Maps samples [N, ...] to codes [N, Z], each sample by itself (no batch norm in training mode).
         x: Samples [N, ...].
 
     Returns:
@@ -27,7 +27,7 @@ def squared_jacobian(encode: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         code = encode(x)
-        unit = torch.eye(code.shape[1], dtype=code.dtype, device=code.device)  # one code number at a time, all samples
+        unit = torch.eye(code.shape[1], dtype=code.dtype, device=code.device)  # one row per dimension of the code
         (rows,) = torch.autograd.grad(
             code, x, unit[:, None, :].expand(-1, len(x), -1), create_graph=True, is_grads_batched=True
         )
@@ -36,7 +36,7 @@ def squared_jacobian(encode: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 @exact
 def squared_jacobian_of_sigmoid_layer(code: Tensor, weight: Tensor) -> Tensor:
-    """The same for one layer h = sigmoid(W x + b) in closed form: sum_i (h_i (1 - h_i))^2 sum_j W_ij^2.
+    """`squared_jacobian` of one layer h = sigmoid(W x + b), in closed form: sum_i (h_i (1 - h_i))^2 sum_j W_ij^2.
 
     Rifai et al. (2011), Eq. 3.
 

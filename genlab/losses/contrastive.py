@@ -1,4 +1,4 @@
-"""Objectives that tell one instance from all others."""
+"""Contrastive objectives: identify one instance among others."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from genlab.losses.numerics import exact
 
 @exact
 def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """InfoNCE: the cross-entropy of finding each query's own key among k others. He et al. (2020), arXiv:1911.05722.
+    """InfoNCE: the cross-entropy of finding each query's own key among K others. He et al. (2020), arXiv:1911.05722.
 
-    Eq. 1: -log exp(q k+ / tau) / (exp(q k+ / tau) + sum_i exp(q k_i / tau)). All vectors are expected to have length 1.
+    Eq. 1: -log exp(q k+ / tau) / (exp(q k+ / tau) + sum_i exp(q k_i / tau)). All vectors must have length 1.
 
     Args:
         query: [N, D].
         positive: The key of each query, [N, D].
-        negatives: Keys that belong to none of them, [K, D].
+        negatives: Keys of other instances, [K, D].
         temperature: tau.
 
     Returns:
-        The mean over the queries, a scalar in nats: log(K + 1) where all keys are the same. And the share of queries
-        whose own key is nearest.
+        The mean over the queries, a scalar in nats, log(K + 1) if all keys are equal; and the share of queries whose
+        own key is nearest.
     """
     own = (query * positive).sum(dim=1, keepdim=True)
     logits = torch.cat([own, query @ negatives.T], dim=1) / temperature

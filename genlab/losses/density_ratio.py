@@ -1,7 +1,9 @@
-"""Density ratios read off a classifier's logits, and the divergences that they estimate, in nats.
+"""Density ratios from a classifier's logits, and the divergences that they estimate, in nats.
 
-A classifier that tells draws of p (label 1) from as many draws of q (label 0) by the logistic loss has, at its best,
-the logit log p - log q. Means of it estimate divergences. They are no bounds: the classifier is only near its best.
+A classifier is trained with the logistic loss on draws of p (label 1) and as many draws of q (label 0). Its optimal
+logit is log p - log q, and means of the logit estimate divergences. The estimates are not bounds: a trained classifier
+is only near the optimum.
+
 Mohamed & Lakshminarayanan (2016), arXiv:1610.03483; Rosca et al. (2017), arXiv:1706.04987.
 """
 
@@ -14,7 +16,7 @@ from genlab.losses.adversarial import NonSaturating
 
 
 def ratio_loss(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    """-E_p log sigmoid(l) - E_q log(1 - sigmoid(l)), a scalar, from logits [N] and [M]; least at log p / q."""
+    """-E_p log sigmoid(l) - E_q log(1 - sigmoid(l)), a scalar, from logits l, [N] and [M]; minimal at l = log p / q."""
     return F.softplus(-logits_p).mean() + F.softplus(logits_q).mean()
 
 
@@ -24,7 +26,7 @@ def forward_kl(logits_p: Tensor) -> Tensor:
 
 
 def synthetic_likelihood(logits_q: Tensor) -> Tensor:
-    """R = -log D + log(1 - D), [M]: minus the logit; its mean is KL(q || p). Rosca et al. (2017)."""
+    """R = -log D + log(1 - D) = -logit, [M]; its mean estimates KL(q || p). Rosca et al. (2017)."""
     return -logits_q
 
 
@@ -34,9 +36,9 @@ def reverse_kl(logits_q: Tensor) -> Tensor:
 
 
 class DensityRatio(NonSaturating):
-    """The logistic discriminator, and a generator that lowers the KL(q || p) which its logits estimate.
+    """The logistic discriminator, with a generator that minimises KL(q || p) as estimated by the logits.
 
-    Sønderby et al. (2017), arXiv:1610.04490. The generator's gradient in a logit is -1, wherever D stands.
+    Sønderby et al. (2017), arXiv:1610.04490. The gradient of the generator's loss in a logit is -1 for every D.
     """
 
     def generator(self, logits_fake: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Divergences in closed form, per sample and in nats."""
+"""Closed-form divergences, per sample, in nats."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
     return kl_standard_normal_terms(mu, logvar).sum(dim=1)
 
 
+def kl_gaussians(mu: Tensor, logvar: Tensor, mu_2: Tensor, logvar_2: Tensor) -> Tensor:
+    """KL(N(mu, exp(logvar)) || N(mu_2, exp(logvar_2))) of diagonal Gaussians [N, Z], summed over Z: [N] nats."""
+    difference = logvar - logvar_2
+    return 0.5 * (difference.exp() + (mu - mu_2).square() * (-logvar_2).exp() - 1 - difference).sum(dim=1)
+
+
 def kl_uniform_categorical(logits: Tensor) -> Tensor:
-    """KL(Cat(softmax(logits)) || uniform) over the last dimension, in nats: log K minus the entropy; >= 0."""
+    """KL(Cat(softmax(logits)) || uniform) over the last dimension, of size K, in nats: log K - entropy, >= 0."""
     log_p = logits.log_softmax(dim=-1)
     return math.log(logits.shape[-1]) + (log_p.exp() * log_p).sum(dim=-1)

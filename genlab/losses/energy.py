@@ -1,4 +1,4 @@
-"""Objectives of games whose discriminator is an autoencoder: its reconstruction error is the energy of a sample."""
+"""Objectives for autoencoder discriminators, whose reconstruction error is the energy of a sample."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from genlab.losses.numerics import exact
 
 
 class EnergyLoss(nn.Module):
-    """A game played with energies, low for real samples. `model=began` and its kin take one, GANs with logits do not.
-
-    Attributes:
-        target: The part of a sample's energy, L(v) = mean |v - AE(v)|^eta over its dimensions.
-    """
+    """Base of objectives on energies, which are low for real samples; for methods such as `model=began`."""
 
     def energy(self, x: Tensor, x_recon: Tensor) -> Tensor:
         """Energies [N] of samples [N, ...] from their reconstructions."""
@@ -24,19 +20,19 @@ class EnergyLoss(nn.Module):
 class BoundaryEquilibrium(EnergyLoss):
     """BEGAN. Berthelot, Schumm & Metz (2017), arXiv:1703.10717, sections 3.3 and 3.4.
 
-    The share `k` of the fakes in the discriminator's loss is steered so that E L(G(z)) = gamma E L(x). It is a buffer:
-    a checkpoint holds it.
+    The weight `k` of the fakes in the discriminator's loss is controlled so that E L(G(z)) = gamma E L(x). It is a
+    buffer and so part of a checkpoint.
     """
 
     k: Tensor
 
     def __init__(self, gamma: float = 0.5, lambda_k: float = 0.001, eta: int = 1) -> None:
-        """Sets the equilibrium.
+        """Sets the constants of the equilibrium.
 
         Args:
             gamma: Diversity ratio E L(G(z)) / E L(x), in [0, 1]; lower values give sharper, less varied samples.
             lambda_k: Proportional gain of `k`.
-            eta: Norm of the reconstruction error, 1 or 2.
+            eta: Exponent of the reconstruction error, 1 or 2.
         """
         super().__init__()
         self.gamma, self.lambda_k, self.eta = gamma, lambda_k, eta
@@ -60,10 +56,10 @@ class BoundaryEquilibrium(EnergyLoss):
 
         Args:
             energy_real: Mean energy of the real samples of this iteration, a scalar over the global batch.
-            energy_fake: Mean energy of the generator's samples, likewise.
+            energy_fake: Mean energy of the generator's samples, a scalar over the global batch.
 
         Returns:
-            The measure of convergence M_global = L(x) + |gamma L(x) - L(G(z_G))|, a scalar.
+            The convergence measure M_global = L(x) + |gamma L(x) - L(G(z_G))|, a scalar.
         """
         balance = self.gamma * energy_real - energy_fake
         self.k.add_(self.lambda_k * balance).clamp_(0, 1)
@@ -80,11 +76,11 @@ class Margin(EnergyLoss):
         """Sets the margin.
 
         Args:
-            m: The energy up to which the discriminator raises that of fakes; in squared units of the data, summed over
-                the dimensions of a sample.
+            m: The discriminator raises the energy of fakes up to m; in squared units of the data, summed over the
+                dimensions of a sample.
 
         Raises:
-            ValueError: If it is not positive.
+            ValueError: If m is not positive.
         """
         super().__init__()
         if m <= 0:
@@ -92,7 +88,7 @@ class Margin(EnergyLoss):
         self.m = m
 
     def energy(self, x: Tensor, x_recon: Tensor) -> Tensor:
-        """D(x) = |x - AE(x)|^2 of each sample, [N]; squared, where Eq. 4 has the norm itself: smooth at 0."""
+        """D(x) = |x - AE(x)|^2 of each sample, [N]. Eq. 4 has the norm itself; its square is smooth at 0."""
         return (x - x_recon).square().flatten(1).sum(dim=1)
 
     def discriminator(self, energy_real: Tensor, energy_fake: Tensor) -> Tensor:
@@ -106,7 +102,7 @@ class Margin(EnergyLoss):
 
 @exact
 def pulling_away(codes: Tensor) -> Tensor:
-    """f_PT, how parallel the codes of a batch are: the mean squared cosine over its pairs.
+    """The pulling-away term f_PT: the mean squared cosine over all pairs of codes in a batch.
 
     Zhao, Mathieu & LeCun (2017), arXiv:1609.03126, Eq. 5.
 
@@ -114,10 +110,10 @@ def pulling_away(codes: Tensor) -> Tensor:
         codes: Codes [N, ...] of the whole batch of fakes, over all processes; N at least 2.
 
     Returns:
-        A scalar in [0, 1]: 0 where all codes are orthogonal, 1 where all are the same up to sign and length.
+        A scalar in [0, 1]: 0 if all codes are orthogonal, 1 if all are parallel.
 
     Raises:
-        ValueError: If there is no pair.
+        ValueError: If N is below 2.
     """
     if len(codes) < 2:
         raise ValueError("The pulling-away term compares the samples of a batch, got one. Try data.batch_size=64.")

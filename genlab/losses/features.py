@@ -9,9 +9,9 @@ from genlab.losses.numerics import exact
 
 @exact
 def feature_matching(features_real: Tensor, features_fake: Tensor) -> Tensor:
-    """|E f(x) - E f(G(z))|^2, averaged over the features: means over the batch first, then their distance.
+    """|E f(x) - E f(G(z))|^2 / F: squared differences of the batch means, averaged over the F features.
 
-    Salimans et al. (2016), arXiv:1606.03498, section 3.1; the mean over features, not their sum, is the authors' code.
+    Salimans et al. (2016), arXiv:1606.03498, section 3.1; the mean over features, not the sum, follows their code.
 
     Args:
         features_real: [N, F].

@@ -4,12 +4,12 @@ Nowozin, Cseke & Tomioka (2016), arXiv:1606.00709. For a convex f with f(1) = 0,
 
     D_f(P || Q) = int q f(p / q)  >=  F = E_P[g_f(V(x))] - E_Q[f*(g_f(V(x)))],
 
-with f* the conjugate of f, V the discriminator's raw output (the logits here), and g_f an increasing map onto the
-domain of f*. The discriminator maximises F, with equality at g_f(V) = f'(p / q); the generator, of Q, minimises it.
+where f* is the conjugate of f, V the discriminator's raw output (here the logits), and g_f an increasing map onto the
+domain of f*. The discriminator maximises F; equality holds at g_f(V) = f'(p / q). The generator of Q minimises F.
 
-What makes F safe in floating point: f* and g_f are composed in closed form, so that neither leaves its domain by
-rounding, and where an exponential of V is left, V goes through `tamed` first. Any increasing g_f gives a valid bound,
-so this changes no divergence.
+For numerical safety f* and g_f are composed in closed form, so that rounding cannot leave the domain of f*. If an
+exponential of V remains, `tamed` is applied to V first. Any increasing g_f gives a valid bound, so this does not change
+the divergence.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ KNEE = 20.0
 
 
 def tamed(v: Tensor) -> Tensor:
-    """v up to 20, and 20 + log(1 + v - 20) beyond: increasing, smooth, with an exponential that grows linearly.
+    """v up to 20, and 20 + log(1 + v - 20) above: increasing and smooth, with an exponential that grows linearly.
 
-    e^tamed(v) is e^20 (v - 19) there, so that a logit of 10^4 gives 5e12 where e^v would be infinite; its slope stays
-    e^20, about 5e8, and never vanishes.
+    Above 20, e^tamed(v) is e^20 (v - 19): a logit of 10^4 gives 5e12, where e^v would be infinite. Its slope there is
+    constant, e^20 or about 5e8.
     """
     return torch.where(v > KNEE, KNEE + torch.log1p(F.relu(v - KNEE)), v)
 
@@ -41,7 +41,7 @@ class _LogLambertW(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, c: Tensor) -> Tensor:
-        y = torch.where(c < 1, c, c.clamp(min=1).log())  # right of the root, from where Newton's steps only fall
+        y = torch.where(c < 1, c, c.clamp(min=1).log())  # at or above the root, so Newton's iterates decrease to it
         for _ in range(8):
             y = y - (y + y.exp() - c) / (1 + y.exp())
         ctx.save_for_backward(y)
@@ -54,38 +54,38 @@ class _LogLambertW(torch.autograd.Function):
 
 
 def log_lambert_w_exp(c: Tensor) -> Tensor:
-    """log W(e^c) of any real c, W being Lambert's function: nothing overflows, as W(e^c) would for c > 88."""
+    """log W(e^c) for any real c, with Lambert's function W; does not overflow, as e^c would for c > 88."""
     return _LogLambertW.apply(c)
 
 
 class FGAN(AdversarialLoss):
-    """One f-divergence; the subclasses are the rows of the paper's Tables 1 and 2.
+    """Base of the f-divergences in the paper's Tables 1 and 2, one subclass each.
 
     Attributes:
-        threshold: f'(1), the value of T = g_f(V) that says "as likely real as fake".
-        ceiling: Upper end of the domain of f*, which T stays below.
+        threshold: f'(1), the value of T = g_f(V) for a sample as likely real as fake.
+        ceiling: Upper end of the domain of f*; T stays below it.
     """
 
     threshold: float
     ceiling: float = math.inf
 
     def __init__(self, saddle: bool = False) -> None:
-        """Chooses the generator's side.
+        """Chooses the generator's loss.
 
         Args:
-            saddle: Whether the generator minimises F itself, -E f*(T), as Eq. 6 says; else -E T, which does not
-                saturate where the discriminator is sure of a fake (section 3.2).
+            saddle: Whether the generator minimises F itself, -E f*(T), as in Eq. 6. Otherwise it minimises -E T, which
+                does not saturate if the discriminator is sure of a fake (section 3.2).
         """
         super().__init__()
         self.saddle = saddle
 
     @abstractmethod
     def f(self, u: Tensor) -> Tensor:
-        """The generator function of the divergence, of density ratios u > 0."""
+        """The convex function f of the divergence, at density ratios u > 0."""
 
     @abstractmethod
     def conjugate(self, t: Tensor) -> Tensor:
-        """f*(t) = sup_u (u t - f(u)), t below `ceiling`."""
+        """f*(t) = sup_u (u t - f(u)), for t below `ceiling`."""
 
     @abstractmethod
     def activation(self, v: Tensor) -> Tensor:
@@ -93,14 +93,14 @@ class FGAN(AdversarialLoss):
 
     @abstractmethod
     def conjugate_of_activation(self, v: Tensor) -> Tensor:
-        """f*(g_f(v)), composed on paper."""
+        """f*(g_f(v)), in closed form."""
 
     def bound(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-        """F, a scalar: a lower bound of D_f(P || Q) in expectation."""
+        """F, a scalar; in expectation a lower bound of D_f(P || Q)."""
         return self.activation(logits_real).mean() - self.conjugate_of_activation(logits_fake).mean()
 
     def real(self, logits: Tensor) -> Tensor:
-        """-E T; the other part makes it -F."""
+        """-E T; with `fake`, -F."""
         return -self.activation(logits).mean()
 
     def fake(self, logits: Tensor) -> Tensor:
@@ -184,8 +184,8 @@ class ReverseKL(FGAN):
 class Pearson(FGAN):
     """Pearson's chi-square, int (p - q)^2 / q, f(u) = (u - 1)^2.
 
-    Table 1 of the paper swaps the integrals of Pearson and Neyman; f, f* and g_f are right there. Its f*, t^2 / 4 + t,
-    is the supremum over all real u, which for t < -2 lies above that over u >= 0 taken here: the bound is tighter.
+    Table 1 of the paper swaps the integrals of Pearson and Neyman; its f, f* and g_f are correct. Its f*, t^2 / 4 + t,
+    is the supremum over all real u. The supremum over u >= 0 used here is smaller for t < -2: the bound is tighter.
     """
 
     threshold = 0.0
@@ -195,7 +195,7 @@ class Pearson(FGAN):
         return (u - 1).square()
 
     def conjugate(self, t: Tensor) -> Tensor:
-        """t^2 / 4 + t from t = -2 on, -1 below."""
+        """t^2 / 4 + t for t >= -2, else -1."""
         t = t.clamp(min=-2)
         return 0.25 * t.square() + t
 
@@ -269,7 +269,7 @@ class Jeffrey(FGAN):
         return log_w.exp() + (-log_w).exp() + t - 2
 
     def activation(self, v: Tensor) -> Tensor:
-        """v, tamed: 1 / W grows as e^(v - 1)."""
+        """v, tamed because 1 / W grows as e^(v - 1)."""
         return tamed(v)
 
     def conjugate_of_activation(self, v: Tensor) -> Tensor:
@@ -278,7 +278,7 @@ class Jeffrey(FGAN):
 
 
 class JensenShannon(FGAN):
-    """Twice the Jensen-Shannon divergence, f(u) = -(u + 1) log((1 + u) / 2) + u log u (Table 1 lost the factor)."""
+    """Twice the Jensen-Shannon divergence, f(u) = -(u + 1) log((1 + u) / 2) + u log u (Table 1 omits the factor 2)."""
 
     threshold = 0.0
     ceiling = math.log(2)
@@ -333,15 +333,15 @@ class JensenShannonWeighted(FGAN):
         return self.ceiling - F.softplus(-tamed(v))
 
     def conjugate_of_activation(self, v: Tensor) -> Tensor:
-        """(1 - pi) log((1 - pi) / (1 - sigmoid(v)^(1 / pi))), v tamed: the difference is never 0."""
+        """(1 - pi) log((1 - pi) / (1 - sigmoid(v)^(1 / pi))), v tamed so that the denominator is never 0."""
         rest = -torch.expm1(-F.softplus(-tamed(v)) / self.pi)  # sigmoid(v)^(1 / pi) = e^(-softplus(-v) / pi)
         return (1 - self.pi) * (math.log(1 - self.pi) - rest.log())
 
 
 class GANDivergence(FGAN):
-    """Twice the Jensen-Shannon divergence less log 4, f(u) = u log u - (u + 1) log(u + 1): the GAN of 2014.
+    """Twice the Jensen-Shannon divergence minus log 4, f(u) = u log u - (u + 1) log(u + 1): the GAN of 2014.
 
-    With `saddle` it is `minimax`, without `non_saturating`, value for value.
+    The loss values are those of `minimax` with `saddle`, and of `non_saturating` without.
     """
 
     threshold = -math.log(2)

@@ -1,8 +1,8 @@
 """Weights and bounds of the KL divergence in an objective: warm-up, cycles, free bits, a capacity.
 
-Each maps KL(q || p) of a batch, split into terms (one per latent where there is a closed form, else one), to a number
-that the model multiplies by its `kl_weight` and adds to the reconstruction. A schedule is a function of the iteration
-alone, so that a resumed run goes on with it exactly.
+Each class maps KL(q || p) of a batch to a scalar. The model multiplies it by its `kl_weight` and adds it to the
+reconstruction term. The KL comes split into terms: one per latent if it has a closed form, else one in all. A schedule
+is a function of the iteration alone, so that a resumed run continues it exactly.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 
 class KLTerm(nn.Module):
-    """The KL's part of an objective, in nats per sample, before `kl_weight`."""
+    """The KL term of an objective, in nats per sample, before `kl_weight`."""
 
     @abstractmethod
     def forward(self, kl: Tensor, iteration: int) -> Tensor:
         """A scalar.
 
         Args:
-            kl: The terms of each sample's KL, [N, G], in nats; of the batch over all processes.
-            iteration: Iterations done.
+            kl: The G terms of each sample's KL, [N, G], in nats, for the batch over all processes.
+            iteration: Number of iterations done.
         """
 
 
 class Constant(KLTerm):
-    """The KL itself: with kl_weight 1 the ELBO's; else the beta-VAE, Higgins et al. (2017)."""
+    """The KL itself: the ELBO with kl_weight = 1, else the beta-VAE, Higgins et al. (2017)."""
 
     def forward(self, kl: Tensor, iteration: int) -> Tensor:
-        """Its mean."""
+        """E KL, the mean over the batch."""
         return kl.sum(dim=1).mean()
 
 
@@ -40,7 +40,7 @@ class WarmUp(KLTerm):
     """
 
     def __init__(self, steps: int) -> None:
-        """Sets the length.
+        """Sets the length of the warm-up.
 
         Args:
             steps: Iterations until the full weight.
@@ -50,12 +50,12 @@ class WarmUp(KLTerm):
         self.steps = steps
 
     def forward(self, kl: Tensor, iteration: int) -> Tensor:
-        """min(1, t / steps) times its mean."""
+        """min(1, t / steps) E KL."""
         return min(1.0, iteration / self.steps) * kl.sum(dim=1).mean()
 
 
 class Cyclical(KLTerm):
-    """The KL times a factor that rises from 0 to 1 and stays there, again and again.
+    """The KL times a periodic factor: in each cycle it rises from 0 to 1, then stays at 1.
 
     Fu et al. (2019), "Cyclical Annealing Schedule", arXiv:1903.10145, Eq. 6 and 7.
     """
@@ -65,10 +65,10 @@ class Cyclical(KLTerm):
 
         Args:
             period: Iterations of a cycle.
-            rising: Share of it in which the factor rises (R of the paper).
+            rising: Share of the cycle in which the factor rises (R of the paper), in (0, 1].
 
         Raises:
-            ValueError: If that is no share.
+            ValueError: If a value is out of its range.
         """
         super().__init__()
         _check_steps("period", period)
@@ -77,26 +77,26 @@ class Cyclical(KLTerm):
         self.period, self.rising = period, rising
 
     def forward(self, kl: Tensor, iteration: int) -> Tensor:
-        """min(1, (t mod period) / (rising period)) times its mean."""
+        """min(1, (t mod period) / (rising period)) E KL."""
         factor = min(1.0, iteration % self.period / (self.rising * self.period))
         return factor * kl.sum(dim=1).mean()
 
 
 class FreeBits(KLTerm):
-    """No reward for a term's KL below a number of nats, against latents that say nothing.
+    """Free bits: lowering a KL term below a number of nats does not lower the objective. Against unused latents.
 
-    Kingma et al. (2016), "Inverse Autoregressive Flow", arXiv:1606.04934, Eq. 15: the mean over the batch comes before
-    the maximum.
+    Kingma et al. (2016), "Inverse Autoregressive Flow", arXiv:1606.04934, Eq. 15: the mean over the batch is taken
+    before the maximum.
     """
 
     def __init__(self, nats: float) -> None:
         """Sets the floor.
 
         Args:
-            nats: lambda, of each term: of every latent where the KL has a closed form, else of all together.
+            nats: lambda of each term: per latent if the KL has a closed form, else for all latents together.
 
         Raises:
-            ValueError: If it is negative.
+            ValueError: If `nats` is negative.
         """
         super().__init__()
         if nats < 0:
@@ -118,11 +118,11 @@ class Capacity(KLTerm):
         """Sets the capacity.
 
         Args:
-            nats: C at the end.
-            steps: Iterations from 0 to there.
+            nats: Final capacity C.
+            steps: Iterations in which C grows from 0 to `nats`.
 
         Raises:
-            ValueError: If the capacity is negative.
+            ValueError: If the capacity is negative or `steps` below 1.
         """
         super().__init__()
         _check_steps("steps", steps)
@@ -131,7 +131,7 @@ class Capacity(KLTerm):
         self.nats, self.steps = nats, steps
 
     def forward(self, kl: Tensor, iteration: int) -> Tensor:
-        """|KL - C(t)|."""
+        """|E KL - C(t)|."""
         return (kl.sum(dim=1).mean() - min(1.0, iteration / self.steps) * self.nats).abs()
 
 

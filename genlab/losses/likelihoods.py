@@ -13,18 +13,24 @@ from torch import Tensor, nn
 
 
 class Likelihood(nn.Module):
-    """p(x | z) as a function of the decoder's raw output, which has the shape of x.
+    """p(x | z) as a function of the decoder's raw output, which has the shape of x unless a subclass says otherwise.
 
     Attributes:
-        kinds: The kinds of data it is a distribution of.
-        support: What it gives mass or density to: "binary" (-1 and 1 alone), "levels" (the 256 values of a byte) or
-            "real" (a density). Evaluation asks it, to call no figure a likelihood that is none.
+        kinds: The kinds of data that it can model.
+        support: Values with mass or density: "binary" (-1 and 1), "levels" (the 256 values of a byte) or "real" (a
+            density). Evaluation reports a likelihood only for data within the support.
         differentiable: Whether `mean` has a gradient in the decoder's output.
+        separable: Whether it is a product over the numbers of a sample, so that `terms` has their factors.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "points")
     support: str = "real"
     differentiable: bool = True
+    separable: bool = False
+
+    def terms(self, x: Tensor, raw: Tensor) -> Tensor:
+        """log p of each number of each sample, [N, ...] nats, where the likelihood is a product over them."""
+        raise NotImplementedError
 
     @abstractmethod
     def log_prob(self, x: Tensor, raw: Tensor) -> Tensor:
@@ -39,25 +45,30 @@ class Likelihood(nn.Module):
         """A draw from p(x | z), in the range of the data."""
 
     def shown(self, raw: Tensor, rng: torch.Generator | None) -> Tensor:
-        """The sample that a model shows: E[x | z], without the noise; a draw where that noise is the picture."""
+        """The output of `model.sample`: E[x | z] without noise. Subclasses may return a draw from p(x | z) instead."""
         return self.mean(raw)
 
     @abstractmethod
     def visible_bias(self, x: Tensor) -> Tensor:
-        """The raw output that fits a batch best without any latent: what a decoder's output bias may start from."""
+        """The raw output that fits a batch best without latents; an initial value of the decoder's output bias."""
 
 
 class Bernoulli(Likelihood):
     """Independent pixels in {0, 1}; images in [-1, 1] are mapped to [0, 1] here.
 
-    Kingma & Welling (2014), Appendix C.1. On grey pixels this is the usual training objective, but no likelihood.
+    Kingma & Welling (2014), Appendix C.1. On grey pixels it is the usual training objective, but not a likelihood.
     """
 
     kinds = ("image",)
     support = "binary"
+    separable = True
+
+    def terms(self, x: Tensor, raw: Tensor) -> Tensor:
+        """x log p + (1 - x) log(1 - p) of each pixel."""
+        return -F.binary_cross_entropy_with_logits(raw, (x + 1) / 2, reduction="none")
 
     def log_prob(self, x: Tensor, raw: Tensor) -> Tensor:
-        """sum x log p + (1 - x) log(1 - p), from logits."""
+        """sum x log p + (1 - x) log(1 - p), with p = sigmoid(raw)."""
         return -F.binary_cross_entropy_with_logits(raw, (x + 1) / 2, reduction="none").flatten(1).sum(dim=1)
 
     def mean(self, raw: Tensor) -> Tensor:
@@ -65,28 +76,34 @@ class Bernoulli(Likelihood):
         return 2 * torch.sigmoid(raw) - 1
 
     def sample(self, raw: Tensor, rng: torch.Generator) -> Tensor:
-        """-1 or 1."""
+        """Pixels -1 or 1; 1 with probability sigmoid(raw)."""
         return 2 * (_uniform(raw.shape, raw, rng) < torch.sigmoid(raw)).to(raw.dtype) - 1
 
     def visible_bias(self, x: Tensor) -> Tensor:
-        """The mean pixel's logit, clipped to probabilities in [0.001, 0.999] (as in the code of Burda et al., 2016)."""
+        """Logit of each pixel's mean, clipped to [0.001, 0.999] (as in the code of Burda et al., 2016)."""
         return torch.logit(((x + 1) / 2).mean(dim=0), eps=1e-3)
 
 
 class Gaussian(Likelihood):
     """Independent Gaussians with one standard deviation for all dimensions, fixed or learned.
 
-    Kingma & Welling (2014), Appendix C.2; learned as in Rybkin et al. (2021), arXiv:2006.13202.
+    Kingma & Welling (2014), Appendix C.2; the learned one is that of Rybkin et al. (2021), arXiv:2006.13202.
     """
 
     log_sigma: Tensor
+    separable = True
+
+    def terms(self, x: Tensor, raw: Tensor) -> Tensor:
+        """log N(x; raw, sigma^2) of each number, constants included."""
+        squares = ((x - raw) / self.log_sigma.exp()).square()
+        return -0.5 * squares - self.log_sigma - 0.5 * math.log(2 * math.pi)
 
     def __init__(self, sigma: float = 0.1, learned: bool = False) -> None:
         """Sets the noise.
 
         Args:
             sigma: Standard deviation, in units of the data (images: half their range is 1).
-            learned: Whether it is a parameter of the decoder, with `sigma` as its start.
+            learned: Whether the standard deviation is a parameter that starts at `sigma` and is trained.
 
         Raises:
             ValueError: If sigma is not positive.
@@ -106,11 +123,11 @@ class Gaussian(Likelihood):
         return -0.5 * squares.sum(dim=1) - squares.shape[1] * (self.log_sigma + 0.5 * math.log(2 * math.pi))
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The raw output itself."""
+        """The raw output."""
         return raw
 
     def sample(self, raw: Tensor, rng: torch.Generator) -> Tensor:
-        """The mean and its noise."""
+        """The mean plus noise of standard deviation sigma."""
         noise = torch.randn(raw.shape, generator=rng, device=rng.device, dtype=raw.dtype)
         return raw + self.log_sigma.exp() * noise.to(raw.device)
 
@@ -120,19 +137,21 @@ class Gaussian(Likelihood):
 
 
 class OptimalGaussian(Gaussian):
-    """Independent Gaussians whose one variance is, in every training batch, the one that fits it best: the sigma-VAE.
+    """Independent Gaussians with one variance, in each training batch the best-fitting one: the sigma-VAE.
 
-    Rybkin, Daniilidis & Levine (2021), arXiv:2006.13202, Eq. 5: sigma^2 is the batch's mean squared error. It has no
-    gradient of its own at the optimum, so what the decoder gets is that of D/2 log MSE. Judging uses the variance of
-    the last batch (its average, where averages are kept).
+    Rybkin, Daniilidis & Levine (2021), arXiv:2006.13202, Eq. 5: sigma^2 is the mean squared error of the batch. Its own
+    gradient is zero at this optimum, so the decoder's gradient is that of D/2 log MSE. Evaluation uses the variance of
+    the last batch, or its average if weights are averaged.
     """
+
+    separable = False  # its variance is that of the batch
 
     def __init__(self, min_sigma: float = 1e-3) -> None:
         """Sets the floor.
 
         Args:
-            min_sigma: Least standard deviation, in units of the data: constant images would have a density without
-                bound. Half a grey value's width is 0.004.
+            min_sigma: Smallest standard deviation, in units of the data; without it the density of constant images is
+                unbounded. Half the width of a grey value is 0.004.
         """
         super().__init__(sigma=max(1.0, min_sigma))
         if min_sigma <= 0:
@@ -140,7 +159,7 @@ class OptimalGaussian(Gaussian):
         self.min_sigma = min_sigma
 
     def log_prob(self, x: Tensor, raw: Tensor) -> Tensor:
-        """sum log N(x; raw, sigma^2), in training with the batch's own sigma."""
+        """sum log N(x; raw, sigma^2); in training mode sigma is first set from this batch."""
         if self.training:
             with torch.no_grad():
                 error = _over_processes((x - raw).square().mean().float())
@@ -149,19 +168,19 @@ class OptimalGaussian(Gaussian):
 
 
 class LogisticMixture(Likelihood):
-    """A mixture of discretised logistics for each pixel: 256 levels, so that log p is a probability's.
+    """A mixture of logistics for each pixel, discretised to 256 levels, so that p is a probability, not a density.
 
-    Salimans et al. (2017), "PixelCNN++", arXiv:1701.05517, section 2.1: a level's probability is the mass of the
-    logistic between its neighbours' midpoints, with all that lies beyond at both ends. Colours depend on one another
-    within a component: green's mean is shifted linearly by red, blue's by both.
+    Salimans et al. (2017), "PixelCNN++", arXiv:1701.05517, section 2.1: the probability of a level is the mass of the
+    logistic between the midpoints to its neighbours; the lowest and highest level include the tails. Within a
+    component the colours are dependent: the mean of green is shifted linearly by red, that of blue by red and green.
 
-    The decoder gives, for C channels and K components, K (1 + 2 C + C (C - 1) / 2) channels: K logits, then K each
-    for every channel's mean, log-scale and coefficients on the channels before it.
+    For C channels and K components the decoder outputs K (1 + 2 C + C (C - 1) / 2) channels: K logits, K C means,
+    K C log-scales and K C (C - 1) / 2 coefficients on the preceding channels.
     """
 
     kinds = ("image",)
     support = "levels"
-    HALF = 1 / 255  # half a level's width, where images lie in [-1, 1]
+    HALF = 1 / 255  # half the width of a level, for images in [-1, 1]
     LOG_SCALES = (-7.0, 7.0)
 
     def __init__(self, shape: Sequence[int], components: int = 10, raw_shape: Sequence[int] | None = None) -> None:
@@ -170,10 +189,10 @@ class LogisticMixture(Likelihood):
         Args:
             shape: (C, H, W) of the images.
             components: K.
-            raw_shape: What the decoder gives, for a check; see `raw_channels`.
+            raw_shape: Shape of the decoder's output, checked against `raw_channels`; None: not checked.
 
         Raises:
-            ValueError: If there is no component, or `raw_shape` is not what they need.
+            ValueError: If K is below 1, or `raw_shape` does not match.
         """
         super().__init__()
         if components < 1:
@@ -185,11 +204,11 @@ class LogisticMixture(Likelihood):
 
     @staticmethod
     def raw_channels(channels: int, components: int) -> int:
-        """How many channels a decoder of images with `channels` must give."""
+        """Number of output channels of a decoder of images with `channels` channels."""
         return components * (1 + 2 * channels + channels * (channels - 1) // 2)
 
     def parts(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """log weights [N, K, H, W], and by component and channel [N, K, C, H, W] means, log-scales; coefficients."""
+        """log weights [N, K, H, W]; means and log-scales [N, K, C, H, W]; coefficients [N, K, C (C - 1) / 2, H, W]."""
         k, c = self.components, self.channels
         weights, means, log_scales, coefficients = raw.split([k, k * c, k * c, k * c * (c - 1) // 2], dim=1)
         means, log_scales, coefficients = (
@@ -198,7 +217,7 @@ class LogisticMixture(Likelihood):
         return weights.log_softmax(dim=1), means, log_scales.clamp(*self.LOG_SCALES), coefficients.tanh()
 
     def shifted(self, means: Tensor, coefficients: Tensor, x: Tensor) -> Tensor:
-        """Means [N, K, C, H, W] given the channels before each of x [N, 1 or K, C, H, W]."""
+        """Means [N, K, C, H, W], each shifted by the preceding channels of x [N, 1 or K, C, H, W]."""
         rows, used = [means[:, :, 0]], 0
         for channel in range(1, self.channels):
             before = coefficients[:, :, used : used + channel] * x[:, :, :channel]
@@ -207,13 +226,13 @@ class LogisticMixture(Likelihood):
         return torch.stack(rows, dim=2)
 
     def log_prob(self, x: Tensor, raw: Tensor) -> Tensor:
-        """sum over pixels of log sum_k pi_k prod_c P_kc(level of x)."""
+        """sum over pixels of log sum_k pi_k prod_c P_kc(x_c)."""
         log_weights, means, log_scales, coefficients = self.parts(raw)
         x = x.unsqueeze(1)  # [N, 1, C, H, W]
         centred = x - self.shifted(means, coefficients, x)
         inverse = (-log_scales).exp()
         upper, lower = inverse * (centred + self.HALF), inverse * (centred - self.HALF)
-        # log of sigmoid(u) - sigmoid(l), u > l, without a difference of nearly equal numbers:
+        # log(sigmoid(u) - sigmoid(l)), u > l, without cancellation: the difference is
         # sigmoid(u) sigmoid(-l) (1 - exp(l - u)).
         log_mass = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * self.HALF * inverse))
         log_mass = torch.where(x < -1 + self.HALF, F.logsigmoid(upper), log_mass)
@@ -221,7 +240,7 @@ class LogisticMixture(Likelihood):
         return (log_weights + log_mass.sum(dim=2)).logsumexp(dim=1).flatten(1).sum(dim=1)
 
     def mean(self, raw: Tensor) -> Tensor:
-        """Mean of the mixture's means (before discretisation), cut to [-1, 1]."""
+        """Weighted mean of the components' means (before discretisation), clamped to [-1, 1]."""
         log_weights, means, _, coefficients = self.parts(raw)
         full: list[Tensor] = []
         for channel in range(self.channels):
@@ -231,7 +250,7 @@ class LogisticMixture(Likelihood):
         return weighted.sum(dim=1).clamp(-1, 1)
 
     def sample(self, raw: Tensor, rng: torch.Generator) -> Tensor:
-        """A component for each pixel, then its channels one after the other; rounded to the 256 levels."""
+        """Draws a component for each pixel, then its channels in order; rounded to the 256 levels."""
         log_weights, means, log_scales, coefficients = self.parts(raw)
         uniform = _uniform(log_weights.shape, raw, rng).clamp(1e-20, 1 - 1e-7)
         chosen = (log_weights - (-uniform.log()).log()).argmax(dim=1)  # Gumbel's trick
@@ -251,7 +270,7 @@ class LogisticMixture(Likelihood):
         return x.squeeze(1)
 
     def visible_bias(self, x: Tensor) -> Tensor:
-        """Means spread over each pixel's mean and its spread in the batch; equal weights, no coefficients."""
+        """Component means spread around each pixel's mean by its standard deviation; equal weights, coefficients 0."""
         mean, spread = x.mean(dim=0), x.std(dim=0, correction=0).clamp_min(0.05)
         places = torch.linspace(-1, 1, self.components + 2)[1:-1].to(x)  # from -1 to 1 without the ends
         means = (mean + places[:, None, None, None] * spread).flatten(0, 1)
@@ -262,12 +281,12 @@ class LogisticMixture(Likelihood):
 
 
 def _uniform(shape: Sequence[int], like: Tensor, rng: torch.Generator) -> Tensor:
-    """Uniform draws in [0, 1) from `rng`, on the device and of the type of `like`."""
+    """Uniform draws in [0, 1) from `rng`, with the device and type of `like`."""
     return torch.rand(tuple(shape), generator=rng, device=rng.device, dtype=like.dtype).to(like.device)
 
 
 def _over_processes(value: Tensor) -> Tensor:
-    """The mean over the processes of a training, which hold equally many samples."""
+    """The mean over the training processes, which have equally many samples each."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(value)
         value = value / torch.distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""Exact objectives beside networks in half precision or compiled."""
+"""Objectives in float32, for networks that run in half precision or compiled."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x itself, or in float32 if it comes in half precision: sums and differences of logits need the digits."""
+    """x itself, or as float32 if it is float16 or bfloat16, which are too coarse for sums and differences of logits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def exact(function: F) -> F:
     """Decorator: runs an objective, or another function of tensors, in float32 and without autocast.
 
-    Tensors that come in half precision are cast first. The device is that of the first tensor among the arguments.
+    Half-precision arguments are cast first. The device is that of the first tensor among the arguments.
     """
 
     @functools.wraps(function)
@@ -40,7 +40,7 @@ def exact(function: F) -> F:
 
 
 class _InFloat32:
-    """A method of a network, with its tensors in float32. A copy of the network has one that is bound to the copy."""
+    """A bound method of a network that returns float32 tensors. A deep copy of the network has its own."""
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module, self.name = module, name
@@ -52,13 +52,13 @@ class _InFloat32:
 def leave_in_float32(module: nn.Module) -> None:
     """Casts the half-precision outputs of a network to float32: those of a call and of every public method.
 
-    Objectives are sums and differences, and need the digits. Within the network nothing changes. What cannot be called
-    itself (a list of networks, an adversary, a first stage) is a holder: the networks in it are seen to as well.
+    Objectives are sums and differences, for which half precision is too coarse. Nothing changes within the network. In
+    modules that are not called themselves (a list of networks, an adversary, a first stage) the children are treated.
     """
     if module.__dict__.get("_leaves_in_float32"):
         return
     module.__dict__["_leaves_in_float32"] = True
-    whole = hasattr(type(module), "automatic_optimization")  # a Lightning module: of its methods none runs in a step
+    whole = hasattr(type(module), "automatic_optimization")  # a Lightning module: its methods do not run in a step
     if not whole:
         for name in _public_methods(type(module)):
             module.__dict__[name] = _InFloat32(module, name)
@@ -70,7 +70,7 @@ def leave_in_float32(module: nn.Module) -> None:
 
 
 def _public_methods(kind: type) -> list[str]:
-    """Names of the methods that a network's classes add to those of every module."""
+    """Names of the public methods of a network's classes that `nn.Module` does not have."""
     own = {name for c in kind.__mro__ if not c.__module__.startswith("torch.") for name in vars(c)}
     found = (name for name in sorted(own) if not name.startswith("_") and not hasattr(nn.Module, name))
     return [name for name in found if inspect.isfunction(inspect.getattr_static(kind, name))]
@@ -110,8 +110,8 @@ _EAGER = _Eager()
 
 
 def eager() -> AbstractContextManager[None]:
-    """Inside, compiled networks run as they are written: compiled ones have no second derivatives.
+    """Within the block, compiled networks run eagerly: compiled ones have no second derivatives.
 
-    Nothing is imported where nothing was compiled. Threads may enter and leave in any order.
+    If nothing was compiled, torch._dynamo is not imported. Threads may enter and leave in any order.
     """
     return _EAGER

@@ -1,12 +1,12 @@
 """Annealed importance sampling: log p(x) of a model with a tractable joint, without its encoder.
 
-For any model with continuous latents that can draw z ~ p(z) and knows log p(x, z) and log p(z), with gradients by z.
+For any model with continuous latents that can draw z ~ p(z) and compute log p(x, z) and log p(z), differentiable by z.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,25 +14,27 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.floats import in_float64
 from genlab.metrics.features import module_device
 from genlab.metrics.scores import Scores
 from genlab.sharing import shared, stream
+from genlab.telling import telling
 
 SHARPNESS = 4.0  # of the sigmoid schedule, as in the authors' code
 LEAPFROGS = 10  # steps of each trajectory
-JITTER = 0.2  # of the step sizes, at random: trajectories of one length may come back to where they began
+JITTER = 0.2  # relative, random, of the step sizes: trajectories of a fixed length may return to their start
 WANTED = 0.65  # acceptance that the step sizes are tuned to
 FIRST_STEP, SMALLEST, LARGEST = 0.1, 1e-4, 2.0  # step sizes
-TUNING = 20  # trajectories before the first temperature, which find the step size to begin with
+TUNING = 20  # trajectories at the first temperature that tune the initial step size
 
 
 class JointModel(Protocol):
     """The methods of a model that AIS calls."""
 
     def inference(self, gradients: bool = False) -> AbstractContextManager[None]:
-        """Averaged weights, eval mode; gradients by what the capabilities are given."""
+        """Context with averaged weights and eval mode; with `gradients`, inputs get gradients."""
         ...
 
     def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
@@ -74,22 +76,24 @@ def ais(
     chains: int = 16,
     seed: int = 2020,
     at_a_time: int = 4096,
+    given: Sequence[Batch] | None = None,
 ) -> Annealed:
     """Annealed importance sampling from the prior to the posterior, p(z) p(x | z)^beta, with Hamiltonian transitions.
 
     Neal (2001), "Annealed importance sampling", arXiv:physics/9803008; for decoders Wu et al. (2017), arXiv:1611.04273,
     section 3, with their sigmoid schedule and trajectories of 10 leapfrog steps. The step size of each sample and
-    temperature is tuned on chains of its own, which are thrown away: those that count run with fixed steps, so that
-    the mean of their weights is p(x) without bias, and its logarithm is a lower bound in expectation. The processes of
-    a group share the batches.
+    temperature is tuned on separate chains, which are discarded. The counted chains run with fixed steps, so that
+    the mean of their weights is an unbiased estimate of p(x) and its logarithm a lower bound in expectation. The
+    processes of a group share the batches.
 
     Args:
-        model: What to judge; on its own device.
+        model: Model to evaluate, on its own device.
         batches: Samples [N, ...]; moved to that device.
         steps: Temperatures; the bound rises with them. The paper has 10,000.
-        chains: For each sample; 16 in the paper.
-        seed: Of all draws, each batch's own; the global random stream is not used.
-        at_a_time: Chains at once, which bounds the memory.
+        chains: Chains per sample; 16 in the paper.
+        seed: Seed of all draws, with a stream per batch; the global random stream is not used.
+        at_a_time: Chains run at once, which bounds the memory.
+        given: The conditions of each batch, for a model that is given columns.
 
     Raises:
         UserError: If a number is below 1.
@@ -101,8 +105,9 @@ def ais(
 
     def work(piece: tuple[int, Tensor]) -> tuple[Tensor, ...]:
         number, x = piece
+        one = model if given is None else telling(model, given[number])
         with model.inference(gradients=True):
-            return _of_batch(model, x.to(device), steps, chains, stream(seed, number), max(1, at_a_time // len(x)))
+            return _of_batch(one, x.to(device), steps, chains, stream(seed, number), max(1, at_a_time // len(x)))
 
     parts = list(shared(enumerate(batches), work))
     if not parts:
@@ -112,14 +117,14 @@ def ais(
 
 
 def can_anneal(model: object) -> bool:
-    """Whether a model has what AIS asks for: of GANs, autoregressive models and categories something is missing."""
+    """Whether a model has the methods that AIS calls; GANs, autoregressive and categorical models lack some."""
     return all(callable(getattr(model, name, None)) for name in ("sample_prior", "log_joint", "log_prior"))
 
 
 def ais_scores(found: Annealed) -> Scores:
     """Averages over the samples: {"ais_<steps>", "ais_<steps>_se", "ais_ess", "ais_acceptance"}, nats per sample.
 
-    The card holds how many samples, temperatures and chains there were, and what the transitions are.
+    The card holds the numbers of samples, temperatures and chains, and the kind of transitions.
     """
     name, n = f"ais_{found.steps}", len(found.log_p)
     values = {
@@ -137,16 +142,16 @@ def partition_scores(log_w: Tensor, log_unnormalised: Tensor, steps: int) -> Sco
     """log p(x) = log p*(x) - log Z, with log Z from annealed importance weights whose mean is Z.
 
     Salakhutdinov & Murray (2008), "On the quantitative analysis of deep belief networks", section 4. The estimate of
-    log Z is too low in expectation, so that of log p(x) is too high: it is an estimate and no bound.
+    log Z is too low in expectation and that of log p(x) therefore too high: it is not a bound.
 
     Args:
         log_w: Logarithms of the weights, one for each chain, [K].
         log_unnormalised: log p*(x) of each sample, [N].
-        steps: Temperatures, for the name.
+        steps: Number of temperatures, for the name.
 
     Returns:
-        {"ais_<steps>", "ais_<steps>_se", "log_z", "log_z_se"}: the mean log p over the samples and its standard error
-        over these; log Z and the standard error that the spread of the chains' weights gives it.
+        {"ais_<steps>", "ais_<steps>_se", "log_z", "log_z_se"}: the mean log p(x) and its standard error over the
+        samples; log Z and its standard error from the spread of the chains' weights.
     """
     log_w, log_p = log_w.cpu().double(), log_unnormalised.cpu().double()
     k, n = len(log_w), len(log_p)
@@ -169,7 +174,7 @@ def schedule(steps: int) -> Tensor:
 
 
 class _Chains:
-    """k chains for each of N samples, [k N, Z], with what is known at their place."""
+    """k chains for each of N samples, [k N, Z], with log-densities and gradients at their positions."""
 
     def __init__(self, model: JointModel, x: Tensor, k: int, rng: torch.Generator) -> None:
         self.model, self.rng, self.n, self.k = model, rng, len(x), k
@@ -194,7 +199,10 @@ class _Chains:
         return self.place[1].unflatten(0, (self.k, self.n))
 
     def move(self, beta: float, step: Tensor) -> Tensor:
-        """One trajectory that leaves p(z) p(x | z)^beta as it is, with a step size [N]; the mean acceptance [N]."""
+        """Runs one trajectory, which leaves p(z) p(x | z)^beta invariant; returns the mean acceptance [N].
+
+        `step` holds the step size of each sample, [N].
+        """
 
         def energy(place: tuple[Tensor, ...], momentum: Tensor) -> Tensor:
             return -place[0] - beta * place[1] + 0.5 * in_float64(momentum).square().sum(dim=1)
@@ -211,7 +219,7 @@ class _Chains:
             z = z + eps * momentum
             place = self._at(z)
             momentum = momentum + (0.5 if i == LEAPFROGS - 1 else 1.0) * eps * force(place)
-        # What is not finite has left all bounds: it is rejected.
+        # A trajectory with a non-finite energy has diverged: it is rejected.
         probability = torch.nan_to_num((start - energy(place, momentum)).clamp_max(0).exp(), nan=0.0)
         taken = in_float64(self._random(torch.rand, len(z))) < probability
         self.z = torch.where(taken[:, None].to(z.device), z, self.z)
@@ -250,9 +258,9 @@ def _of_batch(
 
 
 def _tuned(pilot: _Chains, beta: list[float]) -> list[Tensor]:
-    """A step size [N] for each temperature, found by chains that are used for nothing else.
+    """A step size [N] for each temperature, tuned on pilot chains that are used for nothing else.
 
-    The size grows where more trajectories than wanted are accepted, and shrinks where fewer are.
+    The size grows if the acceptance is above `WANTED`, and shrinks if it is below.
     """
     size = torch.full_like(pilot.accepted, FIRST_STEP)
     sizes = [size]

@@ -1,4 +1,4 @@
-"""Statistics of real data, kept on disk: with Inception on a CPU they take hours, and every run needs the same."""
+"""Cache of statistics of real data: with Inception on a CPU they take hours, and every run needs the same ones."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ from genlab.metrics.features import FeatureStats
 from genlab.sharing import agreed, is_first
 
 log = logging.getLogger("genlab")
-FORMAT = 1  # of the file; a file of another format is made anew
+FORMAT = 1  # of the file; a file of another format is replaced
 
 
 def cached_stats(
@@ -27,12 +27,12 @@ def cached_stats(
     *,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> FeatureStats:
-    """Statistics of one set of real images in the eyes of one extractor: from the cache, else computed and cached.
+    """Statistics of one set of real images by one extractor: from the cache, else computed and cached.
 
     Args:
-        content: Identifies the images by their content (a fingerprint and which of them are used), not by their place.
-        card: The extractor's card: another checksum, resize or precision is another file.
-        compute: Makes them; called only when they are not there, or cannot be read.
+        content: Identifies the images by their content (a fingerprint and the selection of images), not by their path.
+        card: The extractor's card; another checksum, resize or precision has another file.
+        compute: Computes them; called only if the file is missing or unreadable.
         cache_dir: Default `$GENLAB_CACHE/statistics`, else `~/.cache/genlab/statistics`.
     """
     facts = {key: str(card.get(key)) for key in ("extractor", "checksum", "resize", "precision")}
@@ -43,8 +43,8 @@ def cached_stats(
         try:
             found = load_stats(path)
         except ValueError as error:
-            log.warning("%s; it is made anew.", error)
-    if agreed(found is not None):  # processes that share the work read all, or make them together
+            log.warning("%s; computing them again.", error)
+    if agreed(found is not None):  # of a group, all processes read the file or all compute
         assert found is not None
         return found
     stats = compute()
@@ -52,18 +52,18 @@ def cached_stats(
         if is_first():
             save_stats(stats, path)
     except OSError as error:  # a full disk must not cost the scores
-        log.warning("The statistics could not be kept in %s: %s. GENLAB_CACHE names another folder.", path, error)
+        log.warning("The statistics could not be cached in %s: %s. Set GENLAB_CACHE to another folder.", path, error)
     return stats
 
 
 def save_stats(stats: FeatureStats, path: str | os.PathLike[str]) -> Path:
-    """Writes them, whole or not at all, as tensors and plain values (`weights_only` reads them)."""
+    """Writes the statistics atomically, as tensors and plain values (`weights_only` reads them)."""
     record = {"format": FORMAT, **{field.name: getattr(stats, field.name) for field in fields(FeatureStats)}}
     return write_atomic(path, lambda file: torch.save(record, file))
 
 
 def load_stats(path: str | os.PathLike[str]) -> FeatureStats:
-    """Reads what `save_stats` wrote, running no code from it.
+    """Reads a file of `save_stats`, without running code from it.
 
     Raises:
         ValueError: If the file is damaged or of another format.
@@ -75,7 +75,7 @@ def load_stats(path: str | os.PathLike[str]) -> FeatureStats:
         stats = FeatureStats(**record)
         rows, width = stats.features.shape
         if stats.mean.shape != (width,) or stats.scatter.shape != (width, width) or len(stats.logits) != rows:
-            raise ValueError("its parts do not fit together")
+            raise ValueError("its shapes do not match")
         return stats
     except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} holds no readable statistics: {error}") from error

@@ -1,8 +1,8 @@
-"""A judge without a download: a small VGG-style classifier that genlab trains on the data set itself.
+"""An extractor without a download: a small VGG-style classifier that genlab trains on the data set itself.
 
 Rosca et al. (2018), "Distribution Matching in Variational Inference", arXiv:1802.06847, report the Inception score of
-such a network trained on CIFAR-10. Its scores say how well samples match *this* data set in the eyes of *this* network,
-so the network's name, checksum and test accuracy belong to each of them (`fid/classifier-digits`).
+such a network trained on CIFAR-10. Its scores measure how well samples match *this* data set according to *this*
+network, so each score carries the network's name, checksum and test accuracy (`fid/classifier-digits`).
 """
 
 import contextlib
@@ -31,14 +31,14 @@ from genlab.metrics.files import tensors_checksum
 log = logging.getLogger("genlab")
 AFrozen = TypeVar("AFrozen", bound="_Frozen")
 
-FORMAT = 2  # of the file; a file of another format is trained anew
-TINY = 16  # pixels of the shorter side up to which blocks pool; from there on they stride, at a sixth of the cost
-MAX_SIDE = 32  # larger images are averaged down first: a judge of classes needs no more, and the cost stays bounded
-MAX_LENGTH = 64  # the same of the longer side of tiny images
-SMALLEST = 4  # pixels
-NAMED = 12  # classes that a line names
-FEW = 25_000_000  # pixels seen in all, half a minute of one thread
-TRIED = 20  # steps after which the time left is estimated
+FORMAT = 2  # of the file; with a file of another format the classifier is trained again
+TINY = 16  # shorter side in pixels up to which blocks pool; above, they stride, at a sixth of the cost
+MAX_SIDE = 32  # larger images are averaged down first: enough for classification, and the cost stays bounded
+MAX_LENGTH = 64  # the same for the longer side of tiny images
+SMALLEST = 4  # side in pixels
+NAMED = 12  # most classes that a log line names
+FEW = 25_000_000  # training pixels in all up to which one thread is used, half a minute
+TRIED = 20  # steps after which the remaining time is estimated
 WAYS_OUT = "Try metrics.extractor=random (an untrained network), or metrics=none."
 
 
@@ -49,10 +49,10 @@ class ClassifierData:
     Attributes:
         x_train: uint8 images [N, C, H, W].
         y_train: Labels [N] in 0..num_classes-1; -1 (no label) is left out.
-        x_test: uint8 images [M, C, H, W], for the accuracy only: nothing is chosen by it.
+        x_test: uint8 images [M, C, H, W], for the accuracy only; no choice depends on it.
         y_test: Labels [M].
         num_classes: K.
-        class_names: Their names, where they have some.
+        class_names: Names of the classes, if any.
     """
 
     x_train: Tensor
@@ -65,15 +65,15 @@ class ClassifierData:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained; part of the name of its cache file.
+    """Training settings of a classifier; part of the name of its cache file.
 
     Attributes:
-        epochs: Passes over the training images; None for a number by how many there are (`epochs_for`).
+        epochs: Passes over the training images; None: `epochs_for` their number.
         batch_size: Images per step.
         lr: Peak of the one-cycle learning rate (AdamW).
-        weight_decay: Of AdamW.
-        dropout: On the features, in training only.
-        flip: Mirror images at random; right for photographs, wrong for digits and letters.
+        weight_decay: Weight decay of AdamW.
+        dropout: Dropout rate of the features, in training only.
+        flip: Whether images are mirrored at random; right for photographs, wrong for digits and letters.
     """
 
     epochs: int | None = None
@@ -85,17 +85,17 @@ class Recipe:
 
 
 def epochs_for(num_images: int, tiny: bool = True) -> int:
-    """Passes over the images: about 40,000 of tiny ones are seen in small sets, 18,000 of larger ones (seconds).
+    """Epochs for a small set, so that training sees about 40,000 tiny or 18,000 larger images (seconds).
 
-    12 passes from 3,333 tiny or 1,500 larger images on; never more than 60 or 40. A number of passes, not a time, so
-    that the same data give the same judge.
+    At least 12 epochs (from 3,333 tiny or 1,500 larger images on), at most 60 or 40. The limit is a number of epochs
+    and not a time, so that the same data give the same classifier.
     """
     seen, most = (40_000, 60) if tiny else (18_000, 40)
     return max(12, min(most, seen // max(num_images, 1)))
 
 
 def seen_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width at which the classifier sees images; larger ones are averaged down to it."""
+    """Height and width of the classifier's input; larger images are averaged down to it."""
     most = MAX_LENGTH if min(height, width) <= TINY else MAX_SIDE
     return min(height, most), min(width, most)
 
@@ -124,13 +124,13 @@ class _VGG(nn.Module):
                 layers.append(nn.MaxPool2d(2))
             channels = out
         self.trunk = nn.Sequential(*layers)
-        # Few features for few pixels: a covariance of 64 numbers can be estimated from a few hundred images.
+        # Few features for few pixels: a few hundred images suffice to estimate the covariance of 64 features.
         self.num_features = 64 if blocks <= 2 else 128
         self.hidden = nn.Linear(channels * (height >> blocks) * (width >> blocks), self.num_features)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else None
 
     def initialise(self, generator: torch.Generator) -> None:
-        """He et al. (2015) from a stream of our own; also fills the buffers of a net made on the meta device."""
+        """Initial weights of He et al. (2015) from the generator; also fills buffers of a net from the meta device."""
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
@@ -151,7 +151,7 @@ class _VGG(nn.Module):
 
 
 class _Frozen(nn.Module):
-    """uint8 images of one shape to features and logits of a `_VGG` that does not learn."""
+    """uint8 images of one shape to features and logits of a frozen `_VGG`."""
 
     num_classes = 0
 
@@ -160,8 +160,8 @@ class _Frozen(nn.Module):
         self.name = name
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.num_classes = num_classes
-        with torch.inference_mode(False):  # a validation loop may build us, and its tensors could not be trained
-            with torch.device("meta"):  # without initial values: the global random stream stays where it is
+        with torch.inference_mode(False):  # tensors made in a validation loop could not be trained
+            with torch.device("meta"):  # no random initial values, so the global random stream is not used
                 self.net = _VGG(self.shape, num_classes)
             self.net.to_empty(device="cpu")
             self.net.initialise(torch.Generator().manual_seed(0))
@@ -170,7 +170,7 @@ class _Frozen(nn.Module):
         self.freeze()
 
     def freeze(self: AFrozen) -> AFrozen:
-        """To evaluation mode, without gradients; the checksum is taken anew when next asked for."""
+        """Switches to eval mode without gradients; the checksum is computed again when next read."""
         self._checksum = None
         self.requires_grad_(False)
         self.net.eval()
@@ -178,7 +178,7 @@ class _Frozen(nn.Module):
         return self
 
     def train(self: AFrozen, mode: bool = True) -> AFrozen:
-        """Stay in evaluation mode whatever is asked (`train_classifier` trains `net`)."""
+        """Stays in eval mode; `mode` is ignored (`train_classifier` trains `net`)."""
         return self
 
     @property
@@ -190,10 +190,10 @@ class _Frozen(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, F] and logits [N, K], float32, of uint8 images [N, C, H, W] (moved to our device)."""
+        """Features [N, F] and logits [N, K], float32, of uint8 images [N, C, H, W] (moved to its device)."""
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != self.shape:
             raise ValueError(
-                f"{self.name} judges uint8 images of shape {self.shape}, got {images.dtype} {tuple(images.shape[1:])}."
+                f"{self.name} takes uint8 images of shape {self.shape}, got {images.dtype} {tuple(images.shape[1:])}."
             )
         device = self.net.hidden.weight.device
         features, logits = [], []
@@ -207,7 +207,7 @@ class _Frozen(nn.Module):
         return torch.cat(features), torch.cat(logits)
 
     def card(self) -> dict[str, Any]:
-        """The extractor's part of a card: scores with different cards are not comparable."""
+        """The extractor's part of a score's card: scores with different cards are not comparable."""
         size = self.net.size
         return {
             "extractor": self.name,
@@ -221,10 +221,10 @@ class ClassifierExtractor(_Frozen):
     """uint8 images to the last hidden layer (FID, KID, precision and recall) and the logits (IS) of a classifier.
 
     Args:
-        name: Of the data set: "digits" gives "classifier-digits".
-        shape: (C, H, W) of the images it judges; others are refused.
+        name: Name of the data set: "digits" gives "classifier-digits".
+        shape: (C, H, W) of the images; other shapes are refused.
         num_classes: K.
-        accuracy: On the test images, 0..1; NaN before it is known.
+        accuracy: Accuracy on the test images, 0..1; NaN if unknown.
 
     Raises:
         UserError: If the images are smaller than 4 pixels or there are fewer than two classes.
@@ -233,27 +233,27 @@ class ClassifierExtractor(_Frozen):
     def __init__(self, name: str, shape: tuple[int, int, int], num_classes: int, accuracy: float = math.nan) -> None:
         if min(shape[1:]) < SMALLEST or num_classes < 2:
             raise UserError(
-                f"A classifier needs images from {SMALLEST}x{SMALLEST} on and two classes or more, got "
+                f"A classifier needs images of at least {SMALLEST}x{SMALLEST} pixels and two classes, got "
                 f"{shape[1]}x{shape[2]} and {num_classes}. {WAYS_OUT}"
             )
         super().__init__(f"classifier-{name}", shape, num_classes)
         self.accuracy = accuracy
 
     def card(self) -> dict[str, Any]:
-        """The same with the accuracy."""
+        """The card with the test accuracy."""
         return {**super().card(), "test_accuracy": self.accuracy}
 
 
 class RandomExtractor(_Frozen):
     """The same network with random weights, for data without labels: features, and no logits.
 
-    Naeem et al. (2020), arXiv:2002.09797: an untrained VGG tells sets of images apart where a trained network knows
-    nothing of them. It sees noise, blur and repeated samples. Missing classes it hardly sees (2,000 test images of
-    CIFAR-10: six of ten classes are at 1.5 times the distance of all, noise of a tenth of the range at 3.7 times), so
-    that no score of it says that all of the data are covered.
+    Naeem et al. (2020), arXiv:2002.09797: an untrained VGG distinguishes sets of images outside the domain of a
+    trained network. It detects noise, blur and repeated samples, but hardly detects missing classes (2,000 test images
+    of CIFAR-10: six of ten classes are at 1.5 times the distance of all, noise of a tenth of the range at 3.7 times).
+    Its scores therefore do not show that all of the data are covered.
 
     Args:
-        shape: (C, H, W) of the images it judges; others are refused.
+        shape: (C, H, W) of the images; other shapes are refused.
 
     Raises:
         UserError: If the images are smaller than 4 pixels.
@@ -261,27 +261,31 @@ class RandomExtractor(_Frozen):
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         if min(shape[1:]) < SMALLEST:
-            raise UserError(f"metrics.extractor=random needs images from {SMALLEST}x{SMALLEST} on. Try metrics=none.")
+            raise UserError(
+                f"metrics.extractor=random needs images of at least {SMALLEST}x{SMALLEST} pixels. Try metrics=none."
+            )
         super().__init__("random-vgg", shape, 0)
 
 
 def random_shift(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Move each image [N, C, H, W] by up to `most` pixels along both axes; edge pixels are repeated."""
+    """Shifts each image [N, C, H, W] by up to `most` pixels along both axes; edge pixels are repeated."""
     count, _, height, width = x.shape
     offset = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator).to(x.device)
     rows = (torch.arange(height, device=x.device) + offset[0] - most).clamp(0, height - 1)
     columns = (torch.arange(width, device=x.device) + offset[1] - most).clamp(0, width - 1)
-    # Indices around a slice: [N, H, W, C] comes out, as if the images were channels-last.
+    # Indices around a slice give [N, H, W, C], as if the images were channels-last.
     image = torch.arange(count, device=x.device)[:, None, None]
     return x[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _check(data: ClassifierData) -> ClassifierData:
-    """Labelled images only, as uint8 and long."""
+    """The labelled images only, with labels as long."""
 
     def labelled(x: Tensor, y: Tensor, part: str) -> tuple[Tensor, Tensor]:
         if x.dtype != torch.uint8 or x.ndim != 4 or y.shape != x.shape[:1]:
-            raise ValueError(f"{part}: uint8 [N, C, H, W] and labels [N] wanted, got {x.dtype} {x.shape}, {y.shape}.")
+            raise ValueError(
+                f"{part} images must be uint8 [N, C, H, W] with labels [N], got {x.dtype} {x.shape}, {y.shape}."
+            )
         y = y.long().cpu()
         x, y = x.cpu()[y >= 0], y[y >= 0]
         if len(y) == 0:
@@ -305,13 +309,13 @@ def train_classifier(
     recipe: Recipe | None = None,
     device: torch.device | str = "cpu",
 ) -> ClassifierExtractor:
-    """Train the judge: cross-entropy, AdamW, one cycle, random shifts.
+    """Trains the classifier: cross-entropy, AdamW, one-cycle learning rate, random shifts.
 
     Args:
         data: Images and labels.
-        name: Of the data set, for the extractor's name.
-        seed: Fixes the result (bit for bit on one machine's CPU). The global random streams are neither read nor moved.
-        recipe: How long and how; the default fits the number of images.
+        name: Name of the data set, for the extractor's name.
+        seed: Fixes the result (bit for bit on one machine's CPU). The global random streams are not used.
+        recipe: Training settings; by default, the epochs depend on the number of images.
         device: Where to train; the extractor is returned there.
 
     Raises:
@@ -320,13 +324,13 @@ def train_classifier(
     data, recipe, device = _check(data), recipe or Recipe(), torch.device(device)
     shape = data.x_train.shape
     extractor = ClassifierExtractor(name, (shape[1], shape[2], shape[3]), data.num_classes)
-    log.info("%s: training on %s. metrics=none trains without scores.", extractor.name, _counts(data))
+    log.info("%s: training on %s. Set metrics=none to train without scores.", extractor.name, _counts(data))
     started = time.perf_counter()
     epochs = recipe.epochs or epochs_for(len(data.x_train), extractor.net.tiny)
     deterministic: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if device.type == "cuda":
         deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    # Validation loops run in inference mode, mixed precision in autocast: neither may reach this training.
+    # Validation loops run in inference mode, mixed precision in autocast: neither may affect this training.
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -339,7 +343,7 @@ def train_classifier(
     guesses = torch.cat([extractor(part)[1].argmax(dim=1).cpu() for part in data.x_test.split(2048)])
     extractor.accuracy = (guesses == data.y_test).double().mean().item()
     log.info(
-        "%s: %.2f %% of %d test images right after %.1f s of training on %d.",
+        "%s: accuracy %.2f %% on %d test images after %.1f s of training on %d images.",
         *(extractor.name, 100 * extractor.accuracy, len(data.x_test)),
         *(time.perf_counter() - started, len(data.x_train)),
     )
@@ -347,7 +351,7 @@ def train_classifier(
 
 
 def _counts(data: ClassifierData) -> str:
-    """As in: 240 images of 3 classes (cat 100, dog 90, fox 50). Folders that are no classes show at a glance."""
+    """For example: 240 images of 3 classes (cat 100, dog 90, fox 50); shows folders that are not classes."""
     counts = torch.bincount(data.y_train, minlength=data.num_classes).tolist()
     names = data.class_names or tuple(str(k) for k in range(data.num_classes))
     shown = ", ".join(f"{name} {n}" for name, n in zip(names[:NAMED], counts, strict=False))
@@ -357,7 +361,7 @@ def _counts(data: ClassifierData) -> str:
 
 @contextlib.contextmanager
 def _threads_for(shape: torch.Size, epochs: int) -> Iterator[None]:
-    """One thread for tiny or few images: two gain a quarter, and beside a busy process were seen to lose 20-fold."""
+    """One thread for tiny or few images: two gain a quarter, but beside a busy process were up to 20 times slower."""
     before = torch.get_num_threads()
     height, width = seen_size(shape[2], shape[3])
     if height * width <= 256 or epochs * shape[0] * height * width <= FEW:
@@ -376,7 +380,7 @@ def _fit(
     seed: int,
     device: torch.device,
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)  # on the CPU: one stream of draws whatever the device
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on all devices
     net = extractor.net
     net.initialise(generator)
     net.to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
@@ -384,7 +388,7 @@ def _fit(
     count, side = len(data.x_train), min(data.x_train.shape[2:])
     x_train, y_train = data.x_train.to(device), data.y_train.to(device)
     batch_size = min(recipe.batch_size, count)
-    steps = max(1, count // batch_size)  # the few images left over after a shuffle wait for the next epoch
+    steps = max(1, count // batch_size)  # the remainder of a shuffle is not used in its epoch
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=epochs * steps, pct_start=0.25)
     with _bar(extractor.name, epochs * steps) as advance:
@@ -409,7 +413,7 @@ def _fit(
 
 @contextlib.contextmanager
 def _bar(name: str, steps: int) -> Iterator[Callable[[], None]]:
-    """A progress bar, moved by what is given; without a terminal a line, where training takes long."""
+    """A progress bar; yields the function that advances it. Without a terminal, a log line if training takes long."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -424,7 +428,7 @@ def _bar(name: str, steps: int) -> Iterator[Callable[[], None]]:
             progress.advance(task)
             left = (time.perf_counter() - started) * (steps - done) / done
             if done == TRIED and left > 20 and not console.is_terminal:
-                log.info("%s: training it takes about %.0f s more, once; it is then cached.", name, left)
+                log.info("%s: training takes about %.0f s more, once; the classifier is then cached.", name, left)
 
         yield advance
 
@@ -433,7 +437,7 @@ def _bar(name: str, steps: int) -> Iterator[Callable[[], None]]:
 # The cache
 # --------------------------------------------------------------------------------------------------------------------
 def save_classifier(extractor: ClassifierExtractor, path: str | os.PathLike[str]) -> Path:
-    """Write the classifier, whole or not at all, as tensors and plain values (`weights_only` reads it)."""
+    """Writes the classifier atomically, as tensors and plain values (`weights_only` reads it)."""
     record = {
         "format": FORMAT,
         "name": extractor.name.removeprefix("classifier-"),
@@ -447,7 +451,7 @@ def save_classifier(extractor: ClassifierExtractor, path: str | os.PathLike[str]
 
 
 def load_classifier(path: str | os.PathLike[str]) -> ClassifierExtractor:
-    """Read what `save_classifier` wrote, running no code from it.
+    """Reads a file of `save_classifier`, without running code from it.
 
     Raises:
         ValueError: If the file is damaged, of another format, or its weights do not have the recorded checksum.
@@ -478,19 +482,19 @@ def load_or_train(
     recipe: Recipe | None = None,
     device: torch.device | str = "cpu",
 ) -> ClassifierExtractor:
-    """The judge of a data set: from the cache, else trained and cached.
+    """The classifier of a data set: from the cache, else trained and cached.
 
-    With several processes let rank 0 call first and the others after a barrier; without that each trains its own, to
-    the same result on equal hardware, and the file stays whole.
+    With several processes, rank 0 should call this first and the others after a barrier. Otherwise each process trains
+    its own classifier, with the same result on equal hardware; the file is not damaged.
 
     Args:
-        name: Of the data set: "digits".
+        name: Name of the data set: "digits".
         key: Identifies the images and labels (content, size, split): other data must have another key.
         data: The data, or a function that loads them, called only to train.
         cache_dir: Default `$GENLAB_CACHE/classifiers`, else `~/.cache/genlab/classifiers`.
-        seed: Of the training.
-        recipe: Of the training.
-        device: Where to train, and where the extractor is returned.
+        seed: Seed of the training.
+        recipe: Training settings.
+        device: Device of the training and of the returned extractor.
     """
     recipe = recipe or Recipe()
     settings = repr((FORMAT, key, seed, sorted(asdict(recipe).items())))
@@ -500,13 +504,13 @@ def load_or_train(
     if path.exists():
         try:
             extractor = load_classifier(path)
-            log.info("%s: from the cache, %.2f %% right on test.", extractor.name, 100 * extractor.accuracy)
+            log.info("%s: from the cache, test accuracy %.2f %%.", extractor.name, 100 * extractor.accuracy)
             return extractor.to(device)
         except ValueError as error:
-            log.warning("%s; it is trained anew.", error)
+            log.warning("%s; training it again.", error)
     extractor = train_classifier(data() if callable(data) else data, name, seed=seed, recipe=recipe, device=device)
     try:
         save_classifier(extractor, path)
     except OSError as error:  # a full disk or a read-only home must not cost the run its scores
-        log.warning("%s could not be cached: %s. GENLAB_CACHE names another folder.", extractor.name, error)
+        log.warning("%s could not be cached: %s. Set GENLAB_CACHE to another folder.", extractor.name, error)
     return extractor

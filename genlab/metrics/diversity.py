@@ -1,4 +1,4 @@
-"""Scores of the pixels themselves: how different samples are from each other, how near to the training images."""
+"""Scores on pixels: the diversity of samples, and their distance to the training images."""
 
 import math
 
@@ -9,14 +9,14 @@ from genlab.errors import UserError
 from genlab.metrics.scores import Scores, distances
 from genlab.metrics.ssim import BETAS, ms_ssim
 
-TINY_DISTANCE = 1e-4  # that rounding leaves between equal images
+TINY_DISTANCE = 1e-4  # bound on the rounding error between equal images
 
 
 def ms_ssim_settings(height: int, width: int) -> dict[str, float | int]:
-    """Scales, window and sigma that fit the images; five scales of an 11 pixel window want a side of 176.
+    """Scales, window and sigma that fit the images; five scales of an 11 pixel window need a side of 176.
 
-    Fewer scales until the coarsest image has 8 pixels (two scales at least, one below 8 pixels), then the largest odd
-    window up to 11 that fits it, with sigma in proportion (1.5 at 11).
+    For smaller images, as many scales as leave the coarsest image 8 pixels (at least two scales; one below 8 pixels),
+    and the largest odd window up to 11 that fits the coarsest image, with sigma in proportion (1.5 at 11).
     """
     side = min(height, width)
     scales = 1 if side < 8 else max(2, min(len(BETAS), int(math.log2(side / 8)) + 1))
@@ -30,27 +30,27 @@ def ms_ssim_diversity(
 ) -> Scores:
     """1 - mean MS-SSIM of random pairs: 0 for identical images, about 1 for unrelated ones.
 
-    Rosca et al. (2018), arXiv:1802.06847; MS-SSIM of Wang et al. (2003), negative contrast terms cut off at 0, the
-    weights of the scales in use scaled to sum to 1. Read it beside the test set's own value: less means collapse, more
-    means noise.
+    Rosca et al. (2018), arXiv:1802.06847; MS-SSIM of Wang et al. (2003), negative contrast terms clamped to 0, the
+    weights of the scales in use normalised to sum to 1. Compare it with the test set's value: a lower one means
+    collapse, a higher one noise.
 
     Args:
         x: uint8 images [N, C, H, W], N >= 2.
         pairs: Pairs of two different images, drawn with replacement.
-        seed: Of the pairs; the global random stream is not used.
-        labels: Labels [N]: pairs are drawn within classes, as Odena et al. (2017) do for conditional models.
+        seed: Seed of the pairs; the global random stream is not used.
+        labels: Labels [N]; if given, pairs are drawn within classes, as Odena et al. (2017) do for conditional models.
         batch_size: Pairs at a time.
 
     Returns:
         {"ms_ssim_diversity"}; the card holds scales, window, sigma, pairs and seed.
 
     Raises:
-        UserError: With no two images to compare, or images below 3 pixels.
+        UserError: If there are no two images to compare, or images are below 3 pixels.
     """
     if x.dtype != torch.uint8 or x.ndim != 4:
-        raise ValueError(f"uint8 images [N, C, H, W] wanted, got {x.dtype} {tuple(x.shape)}.")
+        raise ValueError(f"x must be uint8 images [N, C, H, W], got {x.dtype} {tuple(x.shape)}.")
     if min(x.shape[2:]) < 3:
-        raise UserError(f"MS-SSIM needs images from 3x3 on, got {x.shape[2]}x{x.shape[3]}.")
+        raise UserError(f"MS-SSIM needs images of at least 3x3 pixels, got {x.shape[2]}x{x.shape[3]}.")
     generator = torch.Generator().manual_seed(seed)
     first, second = _pairs(len(x), pairs, generator, labels)
     settings = ms_ssim_settings(x.shape[2], x.shape[3])
@@ -65,7 +65,7 @@ def ms_ssim_diversity(
 def _pairs(count: int, pairs: int, generator: torch.Generator, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """Indices [pairs] of two different images each; within one class if labels are given."""
     labels = torch.zeros(count, dtype=torch.long) if labels is None else labels.cpu()
-    order = labels.argsort(stable=True)  # a class is a run of `order`
+    order = labels.argsort(stable=True)  # each class is contiguous in `order`
     _, inverse, sizes = labels.unique(return_inverse=True, return_counts=True)
     starts = sizes.cumsum(0) - sizes
     places = torch.arange(count)
@@ -74,26 +74,26 @@ def _pairs(count: int, pairs: int, generator: torch.Generator, labels: Tensor | 
         raise UserError(f"MS-SSIM needs two images (of one class) to compare, got {count}. Raise metrics.num_samples.")
     first = places[torch.randint(len(places), (pairs,), generator=generator)]
     group = inverse[order[first]]
-    # A step of 1..size-1 around the class never ends where it began, and reaches each partner equally often.
+    # A step of 1..size-1 around the class reaches each other image of the class with equal probability.
     step = 1 + (torch.rand(pairs, generator=generator, dtype=torch.float64) * (sizes[group] - 1)).long()
     second = starts[group] + (first - starts[group] + step) % sizes[group]
     return order[first], order[second]
 
 
 def nearest_neighbour_ratio(samples: Tensor, train: Tensor, test: Tensor, copy: float = 0.0) -> Scores:
-    """Whether samples lie nearer to the training images than fresh data do: far below 1 means memorised.
+    """Distance of samples to the training images, relative to that of unseen data: far below 1 means memorised.
 
     Args:
         samples: Images or points [N, ...], any type.
         train: Training images [M, ...].
-        test: Unseen images [L, ...], the yardstick.
-        copy: Distance up to which a sample is a copy of a training image, in pixel values as given.
+        test: Unseen images [L, ...], the reference.
+        copy: Distance up to which a sample counts as a copy of a training image, in pixel values as given.
 
     Returns:
         {"nn_ratio", "nn_samples", "nn_test"}: median distance of a sample to its nearest training image over the median
         for test images, and the two medians (in pixel values as given); {"nn_copies", "nn_copies_real"}: the shares of
-        samples and of test images that are copies, which a median does not see. Memory stays at 1024 rows of distances
-        to 4096 training images, whatever their number.
+        samples and of test images that are copies, which a median does not show. Memory is bounded by 1024 x 4096
+        distances, for any number of training images.
     """
     flat = [x.flatten(1) for x in (samples, train, test)]
 
@@ -103,14 +103,14 @@ def nearest_neighbour_ratio(samples: Tensor, train: Tensor, test: Tensor, copy: 
         return closest.median().item(), (closest <= copy + TINY_DISTANCE).double().mean().item()
 
     (of_samples, copies), (of_test, known) = nearest(flat[0]), nearest(flat[2])
-    ratio = of_samples / of_test if of_test > 0 else math.nan  # test images that are training images measure nothing
+    ratio = of_samples / of_test if of_test > 0 else math.nan  # 0: the test images are training images
     values = {"nn_ratio": ratio, "nn_samples": of_samples, "nn_test": of_test}
     values |= {"nn_copies": copies, "nn_copies_real": known}
     return Scores(values, {"n_fake": len(samples), "n_train": len(train), "n_test": len(test), "nn_copy": copy})
 
 
 def diversity_ratio(fake: Tensor, real: Tensor) -> Scores:
-    """Mean pairwise distance within a batch of samples over the same of data; below 0.3 a generator has collapsed.
+    """Mean pairwise distance of samples, divided by that of data; below 0.3 the generator has collapsed.
 
     Args:
         fake: [N, ...], N >= 2.

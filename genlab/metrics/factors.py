@@ -1,4 +1,4 @@
-"""How well single latents tell the known factors of variation, for any model that encodes data that know theirs."""
+"""How well single latents represent the known factors of variation, for any model with an encoder."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,15 +8,16 @@ from torch import Tensor
 
 from genlab.metrics.scores import Scores
 from genlab.sharing import shared
+from genlab.telling import telling
 
-HIGHER = ("factor_corr", "factor_gap", "factor_r2", "factor_unit")  # is better
+HIGHER = ("factor_corr", "factor_gap", "factor_r2", "factor_unit")  # higher is better
 
 
 def correlations(codes: Tensor, factor: Tensor) -> Tensor:
     """|corr(z_i, f_j)| over the samples, [Z, F] float64 in [0, 1].
 
     Args:
-        codes: [N, Z]. A latent that never moves, or is not finite, tells nothing: 0.
+        codes: [N, Z]. A latent that is constant or not finite has correlation 0.
         factor: [N, F].
     """
     z, f = (_standard(each) for each in (codes, factor))
@@ -26,7 +27,7 @@ def correlations(codes: Tensor, factor: Tensor) -> Tensor:
 def explained(codes: Tensor, factor: Tensor) -> Tensor:
     """R^2 of each factor's linear regression on all latents together, [F] float64 in [0, 1].
 
-    Beside `correlations` it tells a factor that is spread over several latents from one that is not there.
+    Together with `correlations`, it distinguishes a factor spread over several latents from a missing one.
     """
     z, f = _standard(codes), _standard(factor)
     basis, size, _ = torch.linalg.svd(z, full_matrices=False)
@@ -35,7 +36,7 @@ def explained(codes: Tensor, factor: Tensor) -> Tensor:
 
 
 def _standard(x: Tensor) -> Tensor:
-    """Columns of mean 0 and variance 1; all 0 where a column is constant or not finite."""
+    """Columns of mean 0 and variance 1; a column that is constant or not finite becomes 0."""
     x = x.detach().cpu().double()
     x = torch.where(x.isfinite().all(dim=0), x, 0.0)
     spread = x.std(dim=0, correction=0)
@@ -49,21 +50,22 @@ def factor_scores(codes: Tensor, factor: Tensor, names: Sequence[str], units: Se
     Args:
         codes: [N, Z], N >= 2.
         factor: Known factors [N, F].
-        names: Of the factors.
-        units: The latent that stands for each of the first factors, where the model says so.
+        names: Names of the factors.
+        units: Index of the latent assigned to each of the first factors, if the model assigns any.
 
     Returns:
-        `factor_corr`: |corr| of each factor and the latent that tells most of it, also for each one by its name
-        (`factor_corr_x`); `factor_gap`: by how much that exceeds the latent's |corr| with any other factor;
-        `factor_r2`: the share that all latents explain together. With `units`, `factor_unit`: |corr| of each factor and
-        its own latent, and `factor_leak`: the largest |corr| of such a latent with another factor.
+        `factor_corr`: |corr| of a factor and its most correlated latent, also per factor (`factor_corr_x`);
+        `factor_gap`: the difference to that latent's largest |corr| with another factor; `factor_r2`: the share that
+        all latents explain together. With `units`, `factor_unit`: |corr| of a factor and its assigned latent, and
+        `factor_leak`: the largest |corr| of an assigned latent with another factor.
 
     Raises:
-        ValueError: If there is no pair of samples, or the numbers do not fit.
+        ValueError: If there are fewer than two samples, or the numbers of codes, factors and names do not match.
     """
     if len(codes) < 2 or len(codes) != len(factor) or factor.shape[1] != len(names):
         raise ValueError(
-            f"Codes and {len(names)} factors of at least two samples wanted, got {len(codes)} and {list(factor.shape)}."
+            f"factor_scores needs codes and {len(names)} factors of at least two samples, got {len(codes)} and "
+            f"{list(factor.shape)}."
         )
     matrix = correlations(codes, factor)
     best, where = matrix.max(dim=0)
@@ -79,7 +81,7 @@ def factor_scores(codes: Tensor, factor: Tensor, names: Sequence[str], units: Se
 
 
 def _others(row: Tensor, j: int) -> Tensor:
-    """The largest of a latent's correlations but the j-th; 0 where there is no other."""
+    """A latent's largest correlation except the j-th; 0 if there is no other."""
     return torch.cat([row[:j], row[j + 1 :], row.new_zeros(1)]).max()
 
 
@@ -88,17 +90,22 @@ def coded(model: Any, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
 
     Args:
         model: Its `encode` gives codes [N, ...].
-        batches: With `x` and `factor`.
+        batches: Batches with `x` and `factor`.
     """
-    parts = list(shared(batches, lambda b: (model.encode(b.x.to(model.device)).flatten(1).cpu(), b.factor.cpu())))
+
+    def work(batch: Any) -> tuple[Tensor, Tensor]:
+        x = batch.x.to(model.device)
+        return telling(model, batch).encode(x).flatten(1).cpu(), batch["factor"].cpu()
+
+    parts = list(shared(batches, work))
     codes, factor = (torch.cat(each) for each in zip(*parts, strict=True))
     return codes, factor
 
 
 def factor_lines(values: dict[str, float]) -> list[tuple[str, str]]:
-    """A row for a run's closing table, from its scores without the split's name; none where they hold no factors."""
+    """The row for a run's closing table, from its scores without the split's name; empty without factor scores."""
     if "factor_corr" not in values:
         return []
     each = {k.removeprefix("factor_corr_"): v for k, v in values.items() if k.startswith("factor_corr_")}
     told = ", ".join(f"{name} {value:.2f}" for name, value in each.items())
-    return [("factors", f"{values['factor_corr']:.2f}  (|corr| with the latent that tells most: {told})")]
+    return [("factors", f"{values['factor_corr']:.2f}  (|corr| with the most correlated latent: {told})")]

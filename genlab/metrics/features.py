@@ -1,4 +1,4 @@
-"""One pass over the images, all that the scores need: running moments, kept features and logits.
+"""Statistics for all scores from one pass over the images: running moments, kept features and logits.
 
 Features are extracted once per batch and shared by every score (FID, KID, IS, precision and recall). Moments are
 float64, updated batch by batch without ever holding an [N, N] matrix; processes of a group share the batches.
@@ -19,10 +19,10 @@ KEEP = 50_000  # rows kept for KID, IS, precision and recall: 410 MB of Inceptio
 
 
 class Extractor(Protocol):
-    """A frozen network that judges images: an nn.Module in eval mode, without gradients, deaf to autocast.
+    """A frozen network of image features: an nn.Module in eval mode, without gradients, unaffected by autocast.
 
     Attributes:
-        name: What a score carries in its name: "inception", "classifier-digits".
+        name: Part of the scores' names: "inception", "classifier-digits".
         num_features: F.
         num_classes: K.
     """
@@ -42,7 +42,7 @@ class Extractor(Protocol):
 
 @contextlib.contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Real float32 inside: no autocast, and `without_tf32`."""
+    """True float32 within the block: no autocast, and `without_tf32`."""
     with without_tf32(), torch.autocast(device.type, enabled=False):
         yield
 
@@ -57,9 +57,9 @@ class FeatureStats:
         scatter: Sum of (f - mean)(f - mean)^T, float64 [F, F].
         features: Kept features, float32 [M, F]: all of them (M = n) up to `keep`, else a uniform sample.
         logits: Logits of the kept rows, float32 [M, K].
-        keys: Random key of each kept row, float64 [M]; the `keep` smallest stay, so that samples of parts merge into a
-            sample of the whole.
-        keep: Bound on M.
+        keys: Random key of each kept row, float64 [M]; rows with the `keep` smallest keys are kept, so that samples of
+            parts merge into a sample of the whole.
+        keep: Upper bound on M.
         card: The extractor's card.
     """
 
@@ -91,7 +91,7 @@ class FeatureStats:
         card: dict[str, Any] | None = None,
         generator: torch.Generator | None = None,
     ) -> "FeatureStats":
-        """Statistics of features [N, F] (and logits [N, K]) that are at hand.
+        """Statistics of given features [N, F] (and logits [N, K]).
 
         Raises:
             ValueError: If a feature is not finite, or the numbers of rows differ.
@@ -99,7 +99,7 @@ class FeatureStats:
         generator = generator or torch.Generator().manual_seed(0)
         logits = features.new_zeros(len(features), 0) if logits is None else logits
         if features.ndim != 2 or len(features) != len(logits):
-            raise ValueError(f"Features [N, F] and logits [N, K] wanted, got {features.shape} and {logits.shape}.")
+            raise ValueError(f"Features must be [N, F] and logits [N, K], got {features.shape} and {logits.shape}.")
         features = features.detach()
         exact = in_float64(features)
         mean = exact.mean(dim=0) if len(exact) else exact.new_zeros(features.shape[1])
@@ -134,7 +134,7 @@ class FeatureStats:
         return self.scatter / (self.n - 1)
 
     def merge(self, *others: "FeatureStats") -> "FeatureStats":
-        """Statistics of the union, in this order (Chan et al., 1979); the parts stay as they are."""
+        """Statistics of the union, in this order (Chan et al., 1979); the parts do not change."""
         parts = [part for part in (self, *others) if part.n] or [self]
         n = sum(part.n for part in parts)
         mean = sum((part.mean * (part.n / max(n, 1)) for part in parts), torch.zeros_like(self.mean))
@@ -167,21 +167,21 @@ def features_of(
     keep: int = KEEP,
     seed: int = 0,
 ) -> FeatureStats:
-    """Run the extractor once over uint8 batches [N, C, H, W] and return what the scores need.
+    """Runs the extractor once over uint8 batches [N, C, H, W] and returns their statistics.
 
-    The processes of a group share the batches, and each gets the statistics of all of them, equal to the last bit.
+    The processes of a group share the batches; each returns the statistics of all batches, equal bit for bit.
 
     Args:
-        extractor: The judge.
+        extractor: Network of features and logits.
         batches: Images, or functions that make them; moved to the extractor's device one batch at a time.
-        keep: Features kept at most; beyond, a uniform sample drawn from `seed` (moments still use every image).
-        seed: Of that sample only.
+        keep: Most rows to keep; of more, a uniform sample drawn from `seed` (moments still use every image).
+        seed: Seed of that sample only.
     """
     generator = torch.Generator().manual_seed(seed)
     device = module_device(extractor)
     alone = place()[1] == 1
     moments = FeatureStats.empty(extractor.num_features, extractor.num_classes, 0, extractor.card())
-    rows = [(moments.features, moments.logits, moments.keys)]  # joined at the end: each joining copies them all
+    rows = [(moments.features, moments.logits, moments.keys)]  # joined at the end: each join copies all rows
     pending: list[tuple[Tensor, Tensor]] = []
 
     def look(images: Tensor | Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ def features_of(
 
     for answer in shared(batches, look):
         pending.append(answer)
-        if sum(len(features) for features, _ in pending) >= 1024:  # an [F, F] update per small batch is dear
+        if sum(len(features) for features, _ in pending) >= 1024:  # an [F, F] update per small batch is costly
             moments = flush()
     if pending:
         moments = flush()
@@ -208,7 +208,7 @@ def features_of(
 
 
 def _smallest(rows: list[tuple[Tensor, Tensor, Tensor]], keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, logits and keys of several parts as one, the `keep` rows with the smallest keys, in order."""
+    """Features, logits and keys of several parts joined: the `keep` rows with the smallest keys, in order."""
     features, logits, keys = (torch.cat(column) for column in zip(*rows, strict=True))
     if len(keys) <= keep:
         return features, logits, keys

@@ -23,6 +23,6 @@ def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        # As bytes: numpy knows no bfloat16. reshape(-1) first, because a scalar cannot be viewed as another type.
+        # As bytes: numpy has no bfloat16. reshape(-1) first, because a scalar cannot be viewed as another type.
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,13 +1,13 @@
-"""The Inception network behind the published FID, KID and IS, in a form that runs faster and gives the same features.
+"""The Inception network of the published FID, KID and IS, restructured to run faster with the same features.
 
 The network is the 2015 TensorFlow graph (not torchvision's InceptionV3) in the weight layout of torch-fidelity (Obukhov
-et al., 2020), which torchmetrics reads too. What is done to it here changes features by rounding only (checked to 1e-5
-against both packages, `tests/metrics/test_metric_inception.py`):
+et al., 2020), which torchmetrics reads too. These changes alter the features by rounding only (checked to 1e-5 against
+both packages, `tests/metrics/test_metric_inception.py`):
 
 - each batch norm is folded into its convolution;
 - the 1x1 convolutions that open a block and read the same input are one convolution;
-- the 1x1 convolution after an average pool moves before it, where it leaves fewer channels to pool. Both are linear and
-  the pool leaves the padding out of its mean, so that its weights sum to one and the bias commutes too;
+- the 1x1 convolution after an average pool moves before it, which leaves fewer channels to pool. Both are linear, and
+  the pool excludes the padding from its mean: its weights sum to one, so the bias commutes too;
 - TensorFlow's bilinear resize is two matrix products;
 - activations are channels-last.
 """
@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.fields.image import to_rgb
+from genlab.fields.drawing import to_rgb
 from genlab.metrics.features import full_float32
 from genlab.metrics.files import file_checksum, tensors_checksum
 
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAME}"
-SHA256_PREFIX = "6726825d"  # the convention of torch.hub: the first digits of the file's SHA-256 stand in its name
+SHA256_PREFIX = "6726825d"  # the convention of torch.hub: the first digits of the file's SHA-256 are in its name
 INPUT_SIZE = 299
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -42,7 +42,7 @@ class _Conv(nn.Conv2d):
 
     Args:
         in_channels: Channels of the input.
-        sources: Published convolutions that this one holds, side by side: name within the block -> output channels.
+        sources: Published convolutions merged into this one: name within the block -> output channels.
         kernel_size: Height and width of the kernel.
         stride: Stride.
         padding: Zeros around the input.
@@ -61,7 +61,7 @@ class _Conv(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """Shared by the blocks: `conv` then ReLU by attribute name, and the common 1x1 convolution."""
+    """Base of the blocks: convolution and ReLU by attribute name, and the merged 1x1 convolution."""
 
     def _add(
         self,
@@ -78,7 +78,7 @@ class _Block(nn.Module):
         return F.relu_(self.get_submodule(name)(x))
 
     def _squeeze(self, x: Tensor, pooled: bool) -> list[Tensor]:
-        """The branches' 1x1 convolutions of x, the last of them averaged over 3x3 neighbourhoods if `pooled`."""
+        """Outputs of the branches' 1x1 convolutions; the last one is average-pooled over 3x3 if `pooled`."""
         squeeze = self.get_submodule("squeeze")
         assert isinstance(squeeze, _Conv)
         parts = list(squeeze(x).split(list(squeeze.sources.values()), dim=1))
@@ -156,7 +156,7 @@ class _InceptionD(_Block):
 
 
 class _InceptionE(_Block):
-    """The two last blocks; the second one pools by maximum, as the published graph does (and the paper does not)."""
+    """The last two blocks; the second one has a max pool, as in the published graph (but not in the paper)."""
 
     def __init__(self, in_channels: int, max_pool: bool) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class _Inception(_Block):
 # The published weights
 # --------------------------------------------------------------------------------------------------------------------
 def _sources(net: _Inception) -> Iterator[tuple[_Conv, list[tuple[str, int]]]]:
-    """Each convolution with the published convolutions it holds: (full name, output channels)."""
+    """Each convolution with the published convolutions merged into it: (full name, output channels)."""
     for name, module in net.named_modules():
         if isinstance(module, _Conv):
             block = name.rpartition(".")[0]
@@ -244,7 +244,7 @@ def published_layout() -> dict[str, tuple[int, ...]]:
 
 
 def _fold(state: Mapping[str, Tensor], net: _Inception) -> None:
-    """Fill the convolutions: w' = w g / sqrt(v + eps), b' = b - m g / sqrt(v + eps), in float64."""
+    """Fills the convolutions: w' = w g / sqrt(v + eps), b' = b - m g / sqrt(v + eps), in float64."""
     for conv, sources in _sources(net):
         weights, biases = [], []
         for name, _ in sources:
@@ -276,7 +276,7 @@ def find_inception_weights(path: str | os.PathLike[str] | None = None, download:
     """The weight file: `path`, else torch hub's cache, else (only if `download`) fetched into that cache.
 
     Raises:
-        UserError: If there is none, or if the cached or fetched file is not the published one.
+        UserError: If there is no file, or the cached or fetched file is not the published one.
     """
     if path is not None:
         found = Path(path).expanduser()
@@ -314,7 +314,7 @@ def read_inception_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Tensors of a torch-fidelity Inception file, read without running any code from it.
 
     Raises:
-        UserError: If the file is unreadable or is another network's (torchvision's InceptionV3 is another network).
+        UserError: If the file is unreadable or holds another network, such as torchvision's InceptionV3.
     """
     hint = f"metrics.inception_weights must be {FILE_NAME} from {URL}"
     try:
@@ -345,11 +345,11 @@ class InceptionExtractor(nn.Module):
     Args:
         state: Tensors in torch-fidelity's layout (`read_inception_weights`).
         checksum: SHA-256 of the weights for the protocol card; computed from the tensors when not given.
-        precision: "float32", or "bfloat16" for monitoring: about 2-3 times as fast where the hardware has it, features
-            off by a per cent or two. The name then says so, because the scores are not comparable.
+        precision: "float32", or "bfloat16" for monitoring: about 2-3 times as fast if the hardware supports it, with
+            features off by one or two per cent. The name then differs, because the scores are not comparable.
 
     Raises:
-        UserError: If the precision is another.
+        UserError: If the precision is neither.
     """
 
     num_features = 2048
@@ -363,7 +363,7 @@ class InceptionExtractor(nn.Module):
         self.precision = precision
         self.name = "inception" if precision == "float32" else "inception-bf16"
         self.checksum = checksum or tensors_checksum({key: state[key] for key in published_layout()})
-        with torch.device("meta"):  # no random initial values: the global random stream stays where it is
+        with torch.device("meta"):  # no random initial values, so the global random stream is not used
             self.net = _Inception()
         _fold(state, self.net)
         self.net.to(PRECISIONS[precision]).to(memory_format=torch.channels_last)
@@ -372,16 +372,16 @@ class InceptionExtractor(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "InceptionExtractor":
-        """Stay in evaluation mode whatever is asked."""
+        """Stays in eval mode; `mode` is ignored."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, 2048] and logits [N, 1008], float32, of uint8 images [N, 1 or 3, H, W] (moved to our device)."""
+        """Features [N, 2048] and logits [N, 1008], float32, of uint8 images [N, 1 or 3, H, W] (moved to its device)."""
         if images.dtype != torch.uint8:
             raise ValueError(f"The Inception network takes uint8 images, got {images.dtype}; to_uint8 converts them.")
         device = self.fc_weight.device
-        chunk = 16 if device.type == "cpu" else 128  # a CPU's caches like small batches; memory stays bounded
+        chunk = 16 if device.type == "cpu" else 128  # small batches suit a CPU's caches; memory stays bounded
         with full_float32(device):
             features = [self._features(part.to(device)) for part in images.split(chunk)]
             out = torch.cat(features) if features else torch.zeros(0, 2048, device=device)
@@ -396,7 +396,7 @@ class InceptionExtractor(nn.Module):
         return self.net(x.contiguous(memory_format=torch.channels_last))
 
     def card(self) -> dict[str, Any]:
-        """The extractor's part of a card: scores with different cards are not comparable."""
+        """The extractor's part of a score's card: scores with different cards are not comparable."""
         return {
             "extractor": self.name,
             "checksum": self.checksum,

@@ -1,23 +1,25 @@
-"""How likely a model finds the data: the ELBO with its parts, the importance-weighted bound, active units, bits/dim.
+"""Bounds on the log-likelihood: the ELBO with its parts, the importance-weighted bound; active units, bits/dim.
 
-For any model that can draw z ~ q(z | x) and knows log q(z | x), log p(x, z) and log p(z).
+For any model that can draw z ~ q(z | x) and compute log q(z | x), log p(x, z) and log p(z).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.metrics.features import module_device
 from genlab.metrics.scores import Scores
 from genlab.sharing import shared, stream
+from genlab.telling import telling
 
-ACTIVE = 0.01  # Burda et al. (2016): variance over the data of a unit's posterior mean, from which on it counts
-SURE = 3.0  # standard errors between an idle unit and the threshold, or active units are not counted
+ACTIVE = 0.01  # Burda et al. (2016): variance of a unit's posterior mean over the data, above which it is active
+SURE = 3.0  # standard errors from an inactive unit to the threshold, below which units are not counted
 PIXEL_WIDTH = 1 / 127.5  # of one of 256 grey values in [-1, 1]
 
 
@@ -46,10 +48,10 @@ class Bounds:
         recon: E_q[log p(x | z)], [N].
         kl: E_q[log q(z | x) - log p(z)], [N], so that elbo = recon - kl.
         iwae: log of the mean of k weights p(x, z) / q(z | x), [N].
-        ess: Effective number of the k draws, 1..k, [N]: near 1 the bound hangs on a single draw.
+        ess: Effective number of the k draws, 1..k, [N]: near 1 a single draw dominates the bound.
         means: Means of the k draws, [N, Z].
         errors: Squared standard errors of these means, [N, Z]; NaN with one draw.
-        discrete: Whether all draws were whole numbers, as codes and categories are.
+        discrete: Whether all draws were whole numbers, as for codes and categories.
         samples: k.
     """
 
@@ -70,19 +72,21 @@ def importance_bounds(
     samples: int = 500,
     seed: int = 2020,
     at_a_time: int = 4096,
+    given: Sequence[Batch] | None = None,
 ) -> Bounds:
     """The ELBO and the bound L_k of Burda et al. (2016), arXiv:1509.00519, Eq. 8, of each sample.
 
-    L_k = E log 1/k sum_i w_i with w_i = p(x, z_i) / q(z_i | x): at least the ELBO, at most log p(x), rising with k. The
-    closed-form KL has no place in w. The network runs in float32, the sum over draws in float64. The processes of a
+    L_k = E log 1/k sum_i w_i with w_i = p(x, z_i) / q(z_i | x): at least the ELBO, at most log p(x), rising with k. w
+    does not use the closed-form KL. The network runs in float32, the sum over draws in float64. The processes of a
     group share the batches.
 
     Args:
-        model: What to judge; on its own device.
+        model: Model to evaluate, on its own device.
         batches: Samples [N, ...]; moved to that device.
-        samples: k, 500 for a quick look, 5000 as in the paper.
-        seed: Of the draws, each batch's own; the global random stream is not used.
+        samples: k; 500 for a quick estimate, 5000 in the paper.
+        seed: Seed of the draws, with a stream per batch; the global random stream is not used.
         at_a_time: Latents decoded at once, which bounds the memory.
+        given: The conditions of each batch, for a model that is given columns.
 
     Raises:
         UserError: If k is below 1.
@@ -95,7 +99,8 @@ def importance_bounds(
 
     def work(piece: tuple[int, Tensor]) -> tuple[Tensor, ...]:
         number, x = piece
-        return _of_batch(model, x.to(device), samples, stream(seed, number), max(1, at_a_time // len(x)))
+        one = model if given is None else telling(model, given[number])
+        return _of_batch(one, x.to(device), samples, stream(seed, number), max(1, at_a_time // len(x)))
 
     parts = list(shared(enumerate(batches), work))
     if not parts:
@@ -106,12 +111,12 @@ def importance_bounds(
 
 
 def _of_batch(model: PosteriorModel, x: Tensor, samples: int, rng: torch.Generator, chunk: int) -> tuple[Tensor, ...]:
-    """The fields of `Bounds` for one batch, from running sums over chunks of draws; last whether each is discrete."""
+    """The fields of `Bounds` for one batch, from running sums over chunks of draws; `discrete` is per sample, [N]."""
     n = len(x)
-    sums = torch.zeros(3, n, dtype=torch.float64)  # of log w, log p(x | z), log q - log p(z)
-    log_w = torch.full((n,), -math.inf, dtype=torch.float64)  # of the sum of weights so far
-    log_w2 = log_w.clone()  # of the sum of their squares
-    first: Tensor | None = None  # draws are counted from it, since squares of large numbers would cancel
+    sums = torch.zeros(3, n, dtype=torch.float64)  # sums of log w, log p(x | z), log q - log p(z)
+    log_w = torch.full((n,), -math.inf, dtype=torch.float64)  # log of the sum of weights so far
+    log_w2 = log_w.clone()  # log of the sum of their squares
+    first: Tensor | None = None  # subtracted from all draws, since squares of large numbers would cancel
     total = squares = torch.zeros(())
     whole = torch.ones(n, dtype=torch.bool)
     for k in (min(chunk, samples - start) for start in range(0, samples, chunk)):
@@ -139,10 +144,10 @@ def _of_batch(model: PosteriorModel, x: Tensor, samples: int, rng: torch.Generat
 
 
 def active_units(means: Tensor, errors: Tensor | None = None, threshold: float = ACTIVE) -> Scores:
-    """Latent units that say something about the data. Burda et al. (2016), arXiv:1509.00519, section 5.2.
+    """Number of latent units that depend on the data. Burda et al. (2016), arXiv:1509.00519, section 5.2.
 
-    Means of draws vary between samples by their own error too, which alone would make every unit active up to k = 100
-    draws: it is subtracted.
+    Estimated means also vary by their standard error, which alone would make every unit active up to k = 100 draws. The
+    squared error is therefore subtracted from the variance.
 
     Args:
         means: Posterior means E_q[z | x] of many samples, [N, Z], N >= 2, or estimates of them.
@@ -150,8 +155,8 @@ def active_units(means: Tensor, errors: Tensor | None = None, threshold: float =
         threshold: A unit is active if Var_x E_q[z_u | x] exceeds it.
 
     Returns:
-        {"active_units"}, 0..Z; the card holds Z and the threshold. Nothing where the means are so uncertain that an
-        idle unit could pass for an active one: with 500 samples some 20 draws of each are enough.
+        {"active_units"}, 0..Z; the card holds Z and the threshold. Empty if the means are so uncertain that an
+        inactive unit could pass for an active one; with 500 samples about 20 draws of each are enough.
     """
     variance = means.double().flatten(1).var(dim=0)
     if errors is not None:
@@ -169,8 +174,8 @@ def likelihood_scores(bounds: Bounds, likelihood: bool = True) -> Scores:
 
     Args:
         bounds: From `importance_bounds`.
-        likelihood: Whether p(x | z) is a distribution of these data. It is not for a Bernoulli on grey pixels: the
-            figures are then named as the objective that they are.
+        likelihood: Whether p(x | z) is a distribution over these data; a Bernoulli on grey pixels is not. Otherwise the
+            scores are named "objective".
 
     Returns:
         {"elbo", "elbo_recon", "elbo_kl", "iwae_<k>", "iwae_<k>_se", "ess", "active_units"}, nats per sample; or
@@ -190,27 +195,27 @@ def likelihood_scores(bounds: Bounds, likelihood: bool = True) -> Scores:
 
 
 def is_likelihood(x: Tensor, support: str) -> bool:
-    """Whether a distribution of this support is one of these samples: "binary" wants -1 and 1 and nothing between."""
+    """Whether a distribution with this support covers the samples: "binary" covers only -1 and 1."""
     return support != "binary" or bool((x.abs() == 1).all())
 
 
 def dequantise(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Bytes in [-1, 1] with uniform noise of one grey value's width: on these a density bounds a probability.
+    """Adds uniform noise of one grey value's width to bytes in [-1, 1], so that a density bounds a probability.
 
     Uria et al. (2013), arXiv:1306.0186; Theis et al. (2016), arXiv:1511.01844, section 3.1: the mean log-density of the
-    noisy data is at most the log-probability of the bytes. Without it a density may grow without bound.
+    noisy data is at most the log-probability of the bytes. Without the noise a density may grow without bound.
     """
     noise = torch.rand(x.shape, generator=rng, dtype=x.dtype, device=rng.device) - 0.5
     return x + noise.to(x.device) * PIXEL_WIDTH
 
 
-def bits_per_dim(log_p: float, dims: int, support: str) -> float:
+def bits_per_dim(log_p: float, dims: float, support: str) -> float:
     """Bits per pixel and channel of a (bound on a) log-likelihood in nats per image.
 
     Args:
         log_p: Nats: log-probability ("binary", "levels"), or log-density of dequantised data in [-1, 1] ("real").
-        dims: Numbers in an image.
-        support: Of the likelihood.
+        dims: Number of values in an image, of those that the likelihood is of.
+        support: Support of the likelihood.
     """
     bits = -log_p / (dims * math.log(2))
     return bits - math.log2(PIXEL_WIDTH) if support == "real" else bits

@@ -1,4 +1,4 @@
-"""Which images of a large set come nearest to a few given ones: what shows a generator that copies."""
+"""Nearest neighbours of a few images in a large set, to detect a generator that copies."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from genlab.metrics.scores import distances
 
 
 def nearest(queries: Tensor, parts: Iterable[Tensor], k: int = 5) -> tuple[Tensor, Tensor]:
-    """The k nearest of a set to each query, by Euclidean distance in float64.
+    """The k elements of a set nearest to each query, by Euclidean distance in float64.
 
     Args:
         queries: Images, points or features, [N, ...].
         parts: The set, part by part, [M_i, ...] each, so that it need not be in memory at once.
-        k: How many; fewer where the set is smaller.
+        k: Number of neighbours; fewer if the set is smaller.
 
     Returns:
         Positions in the set [N, k], nearest first, and distances [N, k].
@@ -33,9 +33,9 @@ def nearest(queries: Tensor, parts: Iterable[Tensor], k: int = 5) -> tuple[Tenso
         start += len(part)
         if best is not None:
             here, rows = torch.cat([best[1], here], dim=1), torch.cat([best[0], rows], dim=1)
-        # Stable, so that among equals the first of the set wins, however it is cut into parts.
+        # Stable: of equally near elements the first wins, independent of the division into parts.
         order = here.argsort(dim=1, stable=True)[:, :k]
         best = rows.gather(1, order), here.gather(1, order)
     if best is None:
-        raise ValueError("There is nothing to find neighbours in.")
+        raise ValueError("The set to search for neighbours is empty.")
     return best

@@ -1,4 +1,4 @@
-"""How well an autoencoding model gives back what it is shown."""
+"""Reconstruction errors of autoencoding models."""
 
 import math
 from collections.abc import Iterable
@@ -11,21 +11,21 @@ from genlab.metrics.features import FeatureStats
 from genlab.metrics.scores import Scores
 from genlab.metrics.ssim import ssim
 
-FLOOR = (0.5 / 255) ** 2  # mean squared error that bytes cannot show: half a grey value
+FLOOR = (0.5 / 255) ** 2  # mean squared error of half a grey value: bytes cannot show a smaller one
 
 
 def reconstruction_scores(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores:
     """Mean squared error, PSNR and SSIM of images and their reconstructions, each the mean over images.
 
-    SSIM of Wang et al. (2004), doi:10.1109/TIP.2003.819861, over valid windows; images below 11 pixels get the largest
+    SSIM of Wang et al. (2004), doi:10.1109/TIP.2003.819861, over valid windows; images below 11 pixels use the largest
     odd window that fits, with sigma in proportion.
 
     Args:
         pairs: Batches of originals and reconstructions in [-1, 1], [N, C, H, W] each.
 
     Returns:
-        {"recon_mse", "recon_psnr", "recon_ssim"}: pixels counted in [0, 1], reconstructions cut off to that; PSNR in
-        dB, at most 54.2 (an error below half a grey value counts as that). SSIM is left out below 3 pixels.
+        {"recon_mse", "recon_psnr", "recon_ssim"}: pixels in [0, 1], reconstructions clamped to that range; PSNR in
+        dB, at most 54.2 (a smaller error counts as half a grey value). SSIM is left out below 3 pixels.
 
     Raises:
         ValueError: If there is no image, or the shapes differ.
@@ -33,7 +33,7 @@ def reconstruction_scores(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores:
     squares, similar, window = [], [], 0
     for x, x_recon in pairs:
         if x.shape != x_recon.shape or x.ndim != 4:
-            raise ValueError(f"Images of one shape wanted, got {tuple(x.shape)} and {tuple(x_recon.shape)}.")
+            raise ValueError(f"Images must be of one shape, got {tuple(x.shape)} and {tuple(x_recon.shape)}.")
         a, b = ((each.float().clamp(-1, 1) + 1) / 2 for each in (x, x_recon))
         squares.append(in_float64(a - b).square().flatten(1).mean(dim=1).cpu())
         side = min(x.shape[2:])
@@ -50,21 +50,21 @@ def reconstruction_scores(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores:
 
 
 def feature_error(real: FeatureStats, recon: FeatureStats) -> float:
-    """The share of the variance of a judge's features that reconstructions lose.
+    """The share of the variance of an extractor's features that reconstructions lose.
 
-    E|f(x) - f(x^)|^2 / E|f(x) - E f(x)|^2: 0 where the judge sees no difference, 1 where they tell it as much as the
-    mean feature would, 2 for reconstructions of other images drawn at random.
+    E|f(x) - f(x^)|^2 / E|f(x) - E f(x)|^2: 0 if the features are equal, 1 if the reconstructions are no better than
+    the mean feature, 2 for reconstructions of other images drawn at random.
 
     Args:
-        real: Of the originals.
-        recon: Of their reconstructions, in the same order and with the same bound on what is kept.
+        real: Statistics of the originals.
+        recon: Statistics of their reconstructions, in the same order and with the same `keep`.
 
     Raises:
-        ValueError: If there are fewer than two images, or the kept ones are not of the same images.
+        ValueError: If there are fewer than two images, or the kept features belong to different images.
     """
     if real.n < 2:
         raise ValueError("feature_error needs at least two images.")
     if not torch.equal(real.keys, recon.keys):
-        raise ValueError("The kept features are not those of the same images.")
+        raise ValueError("The kept features must belong to the same images.")
     lost = (real.features.double() - recon.features.double()).square().sum(dim=1).mean()
     return (lost / (real.scatter.trace() / real.n)).item()

@@ -1,8 +1,8 @@
 """FID, IS, KID, precision and recall, density and coverage, from features that were extracted once.
 
-The algebra is ours where torchmetrics 1.9 falls short of an honest, repeatable number: its IS and KID draw from the
-global random stream, its IS uses ddof 1, its FID takes eigenvalues of an unsymmetric [F, F] product whatever the sample
-size. `tests/metrics` holds ours against torchmetrics and torch-fidelity.
+These replace the scores of torchmetrics 1.9, whose IS and KID draw from the global random stream, whose IS uses ddof 1,
+and whose FID takes eigenvalues of an unsymmetric [F, F] product for any sample size. `tests/metrics` compares them with
+torchmetrics and torch-fidelity.
 """
 
 import math
@@ -21,7 +21,7 @@ MIN_IMAGES = 20
 
 
 class Scores(dict[str, float]):
-    """Named floats with the protocol card that they were made under.
+    """Named floats with their protocol card, the settings of their computation.
 
     `a | b` joins scores and cards, `named("inception")` gives {"fid/inception": ...}.
 
@@ -38,10 +38,10 @@ class Scores(dict[str, float]):
         return Scores({**self, **other}, {**self.card, **getattr(other, "card", {})})
 
     def __ior__(self, other: Any) -> "Scores":  # type: ignore[override]
-        return self | other  # dict's own would lose the cards
+        return self | other  # dict's operator would lose the cards
 
     def named(self, extractor: str) -> "Scores":
-        """The same with `/extractor` after each name."""
+        """The same scores with `/extractor` after each name."""
         return Scores({f"{key}/{extractor}": value for key, value in self.items()}, self.card)
 
 
@@ -59,14 +59,14 @@ def _enough(score: str, *sets: FeatureStats) -> None:
 # Frechet distance
 # --------------------------------------------------------------------------------------------------------------------
 def _root(cov: Tensor) -> Tensor:
-    """A [R, F] with A^T A = cov, R the numerical rank: eigenvalues of 1e-16 would add their roots of 1e-8 each."""
+    """A [R, F] with A^T A = cov, R the numerical rank: each eigenvalue of 1e-16 would add its root of 1e-8."""
     values, vectors = torch.linalg.eigh(cov)
     kept = values > values[-1].clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
     return (vectors[:, kept] * values[kept].sqrt()).T
 
 
 def _distance(mean1: Tensor, root1: Tensor, mean2: Tensor, root2: Tensor) -> float:
-    # Tr (S1 S2)^(1/2) = sum of singular values of A1 A2^T, if S = A^T A: its squares are the eigenvalues of S1 S2.
+    # Tr (S1 S2)^(1/2) = sum of singular values of A1 A2^T, if S = A^T A: their squares are the eigenvalues of S1 S2.
     cross = torch.linalg.svdvals(root1 @ root2.T).sum()
     return float((mean1 - mean2).square().sum() + root1.square().sum() + root2.square().sum() - 2 * cross)
 
@@ -94,10 +94,10 @@ def fid(real: FeatureStats, fake: FeatureStats) -> Scores:
     FID is biased upwards by about 1/n: compare equal numbers of images only.
 
     Returns:
-        {"fid"}; the bias-prone small sample (fewer images than features) is warned of.
+        {"fid"}. Warns of the large bias if there are fewer images than features.
 
     Raises:
-        UserError: With fewer than 20 images in a set.
+        UserError: If a set has fewer than 20 images.
     """
     _enough("FID", real, fake)
     fewest, width = min(real.n, fake.n), real.num_features
@@ -121,21 +121,21 @@ def fid(real: FeatureStats, fake: FeatureStats) -> Scores:
 # Inception score
 # --------------------------------------------------------------------------------------------------------------------
 def inception_score(fake: FeatureStats, splits: int = 10, seed: int | None = 2020, n: int | None = None) -> Scores:
-    """exp(E_x KL(p(y|x) || p(y))), mean and spread over splits. Salimans et al. (2016), arXiv:1606.03498.
+    """exp(E_x KL(p(y|x) || p(y))), mean and standard deviation over splits. Salimans et al. (2016), arXiv:1606.03498.
 
-    p(y) is each split's own mean, the spread has ddof 0, as in the authors' code. From log-softmax in float64.
+    p(y) is the mean of a split, and the deviation has ddof 0, as in the authors' code. From log-softmax in float64.
 
     Args:
-        fake: Statistics with logits; beyond `keep` rows, of the kept sample.
-        splits: Parts, at most one per image; the score falls with fewer images per part.
-        seed: Of the shuffle before splitting (samples may come ordered by class); None leaves the order alone.
-        n: Only so many of the images, the first of the shuffle; None takes all.
+        fake: Statistics with logits; of more than `keep` images, the kept sample is used.
+        splits: Number of splits, at most one per image; the score falls with fewer images per split.
+        seed: Seed of the shuffle before splitting (samples may be ordered by class); None: no shuffle.
+        n: Number of images to use, the first of the shuffle; None: all.
 
     Returns:
         {"is", "is_std"}, between 1 and the number of classes.
 
     Raises:
-        UserError: With fewer than 20 images.
+        UserError: If there are fewer than 20 images.
     """
     _enough("IS", fake)
     logits = fake.logits
@@ -156,13 +156,13 @@ def inception_score(fake: FeatureStats, splits: int = 10, seed: int | None = 202
 
 
 def rarest_class(real: FeatureStats, fake: FeatureStats) -> float:
-    """The smallest share that a class of the real images has among samples, both by the judge's own answers, 0..1.
+    """The smallest share among the samples of any class of the real images, 0..1; classes are the logits' argmax.
 
-    A class without any real image is none that a generator could learn.
+    Classes without a real image do not count, since a generator cannot learn them.
 
     Args:
         real: Statistics with logits.
-        fake: The same of the samples.
+        fake: Statistics of the samples, with logits.
     """
     of_real, counts = (torch.bincount(s.logits.argmax(dim=1), minlength=s.logits.shape[1]) for s in (real, fake))
     return (counts[of_real > 0].min() / counts.sum()).item()
@@ -176,22 +176,22 @@ def kid(
 ) -> Scores:
     """Kernel Inception distance: unbiased MMD^2 with k(a, b) = (a.b / F + 1)^3.
 
-    Binkowski et al. (2018), arXiv:1801.01401. Unbiased in the number of images (so slightly negative values are right
-    for equal distributions): the score for small samples.
+    Binkowski et al. (2018), arXiv:1801.01401. Unbiased for any number of images, so it suits small samples; for equal
+    distributions slightly negative values are correct.
 
     Args:
         real: Statistics with kept features.
-        fake: The same of the samples.
+        fake: Statistics of the samples, with kept features.
         subsets: Random subsets, drawn without replacement within each.
-        subset_size: Images of each set per subset; default 1000, but never more than half of the smaller set, so that
-            the subsets differ. The card states it.
-        seed: Of the subsets.
+        subset_size: Images of each set per subset; default 1000, but at most half of the smaller set, so that the
+            subsets differ. The card holds it.
+        seed: Seed of the subsets.
 
     Returns:
-        {"kid", "kid_std"}: mean and spread (ddof 0) over subsets, not multiplied by 1000.
+        {"kid", "kid_std"}: mean and standard deviation (ddof 0) over subsets, not multiplied by 1000.
 
     Raises:
-        UserError: With fewer than 20 images, or a subset larger than a set.
+        UserError: If there are fewer than 20 images, or a subset is larger than a set.
     """
     _enough("KID", real, fake)
     fewest = min(len(real.features), len(fake.features))
@@ -204,7 +204,7 @@ def kid(
         return (a @ b.T / a.shape[1] + 1) ** 3
 
     block: Callable[[str, Tensor, Tensor], Tensor]
-    # All products once are cheaper than each subset's own, as long as they fit (600 MB at 5000 images).
+    # Computing all products once is cheaper than per subset, if they fit in memory (600 MB at 5000 images).
     if max(len(x), len(y)) <= min(5000, size * math.sqrt(subsets)):
         products = {"xx": kernel(x, x), "yy": kernel(y, y), "xy": kernel(x, y)}
 
@@ -235,8 +235,8 @@ def kid(
 def distances(x: Tensor, y: Tensor, reduce: Callable[[Tensor], Tensor], chunk: int = 1024) -> Tensor:
     """`reduce` of the Euclidean distances [n, M] between slices of x [N, D] and all of y [M, D], joined over slices.
 
-    Memory is chunk * M numbers. Float64, and centred: the product form |x|^2 + |y|^2 - 2xy in float32 would leave a
-    planted copy at a distance of 1e-3.
+    Memory is chunk * M numbers. Float64, and centred: the product form |x|^2 + |y|^2 - 2xy in float32 would
+    give an exact copy a distance of 1e-3.
     """
     x, y = in_float64(x), in_float64(y)
     centre = y.mean(dim=0)
@@ -271,22 +271,22 @@ def precision_recall(
 
     Args:
         real: Statistics with kept features.
-        fake: The same of the samples.
+        fake: Statistics of the samples, with kept features.
         k: Neighbour that sets the radius, for precision and recall.
-        k_density: The same for density and coverage.
-        max_samples: Of each set at most this many features are used (a fixed uniform sample), for the cost grows with
-            their product.
+        k_density: Neighbour that sets the radius, for density and coverage.
+        max_samples: Most features to use of each set (a fixed uniform sample), since the cost grows with the product of
+            both numbers.
 
     Returns:
         {"precision", "recall", "density", "coverage"}. They depend on the numbers of images: see the card.
 
     Raises:
-        UserError: With fewer than 20 images.
+        UserError: If there are fewer than 20 images.
     """
     _enough("Precision", real, fake)
     x, y = _sample(real, max_samples), _sample(fake, max_samples)
     real_radius, fake_radius, wide_radius = _radii(x, k), _radii(y, k), _radii(x, k_density)
-    # A column per ball: which fakes lie in any real ball, and in how many of the wider ones.
+    # Two columns per fake: whether it lies in any real ball, and in how many of the wider balls.
     of_fakes = distances(
         y, x, lambda d: torch.stack([(d <= real_radius).any(dim=1).double(), (d <= wide_radius).sum(dim=1)], dim=1)
     )
@@ -306,10 +306,10 @@ def precision_recall(
 def score(
     real: FeatureStats, fake: FeatureStats, wanted: tuple[str, ...] = ("fid", "is", "kid"), seed: int = 2020
 ) -> Scores:
-    """The wanted ones of "fid", "is", "kid", "pr" (precision, recall, density, coverage), under one card.
+    """The wanted scores out of "fid", "is", "kid", "pr" (precision, recall, density, coverage), with one card.
 
     Raises:
-        UserError: If another score is wanted, or there are fewer than 20 images.
+        UserError: If a wanted score is unknown, or there are fewer than 20 images.
     """
     makers: dict[str, Callable[[], Scores]] = {
         "fid": lambda: fid(real, fake),

@@ -1,8 +1,8 @@
 """SSIM and MS-SSIM of Wang et al., over the windows that lie wholly within the image.
 
-Wang's code, scikit-image and tf.image take these windows. torchmetrics 1.9 pads by reflection and averages over the
-border too, and its MS-SSIM multiplies terms with a border and terms without one: on MNIST that turned the order of blur
-and noise.
+Wang's code, scikit-image and tf.image use these windows. torchmetrics 1.9 pads by reflection and averages over the
+border too, and its MS-SSIM multiplies terms with and without the border: on MNIST this reversed the order of blur and
+noise.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genlab.floats import in_float64
 
-K1, K2 = 0.01, 0.03  # Wang et al. (2004): constants beside means and variances, as shares of the range
+K1, K2 = 0.01, 0.03  # Wang et al. (2004): constants added to means and variances, as shares of the range
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. (2003): weights of the scales, finest first
 
 
@@ -40,9 +40,9 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
 
     Args:
         x: Images [N, C, H, W], values in [0, 1].
-        y: The others.
+        y: Images of the same shape and range.
         window: Side of the Gaussian window, odd, at most min(H, W).
-        sigma: Its standard deviation in pixels.
+        sigma: Standard deviation of the window, in pixels.
 
     Returns:
         [N], in float64: the mean over channels and over the windows that lie within the image.
@@ -57,18 +57,18 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
 def ms_ssim(x: Tensor, y: Tensor, scales: int = 5, window: int = 11, sigma: float = 1.5) -> Tensor:
     """Multi-scale SSIM. Wang, Simoncelli & Bovik (2003), doi:10.1109/ACSSC.2003.1292216, Eq. 7.
 
-    The product over scales of the mean contrast and structure, and of SSIM at the coarsest, each to the power of its
-    scale's weight; means of 2 x 2 pixels lead from one scale to the next.
+    The product over scales of the mean contrast and structure (at the coarsest scale: of SSIM), each to the power of
+    its scale's weight. Each scale is the previous one averaged over 2 x 2 pixels.
 
     Args:
         x: Images [N, C, H, W], values in [0, 1].
-        y: The others.
-        scales: 1 to 5; the weights of the scales in use are scaled to sum to 1.
+        y: Images of the same shape and range.
+        scales: 1 to 5; the weights of the scales in use are normalised to sum to 1.
         window: Side of the Gaussian window, odd, at most that of the coarsest image.
-        sigma: Its standard deviation in pixels.
+        sigma: Standard deviation of the window, in pixels.
 
     Returns:
-        [N], in float64, 0 to 1: factors below 0 are cut off.
+        [N], in float64, 0 to 1: factors below 0 are clamped to 0.
 
     Raises:
         ValueError: If the shapes differ, or the window is even or larger than the coarsest image.
@@ -89,7 +89,7 @@ def ms_ssim(x: Tensor, y: Tensor, scales: int = 5, window: int = 11, sigma: floa
 
 def _check(x: Tensor, y: Tensor, window: int, scales: int) -> None:
     if x.shape != y.shape or x.ndim != 4:
-        raise ValueError(f"Images [N, C, H, W] of one shape wanted, got {tuple(x.shape)} and {tuple(y.shape)}.")
+        raise ValueError(f"Images must be [N, C, H, W] of one shape, got {tuple(x.shape)} and {tuple(y.shape)}.")
     side = min(x.shape[2:]) >> (scales - 1)
     if not (window % 2 == 1 and 1 <= window <= side):
         raise ValueError(f"The window must be odd and at most {side} pixels, got {window}.")

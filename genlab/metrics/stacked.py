@@ -1,4 +1,4 @@
-"""Modes of stacked digits: which of the 1,000 triples of classes a generator draws, and how evenly."""
+"""Modes of stacked digits: how many of the 1,000 triples of classes a generator draws, and how evenly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tuple_coverage(classes: Tensor, num_classes: int) -> Scores:
         num_classes: K.
 
     Returns:
-        {"modes", "kl_modes"}: 1..K^C, and 0..C log K in nats (of the tuples' frequencies, as they are counted).
+        {"modes", "kl_modes"}: 1..K^C, and 0..C log K in nats (of the counted frequencies, without bias correction).
 
     Raises:
         ValueError: If there is no sample.
@@ -35,10 +35,10 @@ def tuple_coverage(classes: Tensor, num_classes: int) -> Scores:
 
 
 def perfect_coverage(n: int, share: Tensor, channels: int = 3) -> dict[str, float]:
-    """The expected `tuple_coverage` of n true samples, of independent channels.
+    """The expected `tuple_coverage` of n true samples with independent channels.
 
     The expected KL is not 0: the classes are not all equally frequent, and n samples fall unevenly into K^C cells
-    (about (K^C - 1) / 2n more). Exact: a cell's count is binomial.
+    (which adds about (K^C - 1) / 2n). The result is exact: a cell's count is binomial.
 
     Args:
         n: Samples.
@@ -53,7 +53,7 @@ def perfect_coverage(n: int, share: Tensor, channels: int = 3) -> dict[str, floa
     for _ in range(channels - 1):
         cell = (cell[:, None] * p).flatten()
     empty = (n * torch.log1p(-cell)).exp()
-    # E[(c/n) log(c/n)] = p E[log((1 + B)/n)] with B of n - 1 trials: no term for c = 0, and all terms of one sign.
+    # E[(c/n) log(c/n)] = p E[log((1 + B)/n)], B binomial with n - 1 trials: no term for c = 0, all terms of one sign.
     values, inverse = cell.unique(return_inverse=True)
     b = torch.arange(n, dtype=torch.float64)
     choose = math.lgamma(n) - torch.lgamma(b + 1) - torch.lgamma(n - b)

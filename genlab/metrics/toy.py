@@ -1,4 +1,4 @@
-"""Mode coverage on toy mixtures, where the truth is known: which modes are hit, how cleanly, how evenly."""
+"""Scores on toy data: how many modes of a known mixture are captured, how precisely and how evenly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genlab.metrics.scores import Scores
 def high_quality_ceiling(dim: int = 2, radius: float = 3.0) -> float:
     """Share of a Gaussian in `dim` dimensions within `radius` std of its centre: 1 - e^-4.5 for 3 in the plane.
 
-    What a perfect sampler reaches; more than that means that the modes have shrunk.
+    A perfect sampler reaches this share; a higher one means that the modes have shrunk.
     """
     return torch.special.gammainc(torch.tensor(dim / 2).double(), torch.tensor(radius**2 / 2).double()).item()
 
@@ -26,16 +26,16 @@ def mode_coverage(x: Tensor, centres: Tensor, std: float, radius: float = 3.0, d
     lies within `radius` std of its nearest centre; a mode is captured if it is nearest to at least one such sample.
 
     Args:
-        x: Samples [N, D]; a point that is not finite is not of high quality.
+        x: Samples [N, D]; a non-finite sample is not of high quality.
         centres: Centres [K, D].
         std: Standard deviation of each mode, per coordinate.
-        radius: In standard deviations.
-        dim: Coordinates in which the modes spread, for the ceiling; None: all.
+        radius: Radius of high quality, in standard deviations.
+        dim: Number of coordinates in which the modes spread, for the ceiling; None: all.
 
     Returns:
         {"modes", "hq", "kl_modes"}: count of modes (0..K), share of high-quality samples, and KL of their histogram
-        over modes to uniform in nats (0..log K; log K, the worst, when there is none). The card holds the ceiling of
-        "hq".
+        over modes to uniform in nats (0..log K; log K, the worst, if there is no such sample). The card holds
+        the ceiling of "hq".
 
     Raises:
         ValueError: If the shapes do not fit, there is no sample or std is not positive.
@@ -44,7 +44,7 @@ def mode_coverage(x: Tensor, centres: Tensor, std: float, radius: float = 3.0, d
         raise ValueError(
             f"Samples [N, D], centres [K, D] and std > 0 wanted, got {tuple(x.shape)}, {tuple(centres.shape)}, {std}."
         )
-    # By differences: a product form would round away distances of 0.02 between points at radius 2.
+    # By differences: the product form would lose distances of 0.02 between points at radius 2 to rounding.
     x = in_float64(x)
     distance = torch.cdist(x, centres.to(x.device).double(), compute_mode="donot_use_mm_for_euclid_dist")
     nearest, mode = distance.min(dim=1)
@@ -69,7 +69,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Scores:
 
     Args:
         x: Samples [N, D]; N * M distances are held at once.
-        y: Real ones [M, D].
+        y: Real samples [M, D].
 
     Returns:
         {"energy"}; pairs of a sample with itself are left out, so that it is unbiased and may be slightly negative.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.base import inference
 from genlab.models.capabilities import Coding
-from genlab.models.labels import check_widths, known_classes, one_hot
+from genlab.models.labels import check_widths, classes_of, known_classes, one_hot
 from genlab.networks.latent import LatentDiscriminator
 from genlab.randomness import whole_below
 
@@ -19,9 +19,9 @@ from genlab.randomness import whole_below
 class ClusteringAAE(Coding):
     """Unsupervised clustering with an adversarial autoencoder. Makhzani et al. (2016), arXiv:1511.05644, section 6.
 
-    The encoder gives a category, as probabilities, and a style. One discriminator tells categories from evenly drawn
-    one-hot vectors, another styles from standard normal ones; the encoder deceives both. A latent is the category, then
-    the style.
+    The encoder maps samples [N, ...] to logits of the category and a style, [N, K + style_dim]. One discriminator tells
+    the probabilities of the category from one-hot vectors of evenly drawn categories, another tells styles from
+    standard normal ones; the encoder deceives both. A latent is the category, then the style.
     """
 
     ema_modules = ("encoder", "decoder", "likelihood")
@@ -44,22 +44,12 @@ class ClusteringAAE(Coding):
         """Joins the players.
 
         Args:
-            encoder: Maps samples [N, ...] to [N, latent_dim]: logits of the category, then the style.
-            decoder: Maps latents [N, latent_dim] to raw outputs, as the likelihood wants them.
-            likelihood: What the raw outputs mean.
-            category_discriminator: Maps categories [N, categories] to logits [N].
-            style_discriminator: Maps styles [N, style_dim] to logits [N].
-            loss: What discriminators and encoder play for.
-            latent_dim: categories + style_dim.
             categories: K.
-            style_dim: Size of the style.
-            encoder_features: Width of the encoder's output, latent_dim.
-            recon_weight: Of the reconstruction error; with 0 its update is left out.
-            adversarial_weight: Of the encoder's part in the two games; with 0 they are left out.
+            recon_weight: Of the reconstruction error in nats; with 0 its update is left out.
+            adversarial_weight: Of the encoder's two adversarial losses; with 0 both games are left out.
 
         Raises:
-            UserError: If the number of categories is not known, or a weight is negative.
-            ValueError: If encoder and latent have other widths.
+            UserError: If the number of categories is unknown, a width does not fit, or a weight is negative.
         """
         super().__init__()
         check_widths(encoder_features, latent_dim, latent_dim, known_classes(categories) + style_dim)
@@ -89,16 +79,16 @@ class ClusteringAAE(Coding):
         return torch.cat([logits.softmax(dim=1), style], dim=1)
 
     def noise(self, n: int, rng: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
-        """Latents [n, latent_dim]: one-hot categories, y [n] or evenly drawn ones, and standard normal styles."""
+        """Latents [n, latent_dim]: one-hot categories (y [n], or drawn evenly), then standard normal styles."""
         if y is None:
             y = whole_below(self.rand(n, rng=rng), self.categories)
         style = self.randn(n, self.style_dim, rng=rng)
         return torch.cat([one_hot(y, self.categories).to(style), style], dim=1)
 
     @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws latents and gives E[x | z], [n, ...]; the categories y [n] are drawn where they are not given."""
-        return self.likelihood.shown(self.decoder(self.noise(n, rng, y)), rng)
+    def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws latents, of categories y [n] if given, and returns E[x | z], [n, ...]."""
+        return self.likelihood.shown(self.decoder(self.noise(n, rng, classes_of(given))), rng)
 
     @inference
     def encode(self, x: Tensor) -> Tensor:
@@ -107,20 +97,20 @@ class ClusteringAAE(Coding):
 
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x | category, style] of each sample's own."""
+        """E[x | z] at each sample's category probabilities and style."""
         return self.likelihood.mean(self.decoder(self.code(x)))
 
     @inference
     def cluster(self, x: Tensor) -> Tensor:
-        """Logits of the categories [N, K] of samples [N, ...]; which class each stands for is not known."""
+        """Logits of the categories [N, K] of samples [N, ...]; the class of a category is unknown."""
         return self.read(x)[0]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Section 6: the updates of section 5 without the last."""
+        """Section 6: the updates of section 5 without the supervised one."""
         self.unsupervised_updates(batch.x)
 
     def unsupervised_updates(self, x: Tensor) -> None:
-        """The reconstruction update, then the two of the regularisation, on samples [N, ...] without labels."""
+        """The reconstruction update, then the two updates of the regularisation, on samples [N, ...]."""
         if self.recon_weight:  # Encoder and decoder: minimise -log p(x | category, style).
             with self.turn("encoder", "decoder") as autoencoder:
                 recon = -self.likelihood.log_prob(x, self.decoder(self.code(x))).mean()
@@ -139,7 +129,7 @@ class ClusteringAAE(Coding):
             d_style_loss = self.loss.discriminator(style_real, style_fake)
             discriminators.minimise(d_category_loss + d_style_loss)
 
-        # Encoder: both are to pass for real ones.
+        # Encoder: minimise loss.generator(D(category)) + loss.generator(D(style)).
         with self.turn("encoder") as encoder:
             category, style = self.code(x).split([self.categories, self.style_dim], dim=1)
             e_category_loss = self.loss.generator(self.category_discriminator(category))

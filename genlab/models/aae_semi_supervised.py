@@ -1,4 +1,4 @@
-"""The semi-supervised adversarial autoencoder: a clustering one that some labels have taught."""
+"""The semi-supervised adversarial autoencoder: the clustering one, with a cross-entropy on the labelled samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.likelihoods import Likelihood
@@ -19,12 +19,12 @@ from genlab.networks.latent import LatentDiscriminator
 class SemiSupervisedAAE(ClusteringAAE):
     """Semi-supervised adversarial autoencoder. Makhzani et al. (2016), arXiv:1511.05644, section 5.
 
-    The categories are the classes: after the updates of `ClusteringAAE`, on all samples, comes one of the encoder on
-    the cross-entropy of those that have a label. With the other two weights at 0 that one alone is left: the same
-    classifier, trained on the labelled samples only.
+    The categories are the classes. After the updates of `ClusteringAAE` on all samples, the encoder is updated on the
+    cross-entropy of the labelled samples. With `recon_weight` and `adversarial_weight` 0, only this update is left: the
+    same classifier, trained on the labelled samples alone.
     """
 
-    conditional = True
+    given = ("y",)
 
     def __init__(
         self,
@@ -42,29 +42,17 @@ class SemiSupervisedAAE(ClusteringAAE):
         adversarial_weight: float = 1.0,
         label_weight: float = 1.0,
     ) -> None:
-        """Joins the players.
+        """Joins the players of `ClusteringAAE`.
 
         Args:
-            encoder: See `ClusteringAAE`, for all others as well.
-            label_weight: Of the cross-entropy, in nats.
+            label_weight: Of the cross-entropy in nats.
 
         Raises:
-            UserError: If the data have no classes, or a weight is negative.
+            UserError: If the data have no classes, a width does not fit, or a weight is negative.
         """
-        super().__init__(
-            encoder,
-            decoder,
-            likelihood,
-            category_discriminator,
-            style_discriminator,
-            loss,
-            latent_dim,
-            categories,
-            style_dim,
-            encoder_features,
-            recon_weight,
-            adversarial_weight,
-        )
+        networks = (encoder, decoder, likelihood, category_discriminator, style_discriminator)
+        sizes = (latent_dim, categories, style_dim, encoder_features)
+        super().__init__(*networks, loss, *sizes, recon_weight, adversarial_weight)
         if label_weight < 0:
             raise UserError(f"model.label_weight must be at least 0, got {label_weight}.")
         self.label_weight = label_weight
@@ -75,7 +63,7 @@ class SemiSupervisedAAE(ClusteringAAE):
         return self.read(x)[0]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Section 5: the updates without labels, then the one of the encoder on the labelled samples."""
+        """Section 5: the updates without labels, then the encoder's update on the labelled samples."""
         x, y = batch.x, labels_of(batch)
         self.unsupervised_updates(x)
 
@@ -83,7 +71,7 @@ class SemiSupervisedAAE(ClusteringAAE):
         with self.turn("encoder") as encoder:
             known = y >= 0
             each = F.cross_entropy(self.read(x)[0], y.clamp_min(0), reduction="none")
-            share = self.averaged(known.sum().to(each)).clamp_min(1e-6)  # of this process; 0 where nobody has any
-            cross_entropy = torch.where(known, each, 0).sum() / share
+            count = self.averaged(known.sum().to(each)).clamp_min(1e-6)  # per process; without labels the loss is 0
+            cross_entropy = torch.where(known, each, 0).sum() / count
             encoder.minimise(self.label_weight * cross_entropy)
         self.record(cross_entropy=cross_entropy)

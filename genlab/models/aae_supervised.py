@@ -1,16 +1,16 @@
-"""The supervised adversarial autoencoder, whose decoder is told the class: codes keep the style alone."""
+"""The supervised adversarial autoencoder: the decoder is given the class, so that codes represent the style."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.base import inference
 from genlab.models.capabilities import Coding
-from genlab.models.labels import check_widths, known_classes, labels_of, one_hot
+from genlab.models.labels import check_widths, classes_of, known_classes, labels_of, one_hot
 from genlab.networks.latent import LatentDiscriminator
 from genlab.randomness import whole_below
 
@@ -18,13 +18,13 @@ from genlab.randomness import whole_below
 class SupervisedAAE(Coding):
     """Supervised adversarial autoencoder. Makhzani et al. (2016), arXiv:1511.05644, section 4.
 
-    The decoder is given the label beside the code, and the code is held to the prior whatever the label: what is left
-    for it is style. A latent is the style, then the class, one-hot (all zeros where a label is missing). The updates
-    are those of `AAE`.
+    The encoder maps samples [N, ...] to styles [N, style_dim]; the discriminator matches them to N(0, I), independent
+    of the label; the decoder gets style and label. The style then represents the information that the label lacks. A
+    latent is the style, then the class, one-hot (zeros for a missing label). The updates are those of `AAE`.
     """
 
     ema_modules = ("encoder", "decoder", "likelihood")
-    conditional = True
+    given = ("y",)
 
     def __init__(
         self,
@@ -42,20 +42,10 @@ class SupervisedAAE(Coding):
         """Joins the players.
 
         Args:
-            encoder: Maps samples [N, ...] to styles [N, style_dim].
-            decoder: Maps latents [N, latent_dim], style and class, to raw outputs, as the likelihood wants them.
-            likelihood: What the raw outputs mean.
-            latent_discriminator: Maps styles to logits [N].
-            loss: What discriminator and encoder play for.
-            latent_dim: style_dim + classes.
-            style_dim: Size of the style, standard normal under the prior.
-            classes: Of the data.
-            encoder_features: Width of the encoder's output, style_dim.
-            adversarial_weight: Of the encoder's second update.
+            adversarial_weight: Of the encoder's second update; the reconstruction error in nats has weight 1.
 
         Raises:
-            UserError: If the data have no classes.
-            ValueError: If encoder and latent have other widths.
+            UserError: If the data have no classes, or a width does not fit.
         """
         super().__init__()
         check_widths(encoder_features, style_dim, latent_dim, style_dim + known_classes(classes))
@@ -72,18 +62,18 @@ class SupervisedAAE(Coding):
         return torch.cat([style, one_hot(y, self.classes).to(style)], dim=1)
 
     def noise(self, n: int, rng: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
-        """Latents [n, latent_dim]: standard normal styles, and classes y [n], drawn evenly where they are not given."""
+        """Latents [n, latent_dim]: standard normal styles, then one-hot classes (y [n], or drawn evenly)."""
         style = self.randn(n, self.style_dim, rng=rng)
         return self.joined(style, whole_below(self.rand(n, rng=rng), self.classes) if y is None else y)
 
     @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws styles and gives E[x | style, y], [n, ...]; the classes y [n] are drawn where they are not given."""
-        return self.likelihood.shown(self.decoder(self.noise(n, rng, y)), rng)
+    def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws latents, of classes y [n] if given, and returns E[x | style, y], [n, ...]."""
+        return self.likelihood.shown(self.decoder(self.noise(n, rng, classes_of(given))), rng)
 
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x | style, class] of each sample's style and of the class under which the sample is likeliest."""
+        """E[x | style, y] at each sample's style and the class y with the highest p(x | style, y)."""
         style = self.encoder(x)
         every = torch.arange(self.classes, device=x.device).unsqueeze(1).expand(-1, len(x))
         raws = [self.decoder(self.joined(style, y)) for y in every]
@@ -91,7 +81,7 @@ class SupervisedAAE(Coding):
         return self.likelihood.mean(torch.stack(raws)[best, torch.arange(len(x), device=x.device)])
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Section 4: the updates of section 2, with a decoder that knows the labels."""
+        """Section 4: the updates of section 2, with labels for the decoder."""
         x, y = batch.x, labels_of(batch)
 
         # Encoder and decoder: minimise -log p(x | style, y).
@@ -99,7 +89,7 @@ class SupervisedAAE(Coding):
             recon = -self.likelihood.log_prob(x, self.decoder(self.joined(self.encoder(x), y))).mean()
             autoencoder.minimise(recon)
 
-        # Discriminator: standard normal styles are real, the encoder's are fakes.
+        # Discriminator: minimise loss.discriminator(D(style), D(E(x))), style ~ N(0, I).
         with torch.no_grad():
             style_fake, style_real = self.encoder(x), self.randn(len(x), self.style_dim)
         with self.turn("latent_discriminator") as discriminator:
@@ -107,7 +97,7 @@ class SupervisedAAE(Coding):
             d_loss = self.loss.discriminator(logits_real, logits_fake)
             discriminator.minimise(d_loss)
 
-        # Encoder: its styles are to pass for standard normal ones.
+        # Encoder: minimise loss.generator(D(E(x))).
         with self.turn("encoder") as encoder:
             e_loss = self.loss.generator(self.latent_discriminator(self.encoder(x)))
             encoder.minimise(self.adversarial_weight * e_loss)

@@ -1,23 +1,24 @@
-"""Adversarially learned inference: a discriminator of samples together with their latents trains an encoder, too."""
+"""Adversarially learned inference: a GAN with an encoder, and a discriminator of pairs of sample and latent."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.losses.adversarial import NonSaturating
 from genlab.losses.penalties import Penalty, check_one_of_each_sample, penalty_of_pairs
 from genlab.models.base import inference
 from genlab.models.capabilities import Inferring
+from genlab.networks.init import check_width
 from genlab.networks.posteriors import Deterministic, Posterior
 
 
 class ALI(Inferring):
     """Adversarially learned inference. Dumoulin et al. (2017), arXiv:1606.00704, Algorithm 1.
 
-    D tells (x, E(x)) from (G(z), z); generator and encoder each move their own pair towards the other side. Where they
-    succeed the pairs are one distribution, so E inverts G. With one code for each sample, `posterior=deterministic`,
-    this is BiGAN: Donahue et al. (2017), arXiv:1605.09782.
+    D tells (x, E(x)) from (G(z), z); generator and encoder deceive it, each with its own pair. At the optimum both
+    pairs have one distribution, so E inverts G. With one code per sample, `posterior=deterministic`, this is BiGAN:
+    Donahue et al. (2017), arXiv:1605.09782.
     """
 
     ema_modules = ("generator", "encoder", "family")
@@ -36,24 +37,19 @@ class ALI(Inferring):
         """Joins the players.
 
         Args:
-            generator: Maps latents [N, latent_dim] to samples [N, ...].
-            encoder: Maps samples [N, ...] to [N, encoder_features], of which the posterior is made.
             discriminator: Maps samples [N, ...] and latents [N, latent_dim] to logits [N].
-            loss: What the players minimise. The encoder's side is the generator's with the logit's sign turned, which
-                is what swaps the labels of a logistic loss, and of no other.
-            latent_dim: Size of the standard normal latent.
-            encoder_features: Width of the encoder's output.
-            posterior: The family of q(z | x); one code for each sample unless given.
+            loss: A logistic loss: the encoder minimises `loss.generator` of minus the logits, which exchanges real and
+                fake in no other loss.
+            posterior: The family of q(z | x); one code per sample unless given.
             penalty: On the discriminator's gradient in sample and latent, added to its loss; None for none.
 
         Raises:
-            ValueError: If encoder_features is not what the posterior reads, or if there is a penalty and the
-                discriminator normalises over the batch.
+            UserError: If the encoder's width does not fit the posterior.
+            ValueError: If there is a penalty and the discriminator couples the samples of a batch.
         """
         super().__init__()
         self.family = posterior or Deterministic(latent_dim, encoder_features)
-        if self.family.features != encoder_features:
-            raise ValueError(f"The encoder must give {self.family.features} numbers, not {encoder_features}.")
+        check_width(encoder_features, self.family.features)
         if penalty is not None:
             check_one_of_each_sample(discriminator)
         self.generator, self.encoder, self.discriminator = generator, encoder, discriminator
@@ -76,11 +72,11 @@ class ALI(Inferring):
         return self.generator(self.family(self.encoder(x)).mean)
 
     def collect_discriminator(self, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor]) -> None:
-        """The discriminator's gradients: -log D(x, E(x)) - log(1 - D(G(z), z)), and the penalty if there is one.
+        """Collects the discriminator's gradients of -log D(x, E(x)) - log(1 - D(G(z), z)) and of the penalty, if any.
 
         Args:
-            real: Samples and what the encoder makes of them.
-            fake: What the generator makes of latents, and they.
+            real: Samples x [N, ...] and latents E(x) [N, latent_dim].
+            fake: Samples G(z) and latents z.
         """
         real, fake = (real[0], real[1].detach()), (fake[0].detach(), fake[1])
         with self.turn("discriminator") as discriminator:

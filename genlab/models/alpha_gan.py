@@ -1,4 +1,4 @@
-"""alpha-GAN and its kin: discriminators stand in for likelihood and prior, in the space of samples and of codes."""
+"""alpha-GAN and its variants: a discriminator of samples and one of codes, in place of likelihood and KL."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.divergences import kl_standard_normal
 from genlab.models.base import inference
 from genlab.models.capabilities import Inferring
+from genlab.networks.init import check_width
 from genlab.networks.posteriors import Posterior
 
 FAKES = ("reconstructions", "samples")
@@ -29,11 +30,12 @@ class AlphaGAN(Inferring):
         G: lambda |x - x^|_1 + R_D(x^) + R_D(x~)     D: -log D(x) - log(1 - D(x^)) - log(1 - D(x~))
 
     R is the loss's generator side, minus the logit in the paper. (The first version of Algorithm 1 has prior and codes
-    the wrong way round in C's loss.) Which fakes D sees and what keeps the codes near the prior are choices, so that
-    the VGH and VGH++ of Rosca et al. (2018), arXiv:1802.06847, are this with others: with reconstructions alone, and
-    with both; and with `latent` "kl" the codes' divergence is the VAE's closed form, and there is no C.
+    exchanged in C's loss.) `fakes` selects D's fakes: of the hybrids in Rosca et al. (2018), arXiv:1802.06847, VGH has
+    x^ alone, VGH++ both. With `latent` "adversarial" C matches the codes of all samples to the prior; with "kl" there
+    is no C, and the encoder minimises each posterior's KL to the prior, in closed form as in the VAE.
     """
 
+    idle_optimizers = ("c_optimizer", "c_scheduler")  # with latent=kl there is no discriminator of latents
     ema_modules = ("generator", "encoder", "family")
 
     def __init__(
@@ -53,31 +55,17 @@ class AlphaGAN(Inferring):
         """Joins the players.
 
         Args:
-            encoder: Maps samples [N, ...] to [N, encoder_features], of which codes are made.
-            generator: Maps latents [N, latent_dim] to samples [N, ...].
-            discriminator: D, of samples [N, ...] to logits [N].
-            latent_discriminator: C, of latents [N, latent_dim] to logits [N]; it does not play with latent="kl".
-            posterior: How codes are made of the encoder's output.
-            loss: What D and C are trained on, and by its generator's side what E and G want of them.
-            reconstruction_weight: lambda, of |x - x^|_1, here a mean over dimensions.
-            fakes: What D is shown, "reconstructions" and "samples".
-            latent: "adversarial": the codes of all samples match the prior, by C; "kl": each one's posterior does.
+            latent_discriminator: C, of latents [N, latent_dim] to logits [N].
+            reconstruction_weight: lambda, at least 0, of |x - x^|_1, here a mean over dimensions.
+            fakes: "reconstructions" (x^), "samples" (x~) or both.
 
         Raises:
-            UserError: If a choice is unknown, the weight is negative, or a KL is wanted of a posterior without density.
-            ValueError: If the encoder's output has another width than the posterior reads.
+            UserError: If an argument is out of its range, the encoder's width does not fit the posterior, or
+                latent="kl" has a posterior without a closed form.
         """
         super().__init__()
-        if posterior.features != encoder_features:
-            raise ValueError(f"The encoder must give {posterior.features} numbers, not {encoder_features}.")
-        if not fakes or not set(fakes) <= set(FAKES):
-            raise UserError(f"model.fakes must be one or both of {', '.join(FAKES)}, got {list(fakes)}.")
-        if latent not in LATENTS:
-            raise UserError(f"model.latent must be one of {', '.join(LATENTS)}, got {latent!r}.")
-        if latent == "kl" and not posterior.diagonal:
-            raise UserError("model.latent=kl needs the closed form of posterior=diagonal.")
-        if reconstruction_weight < 0:
-            raise UserError(f"model.reconstruction_weight must be at least 0, got {reconstruction_weight}.")
+        check_width(encoder_features, posterior.features)
+        _check(fakes, latent, posterior, reconstruction_weight)
         self.encoder, self.generator, self.discriminator = encoder, generator, discriminator
         self.family, self.loss, self.latent_dim = posterior, loss, latent_dim
         self.reconstruction_weight, self.fakes_shown, self.latent = reconstruction_weight, tuple(fakes), latent
@@ -108,12 +96,12 @@ class AlphaGAN(Inferring):
         return (x - x_recon).abs().mean()
 
     def fakes_of(self, x_recon: Tensor, z: Tensor) -> list[Tensor]:
-        """The fakes that D is shown, from reconstructions and latents of the prior."""
+        """D's fakes, [N, ...] of each kind, from reconstructions and latents of the prior."""
         made = {"reconstructions": lambda: x_recon, "samples": lambda: self.generator(z)}
         return [made[name]() for name in self.fakes_shown]
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Algorithm 1: E, G, D and C move by turns, each on its own loss and the others' newest parameters."""
+        """Algorithm 1: E, G, D and C are updated in turn, each at the newest parameters of the others."""
         x = batch.x
         eps, z = self.randn(len(x), self.latent_dim), self.noise(len(x))
 
@@ -155,3 +143,15 @@ class AlphaGAN(Inferring):
 
         self.record(recon=recon, match=match, d_loss=d_loss, g_loss=g_loss)
         self.record_logits(logits_real, torch.cat(logits_fake))
+
+
+def _check(fakes: Sequence[str], latent: str, posterior: Posterior, reconstruction_weight: float) -> None:
+    """Checks the choices and the weight."""
+    if not fakes or not set(fakes) <= set(FAKES):
+        raise UserError(f"model.fakes must be one or both of {', '.join(FAKES)}, got {list(fakes)}.")
+    if latent not in LATENTS:
+        raise UserError(f"model.latent must be one of {', '.join(LATENTS)}, got {latent!r}.")
+    if latent == "kl" and not posterior.diagonal:
+        raise UserError("model.latent=kl needs the closed form of posterior=diagonal.")
+    if reconstruction_weight < 0:
+        raise UserError(f"model.reconstruction_weight must be at least 0, got {reconstruction_weight}.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.capabilities import Coding
+from genlab.networks.init import check_width
 
 
 class Autoencoder(Coding):
-    """Deep autoencoder. Hinton & Salakhutdinov (2006), Science 313, without the pre-training of their networks.
+    """Deep autoencoder. Hinton & Salakhutdinov (2006), Science 313, without their pre-training.
 
     The reconstruction error is -log p(x | code) of a likelihood: squared error for a Gaussian, cross-entropy for a
     Bernoulli. There is no prior on codes: to draw samples, fit one (`sampler=gmm`, `sampler=flow`).
@@ -29,21 +30,13 @@ class Autoencoder(Coding):
     ) -> None:
         """Joins encoder and decoder.
 
-        Args:
-            encoder: Maps samples [N, ...] to codes [N, latent_dim].
-            decoder: Maps codes to raw outputs, as the likelihood wants them.
-            likelihood: What the raw outputs mean.
-            latent_dim: Length of a code.
-            encoder_features: Width of the encoder's output, which the networks ask for.
-
         Raises:
-            ValueError: If the encoder's output has another width.
+            UserError: If the encoder's width is not `latent_dim`.
         """
         super().__init__()
-        if encoder_features not in (None, latent_dim):
-            raise ValueError(f"model.encoder_features must be latent_dim = {latent_dim}, not {encoder_features}.")
-        self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
-        self.latent_dim = latent_dim
+        if encoder_features is not None:
+            check_width(encoder_features, latent_dim)
+        self.encoder, self.decoder, self.likelihood, self.latent_dim = encoder, decoder, likelihood, latent_dim
         self.add_player("autoencoder", [encoder, decoder, likelihood], "optimizer")
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:

@@ -1,25 +1,26 @@
-"""Adversarial variational Bayes: a VAE whose posterior is a network with noise, its KL a discriminator's logit."""
+"""Adversarial variational Bayes: a VAE with an implicit posterior, whose KL is estimated by a discriminator."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.density_ratio import forward_kl, ratio_loss
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.base import inference
 from genlab.models.capabilities import Coding, NormalPrior
+from genlab.networks.init import check_width
 from genlab.networks.posteriors import Deterministic, Posterior, log_standard_normal
 
 
 class AVB(Coding, NormalPrior):
     """Adversarial variational Bayes. Mescheder, Nowozin & Geiger (2017), arXiv:1701.04722, Algorithm 1.
 
-    T tells (x, z ~ q(z | x)) from (x, z ~ p(z)); at its best T(x, z) = log q(z | x) - log p(z), whose mean over q is
-    the KL of the bound. T only nears that, so nothing here is a bound: what is recorded is `elbo_estimate`. Decoder and
-    prior have a density, so `metrics.ais_steps` works as for any VAE; the posterior has none that would be used. The
+    T tells (x, z ~ q(z | x)) from (x, z ~ p(z)). The optimal T(x, z) is log q(z | x) - log p(z), whose mean over q is
+    the KL of the bound. A trained T is only near the optimum, so the recorded `elbo_estimate` is not a bound.
+    `metrics.ais_steps` works as for any VAE: it needs the densities of decoder and prior, not the posterior's. The
     paper's adaptive contrast is left out.
     """
 
@@ -38,41 +39,34 @@ class AVB(Coding, NormalPrior):
         """Joins the players.
 
         Args:
-            encoder: Maps samples [N, ...] to [N, encoder_features], of which the posterior is made.
-            decoder: Maps latents to raw outputs, as the likelihood wants them.
-            discriminator: T: maps samples and latents to logits [N].
-            likelihood: What the raw outputs mean.
-            latent_dim: Size of the standard normal latent.
-            encoder_features: Width of the encoder's output.
-            posterior: The family of q(z | x), which only need be drawn from.
+            discriminator: T, of samples [N, ...] and latents [N, latent_dim] to logits [N].
+            posterior: The family of q(z | x); needs no density.
 
         Raises:
-            ValueError: If encoder_features is not what the posterior reads.
-            UserError: If the posterior has no noise: its KL is infinite.
+            UserError: If the encoder's width does not fit the posterior, or the posterior is deterministic.
         """
         super().__init__()
-        if posterior.features != encoder_features:
-            raise ValueError(f"The encoder must give {posterior.features} numbers, not {encoder_features}.")
+        check_width(encoder_features, posterior.features)
         if isinstance(posterior, Deterministic):
-            raise UserError("One code for each sample has an infinite KL to any prior. Try posterior=universal.")
+            raise UserError("posterior=deterministic has an infinite KL to any prior. Try posterior=universal.")
         self.encoder, self.decoder, self.family = encoder, decoder, posterior
         self.discriminator, self.likelihood, self.latent_dim = discriminator, likelihood, latent_dim
         self.add_player("discriminator", discriminator, "d_optimizer")
         self.add_player("vae", [encoder, decoder, likelihood, posterior], "optimizer")
 
     @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws z from the prior and gives E[x | z] (autoregressive: draws x | z), [n, ...]."""
+    def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws z from the prior and returns E[x | z] (autoregressive: draws x | z), [n, ...]."""
         return self.likelihood.shown(self.decoder(self.noise(n, rng)), rng)
 
     @inference
     def encode(self, x: Tensor) -> Tensor:
-        """The posterior mean, or what the posterior makes of no noise: [N, latent_dim]."""
+        """The posterior mean, or for posteriors without a known mean the draw at noise 0: [N, latent_dim]."""
         return self.family(self.encoder(x)).mean
 
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x | z] at that code of each sample."""
+        """E[x | z] at the code of each sample."""
         return self.likelihood.mean(self.decoder(self.family(self.encoder(x)).mean))
 
     @inference
@@ -91,7 +85,7 @@ class AVB(Coding, NormalPrior):
         return {"loss": recon + kl, "recon": recon, "kl_estimate": kl, "elbo_estimate": -(recon + kl)}
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The `loss` of encoder and decoder on a batch, and its terms; the KL is as good as T is."""
+        """The `loss` of encoder and decoder on a batch, and its terms, with T's estimate of the KL."""
         return self.terms(x, self.draw(x, rng))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -105,8 +99,8 @@ class AVB(Coding, NormalPrior):
             d_loss = ratio_loss(logits_q, logits_p)
             discriminator.collect(d_loss)
 
-        # Encoder and decoder: minimise E [T(x, z_q) - log p(x | z_q)]; the mean slope of T's own parameters is 0 at its
-        # optimum (Proposition 2), so z alone carries the encoder's gradient.
+        # Encoder and decoder: minimise E [T(x, z_q) - log p(x | z_q)]. The optimal T depends on the encoder, too, but
+        # the mean of that gradient is 0 (Proposition 2), so the encoder's gradient is the one through z_q.
         with self.turn("vae") as vae:
             terms = self.terms(x, z)
             vae.collect(terms["loss"])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from genlab.contracts import offers
+from genlab.contracts import Offered, offers
 from genlab.engine import noise, start, state, watch
 from genlab.engine.averages import Averages
 from genlab.engine.looking import inference, looking
@@ -25,15 +25,17 @@ from genlab.engine.pools import Pool
 from genlab.engine.schedules import OptimizerFactory, SchedulerFactory
 from genlab.engine.settings import ALL_TRICKS, Settings
 from genlab.engine.watch import Watch
+from genlab.errors import UserError
 
 if TYPE_CHECKING:
-    from genlab.data.spec import Batch, DataSpec
+    from genlab.batch import Batch
+from genlab.data.spec import DataSpec
 
 # A method takes all that it needs from here.
 __all__ = ["ALL_TRICKS", "GenerativeModel", "inference"]
 
 
-class GenerativeModel(pl.LightningModule):
+class GenerativeModel(pl.LightningModule, Offered):
     """Base of every method.
 
     A subclass calls `add_player` for each set of parameters with an optimizer, writes `training_step` in terms of
@@ -49,8 +51,10 @@ class GenerativeModel(pl.LightningModule):
             [-1, 1].
         one_hot_latents: Which parts of a latent are one-hot vectors, for those who would walk through them.
         tricks_taken: Which of `tricks.*` the method takes part in; others are refused.
-        wants_groups: What to say, as a sentence, of batches in which not one known factor alone varies; "" where any
-            batches will do.
+        given: Columns that samples are told, from the config: `["y"]` of a class-conditional model.
+        gives: The column that samples are of.
+        needs: Further columns that training reads.
+        idle_optimizers: Config keys of optimizers that a variant of the method has no player for.
         spec: What the data look like; set before training and by `genlab.load`.
         settings: What holds for the run whatever the method.
     """
@@ -60,25 +64,13 @@ class GenerativeModel(pl.LightningModule):
     latent_prior: Literal["normal", "uniform"] = "normal"
     one_hot_latents: tuple[range, ...] = ()
     tricks_taken: ClassVar[tuple[str, ...]] = ("historical_averaging", "virtual_batch_norm")
-    wants_groups: str = ""
+    given: tuple[str, ...] = ()
+    gives: str = "x"
+    needs: tuple[str, ...] = ()
+    idle_optimizers: tuple[str, ...] = ()
     latent_dim: int
     spec: DataSpec
     initialised: Tensor
-
-    if TYPE_CHECKING:  # offered or not, see `can`
-        sample: Callable[..., Tensor]
-        encode: Callable[..., Tensor]
-        decode: Callable[..., Tensor]
-        reconstruct: Callable[..., Tensor]
-        log_joint: Callable[..., Tensor]
-        log_prior: Callable[..., Tensor]
-        sample_prior: Callable[..., Tensor]
-        sample_posterior: Callable[..., tuple[Tensor, Tensor]]
-        score_logits: Callable[..., Tensor]
-        translate: Callable[..., Tensor]
-        frames: Callable[..., Tensor]
-        classify: Callable[..., Tensor]
-        cluster: Callable[..., Tensor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,6 +166,11 @@ class GenerativeModel(pl.LightningModule):
         return min(1.0, max(self.watching.done / max(1, self.trainer.max_steps), self.time_share))
 
     @property
+    def modelled_share(self) -> float:
+        """The share of a sample's numbers that log p(x) is of, for bits per dimension."""
+        return 1.0
+
+    @property
     def logging(self) -> bool:
         """Whether the values of this iteration are written."""
         return self.watching.logging
@@ -195,6 +192,18 @@ class GenerativeModel(pl.LightningModule):
         if self.logging:
             self.check_finite()
             self.write_records()
+
+    def told(self, batch: Batch | None) -> tuple[Batch, ...]:
+        """The conditions of a step or a capability, for `network(x, *told)`: the given columns, or nothing.
+
+        Raises:
+            UserError: If the model is given columns, and the batch is None or lacks one.
+        """
+        if not self.given:
+            return ()
+        if batch is None:
+            raise UserError(f"{type(self).__name__} is given {', '.join(self.given)}: pass a batch with these columns.")
+        return (batch.only(self.given),)
 
     def record(self, **values: Tensor | float) -> None:
         """Notes values of this iteration. They stay on the device and are written every n iterations.
@@ -336,8 +345,8 @@ class GenerativeModel(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Brings images into the order of channels that the networks have."""
-        if self.settings.speed.channels_last and isinstance(getattr(batch, "x", None), Tensor) and batch.x.dim() == 4:
-            batch.x = batch.x.contiguous(memory_format=torch.channels_last)
+        if self.settings.speed.channels_last and "x" in batch and batch.x.dim() == 4:
+            return batch.with_column("x", batch.x.contiguous(memory_format=torch.channels_last))
         return batch
 
     def on_train_start(self) -> None:

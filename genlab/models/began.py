@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.losses.energy import BoundaryEquilibrium
 from genlab.models.base import inference
 from genlab.models.capabilities import Generating
@@ -14,8 +14,8 @@ from genlab.models.capabilities import Generating
 class BEGAN(Generating):
     """Boundary equilibrium GAN. Berthelot, Schumm & Metz (2017), arXiv:1703.10717, section 3.
 
-    Both players move at once, on gradients of the same networks; the learning rate falls when the measure of
-    convergence `m_global` stalls.
+    Both updates are simultaneous, on gradients at the same parameters; the learning rate falls when the measure of
+    convergence, `m_global`, stalls.
     """
 
     tricks_taken = (*Generating.tricks_taken, "replay")
@@ -28,11 +28,8 @@ class BEGAN(Generating):
         """Joins the players.
 
         Args:
-            generator: Maps latents [N, latent_dim] to samples [N, ...].
-            discriminator: An autoencoder: `encode`, `decode`, and both in turn as its call.
-            loss: The equilibrium, with its state k_t.
-            latent_dim: Size of the latent, uniform on [-1, 1] as in the paper.
-            code_dim: Size of the autoencoder's code, which its network is built with.
+            discriminator: An autoencoder: maps samples [N, ...] to reconstructions [N, ...].
+            code_dim: Size of the autoencoder's code, which the network's config reads.
         """
         super().__init__()
         self.generator, self.discriminator, self.loss = generator, discriminator, loss
@@ -50,7 +47,7 @@ class BEGAN(Generating):
 
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:
-        """AE(x): what the discriminator's autoencoder makes of samples [N, ...]."""
+        """AE(x), the autoencoder's reconstructions of samples [N, ...]."""
         return self.discriminator(x)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

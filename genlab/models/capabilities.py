@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.engine.fakes import Fakes
 from genlab.losses.features import feature_matching
 from genlab.losses.likelihoods import Likelihood
@@ -23,18 +23,20 @@ class Generating(GenerativeModel):
     generator: nn.Module
 
     @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Draws G(z), [n, ...]."""
-        return self.generator(self.noise(n, rng))
+        return self.generator(self.noise(n, rng), *self.told(given))
 
     @inference
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, given: Batch | None = None) -> Tensor:
         """G(z) of latents [N, latent_dim]."""
-        return self.generator(z)
+        return self.generator(z, *self.told(given))
 
-    def fakes(self, n: int) -> Fakes:
-        """The fakes of a step: n for the discriminator, and as many for the generator."""
-        return Fakes(self.generator, lambda: self.noise(n), self.settings.speed.reuse_fakes, self.mixed)
+    def fakes(self, n: int, *told: Batch) -> Fakes:
+        """The fakes of a step: n for the discriminator, and as many for the generator, all told the same."""
+        return Fakes(
+            lambda z: self.generator(z, *told), lambda: self.noise(n), self.settings.speed.reuse_fakes, self.mixed
+        )
 
     def mixed(self, x_fake: Tensor) -> Tensor:
         """Fakes [N, ...], of which under `tricks.replay` some are replaced by earlier ones."""
@@ -45,7 +47,7 @@ class Generating(GenerativeModel):
             whole = self.gathered(x_fake)
             return self.pool.mixed(x_fake, tricks.replay, tricks.replay_size, self.rand, whole, self.stream.rank)
 
-    def generator_loss(self, loss: Any, discriminator: Any, x_fake: Tensor, x_real: Tensor) -> Tensor:
+    def generator_loss(self, loss: Any, discriminator: Any, x_fake: Tensor, x_real: Tensor, *told: Batch) -> Tensor:
         """The generator's loss: `loss.generator` of the logits on its fakes, or feature matching.
 
         Args:
@@ -55,10 +57,10 @@ class Generating(GenerativeModel):
             x_real: Real samples, looked at by feature matching alone.
         """
         if not self.settings.tricks.feature_matching:
-            return cast(Tensor, loss.generator(discriminator(x_fake)))
+            return cast(Tensor, loss.generator(discriminator(x_fake, *told)))
         with torch.no_grad():
-            real = self.gathered(discriminator.features(x_real))
-        return feature_matching(real, self.gathered(discriminator.features(x_fake)))
+            real = self.gathered(discriminator.features(x_real, *told))
+        return feature_matching(real, self.gathered(discriminator.features(x_fake, *told)))
 
 
 class Inferring(Generating):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.models.base import GenerativeModel, inference
 from genlab.networks.pixelcnn import code_lengths, draw_tokens, log_prob_of
@@ -17,9 +17,9 @@ from genlab.networks.pixelcnn import code_lengths, draw_tokens, log_prob_of
 class ConditionalPixelCNN(GenerativeModel):
     """p(bottom codes | top codes). Razavi, van den Oord & Vinyals (2019), arXiv:1906.00446, section 3.2, Algorithm 2.
 
-    Its first stage is the prior of the top codes, a `PixelCNN` on a model with codes on two levels (VQ-VAE-2). The
-    three together are the generative model: top codes, bottom codes, image. What judges read as a bound is
-    log p(x | codes) + log p(bottom | top) + log p(top) at the codes that the encoder gives.
+    The first stage is the trained prior of the top codes, a `PixelCNN` whose own first stage is a model with codes on
+    two levels (VQ-VAE-2). The three models generate top codes, bottom codes and images. The bound on log p(x) is
+    log p(x | codes) + log p(bottom | top) + log p(top) at the encoder's codes.
     """
 
     ema_modules = ("network", "conditioner")
@@ -34,41 +34,31 @@ class ConditionalPixelCNN(GenerativeModel):
         temperature: float = 1.0,
         first_stage: GenerativeModel | None = None,
     ) -> None:
-        """Takes the networks.
+        """Joins the networks.
 
         Args:
             network: Maps bottom tokens int64 [N, h, w] and a map [N, C, h, w] to logits [N, levels, h, w], causally.
             conditioner: Maps top tokens int64 [N, h_top, w_top] to that map.
-            levels: K of the bottom level.
-            temperature: Logits are divided by it when bottom codes are drawn; the top prior has its own.
-            first_stage: The trained prior of the top codes.
+            levels: K, the number of codes of the bottom level.
+            temperature: Divisor of the logits, > 0, when bottom codes are drawn; the top prior has its own.
 
         Raises:
-            UserError: If the first stage is no such prior, or a number does not fit.
+            UserError: If the first stage is not such a prior, `levels` is not K, or the temperature is not positive.
         """
         super().__init__()
-        if temperature <= 0:
-            raise UserError(f"model.temperature must be positive, got {temperature}.")
-        codes = getattr(getattr(first_stage, "first_stage", None), "num_bottom_codes", None)
-        if codes is None:
-            raise UserError(
-                "ConditionalPixelCNN needs a first stage that is the PixelCNN of the top codes of a vqvae2. "
-                "Try experiment=vqvae2_cifar10, which trains all three."
-            )
-        if codes != levels:
-            raise UserError(f"model.levels must be the number of the bottom codes. Set model.levels={codes}.")
+        _check(levels, temperature, first_stage)
         self.network, self.conditioner, self.first_stage = network, conditioner, first_stage
         self.levels, self.temperature = levels, temperature
         self.add_player("pixelcnn", [network, conditioner], "optimizer")
 
     @property
     def hierarchy(self) -> Any:
-        """The model whose codes on both levels these are."""
+        """The model with codes on two levels."""
         return self.first_stage.first_stage
 
     @property
     def likelihood(self) -> Any:
-        """Its `support` says on which data the figures are likelihoods."""
+        """The likelihood p(x | codes); `support` is the kind of data for which its values are likelihoods."""
         return self.hierarchy.likelihood
 
     def grids(self) -> tuple[torch.Size, torch.Size]:
@@ -81,8 +71,8 @@ class ConditionalPixelCNN(GenerativeModel):
         return log_prob_of(bottom, self.network(bottom, self.conditioner(top)))
 
     @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws top tokens, bottom tokens given them, and what both stand for, [n, ...]."""
+    def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws top tokens, then bottom tokens given them, and decodes both to samples [n, ...]."""
         uniform_top, uniform = (self.rand(n, *grid, rng=rng) for grid in self.grids())
         top = self.first_stage.draw(uniform_top)
         bottom = draw_tokens(self.network, uniform, self.temperature, self.conditioner(top))
@@ -95,7 +85,7 @@ class ConditionalPixelCNN(GenerativeModel):
 
     @inference
     def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The tokens of each sample, top ones first, as the one point that they determine: [k, N, T], zeros [k, N]."""
+        """The posterior's one point, the tokens of each sample, top ones first, [k, N, T]; and log q = 0, [k, N]."""
         tokens = torch.cat([part.flatten(1) for part in self.hierarchy.both_tokens(x)], dim=1)
         return tokens.expand(k, -1, -1), torch.zeros(k, len(x), device=x.device)
 
@@ -119,7 +109,7 @@ class ConditionalPixelCNN(GenerativeModel):
         return parts[0].reshape(-1, *top), parts[1].reshape(-1, *bottom)
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Of the bottom tokens given the top ones, what `code_lengths` says."""
+        """The `code_lengths` of the bottom tokens given the top ones."""
         top, bottom = self.hierarchy.both_tokens(x)
         return code_lengths(bottom, self.log_prob(bottom, top), self.levels)
 
@@ -129,3 +119,17 @@ class ConditionalPixelCNN(GenerativeModel):
             terms = self.objective(batch.x)
             pixelcnn.minimise(terms["loss"])
         self.record(**terms)
+
+
+def _check(levels: int, temperature: float, first_stage: GenerativeModel | None) -> None:
+    """Checks the temperature, and that the first stage is a prior of top codes beside `levels` bottom codes."""
+    if temperature <= 0:
+        raise UserError(f"model.temperature must be positive, got {temperature}.")
+    codes = getattr(getattr(first_stage, "first_stage", None), "num_bottom_codes", None)
+    if codes is None:
+        raise UserError(
+            "The first stage of ConditionalPixelCNN must be the PixelCNN of the top codes of a vqvae2. "
+            "Try experiment=vqvae2_cifar10, which trains all three."
+        )
+    if codes != levels:
+        raise UserError(f"model.levels must be the number of bottom codes, got {levels}. Set model.levels={codes}.")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.contraction import squared_jacobian
 from genlab.losses.likelihoods import Likelihood
@@ -17,8 +17,8 @@ from genlab.models.base import GenerativeModel, inference
 class ContractiveAutoencoder(GenerativeModel):
     """Contractive autoencoder. Rifai, Vincent, Muller, Glorot & Bengio (2011), ICML.
 
-    Minimise -log p(x | f(x)) + lambda || J_f(x) ||_F^2 with the encoder's Jacobian J_f, exactly: in closed form where
-    the network knows it (`squared_jacobian`), else by one backward pass for each number of the code.
+    Minimise -log p(x | f(x)) + lambda || J_f(x) ||_F^2 with the encoder's Jacobian J_f. The norm is exact: in closed
+    form if the network has `squared_jacobian`, else by one backward pass per dimension of the code.
     """
 
     ema_modules = ("autoencoder", "likelihood")
@@ -27,14 +27,12 @@ class ContractiveAutoencoder(GenerativeModel):
     def __init__(
         self, autoencoder: nn.Module, likelihood: Likelihood, code_dim: int, contraction_weight: float = 0.1
     ) -> None:
-        """Takes the autoencoder.
+        """Joins autoencoder and likelihood.
 
         Args:
-            autoencoder: Offers `encode`, [N, ...] to [N, code_dim], and `decode`, to raw outputs; without batch norm,
-                which ties the samples of a batch together.
-            likelihood: What the raw outputs mean.
-            code_dim: Length of a code.
-            contraction_weight: lambda.
+            autoencoder: Has `encode`, [N, ...] to [N, code_dim], and `decode`, to raw outputs; no batch norm, which
+                couples the samples of a batch.
+            contraction_weight: lambda, at least 0.
 
         Raises:
             UserError: If the weight is negative, or the network has batch norm.
@@ -43,7 +41,7 @@ class ContractiveAutoencoder(GenerativeModel):
         if contraction_weight < 0:
             raise UserError(f"model.contraction_weight must be at least 0, got {contraction_weight}.")
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in autoencoder.modules()):
-            raise UserError("model=contractive needs a network in which no sample sees another: network.norm=none.")
+            raise UserError("model=contractive needs a network that does not couple samples. Try network.norm=none.")
         self.autoencoder, self.likelihood = autoencoder, likelihood
         self.latent_dim, self.contraction_weight = code_dim, contraction_weight
         self.add_player("autoencoder", [autoencoder, likelihood], "optimizer")

@@ -1,4 +1,4 @@
-"""The dual contradistinctive autoencoder: a VAE whose reconstructions are judged by a discriminator alone."""
+"""The dual contradistinctive autoencoder: a VAE with two losses of a discriminator in place of a pixel error."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.contrastive import info_nce
 from genlab.losses.divergences import kl_standard_normal
 from genlab.models.base import GenerativeModel, inference
 from genlab.networks.contrastive import KeyQueue, Momentum, Staged
-from genlab.networks.init import spectrally_normalised
+from genlab.networks.init import check_width, spectrally_normalised
 from genlab.networks.posteriors import Diagonal, DiagonalGaussian
 
 
 class DCVAE(GenerativeModel):
     """DC-VAE. Parmar, Li, Lee & Tu (2021), arXiv:2011.10063, with the loop of the authors' code (mlpc-ucsd/DC-VAE).
 
-    There is no error of pixels. That a reconstruction x_hat = G(z), z ~ q(z | x), is *its* image's is learned by
-    InfoNCE on features of the discriminator, against a queue of other images' features by a slowly following copy; that
-    it is *an* image, as a sample x_tilde is, by the adversarial loss.
+    There is no pixel error. InfoNCE on features of the discriminator matches a reconstruction x_hat = G(z),
+    z ~ q(z | x), to its own image among a queue of other images, whose features come from a moving average of the
+    discriminator; the adversarial loss makes reconstructions and samples x_tilde look real.
 
-    An iteration is one update of encoder and decoder in each of the two games, so that it takes `n_critic` batches: one
-    discriminator update on each, then both games on the last. The players, of which the discriminator is three:
+    An iteration takes `n_critic` batches: one discriminator update on each, then one update of encoder and decoder in
+    each of the two games, on the last. The discriminator is three players, trunk, head and contrast. The losses:
 
     - trunk and head: loss.discriminator(D(x), D of reconstructions and samples, half each);
     - generator (encoder and decoder): loss.generator of the same half and half, + kl_weight KL;
     - generator, trunk and contrast together: mean over the stages of InfoNCE(x_hat, x), + kl_weight KL.
 
-    Departures: the trunk has one optimizer, which both games use; every stage has a projection of its own, where the
-    code's adversarial head reads the projection of the last; the queue starts with features of the first batches
-    instead of noise; as many samples are drawn as there are reconstructions.
+    Departures: the trunk has one optimizer for both games; every stage has its own projection, while the code's
+    adversarial head reads the projection of the last; the queue starts with features of the first batches instead of
+    noise; there are as many samples as reconstructions.
     """
 
     tricks_taken = ("historical_averaging",)
@@ -63,31 +63,24 @@ class DCVAE(GenerativeModel):
 
         Args:
             discriminator: Maps samples to logits [N]; has a `trunk`, a `head` and `features`, and no batch norm.
-            kl_weight: Of the KL, summed over the latents and averaged over the batch. The code's 1e-6 is of a sum over
-                its batch of 64, too: 6.4e-5 here.
-            stages: After which stages of the trunk features are contrasted, from 0; -1 is the last.
-            queue_size: K, other images' keys; well below the number of training images, or they are often one's own.
-            momentum: Of the copy of trunk and projections that makes the keys.
+            kl_weight: Of the KL's mean over the batch. The code has 1e-6 for a sum over 64 images: 6.4e-5 here.
+            stages: Stages of the trunk whose features are contrasted, from 0; -1 is the last.
+            queue_size: K, the number of keys; well below the number of training images, else own keys are among them.
+            momentum: Of the moving average of discriminator and projections, which computes the keys.
 
         Raises:
-            UserError: If a number is out of its range, or the discriminator has batch norm.
-            ValueError: If the encoder's output is no Gaussian.
+            UserError: If a number is out of its range, a width does not fit, or the discriminator has batch norm.
         """
         super().__init__()
-        if encoder_features != 2 * latent_dim:
-            raise ValueError(f"model.encoder_features must be 2 latent_dim = {2 * latent_dim}, not {encoder_features}.")
-        if n_critic < 1 or temperature <= 0 or not 0 <= momentum <= 1 or kl_weight < 0:
-            raise UserError(
-                "DC-VAE needs n_critic >= 1, temperature > 0, momentum in [0, 1] and kl_weight >= 0, got "
-                f"{n_critic}, {temperature}, {momentum} and {kl_weight}."
-            )
+        check_width(encoder_features, 2 * latent_dim)
+        _check(n_critic, temperature, momentum, kl_weight)
         _refuse_batch_norm(discriminator)
         self.encoder, self.generator, self.loss = encoder, generator, loss
         if spectral_norm:
             spectrally_normalised(discriminator)
         self.discriminator: Any = discriminator  # has `trunk` and `head`, which a Module does not promise
-        self.latent_dim, self.kl_weight, self.n_critic = latent_dim, kl_weight, n_critic
-        self.batches_per_step = n_critic
+        self.latent_dim, self.kl_weight = latent_dim, kl_weight
+        self.n_critic = self.batches_per_step = n_critic
         self.temperature, self.momentum = temperature, momentum
         self.contrast = Staged(discriminator, shape, stages, contrast_dim)
         self.family = Diagonal(latent_dim, encoder_features)
@@ -108,13 +101,13 @@ class DCVAE(GenerativeModel):
             found += len(x)
 
     def follow(self, momentum: float) -> None:
-        """Moves the copies of trunk and projections towards them."""
+        """Updates the moving averages of discriminator and projections."""
         self.slow_discriminator.follow(self.discriminator, momentum)
         self.slow_contrast.follow(self.contrast, momentum)
 
     @torch.no_grad()
     def keys(self, x: Tensor) -> Tensor:
-        """The slow copies' keys of samples [N, ...]: unit vectors [L, N, contrast_dim]."""
+        """Keys of samples [N, ...] from the moving averages: unit vectors [L, N, contrast_dim] of the L stages."""
         return self.slow_contrast.frozen()(self.slow_discriminator.frozen(), x)
 
     def posterior(self, x: Tensor) -> DiagonalGaussian:
@@ -122,12 +115,12 @@ class DCVAE(GenerativeModel):
         return self.family(self.encoder(x))
 
     def reconstructions(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """G(z), z ~ q(z | x), like x; and KL(q(z | x) || N(0, I)) of each, [N] nats."""
+        """G(z), z ~ q(z | x), with the shape of x; and KL(q(z | x) || N(0, I)) of each sample, [N] nats."""
         q = self.posterior(x)
         return self.generator(q.rsample(self.randn(len(x), self.latent_dim))), kl_standard_normal(q.mu, q.logvar)
 
     def instance_loss(self, x: Tensor, x_recon: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """InfoNCE of reconstructions and their images [N, ...]: its mean, the accuracy of each stage, and the keys."""
+        """InfoNCE of reconstructions and their images [N, ...]: mean over stages, accuracy of each stage, and keys."""
         keys, queries = self.keys(x), self.contrast(self.discriminator, x_recon)
         parts = [
             info_nce(query, key, others, self.temperature)
@@ -136,7 +129,7 @@ class DCVAE(GenerativeModel):
         return torch.stack([loss for loss, _ in parts]).mean(), [right for _, right in parts], keys
 
     @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Draws G(z), z ~ N(0, I), [n, ...]."""
         return self.generator(self.noise(n, rng))
 
@@ -168,14 +161,14 @@ class DCVAE(GenerativeModel):
                 d_loss = self.loss.discriminator(logits_real, logits_fake)
                 discriminator.minimise(d_loss)
 
-        # Encoder and decoder against the discriminator: - D(x_hat) / 2 - D(x_tilde) / 2 + beta KL.
+        # Encoder and decoder: minimise loss.generator(D of reconstructions and samples) + kl_weight KL.
         with self.turn("generator") as generator:
             x_recon, kl = self.reconstructions(x_real)
             x_fake = self.generator(self.noise(len(x_real)))
             g_loss = self.loss.generator(self.discriminator(torch.cat([x_recon, x_fake])))
             generator.minimise(g_loss + self.kl_weight * kl.mean())
 
-        # Encoder, decoder, trunk and projections with each other: InfoNCE(x_hat, x) + beta KL.
+        # Encoder, decoder, trunk and projections together: minimise InfoNCE(x_hat, x) + kl_weight KL.
         self.follow(self.momentum)
         with self.turn("generator", "trunk", "contrast") as team:
             x_recon, kl = self.reconstructions(x_real)
@@ -190,7 +183,19 @@ class DCVAE(GenerativeModel):
         self.record_logits(logits_real, logits_fake)
 
 
+def _check(n_critic: int, temperature: float, momentum: float, kl_weight: float) -> None:
+    """Checks the range of each number."""
+    if n_critic < 1 or temperature <= 0 or not 0 <= momentum <= 1 or kl_weight < 0:
+        raise UserError(
+            "DC-VAE needs n_critic >= 1, temperature > 0, momentum in [0, 1] and kl_weight >= 0, got "
+            f"{n_critic}, {temperature}, {momentum} and {kl_weight}."
+        )
+
+
 def _refuse_batch_norm(discriminator: nn.Module) -> None:
-    """As in MoCo, section 3.3: the batch's statistics tell which key is one's own."""
+    """Refuses batch norm: its statistics reveal which key is the query's own. MoCo (He et al., 2020), section 3.3."""
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in discriminator.modules()):
-        raise UserError("Batch norm in the discriminator would betray the keys of model=dc_vae. Try network.norm=none.")
+        raise UserError(
+            "model=dc_vae needs a discriminator without batch norm: batch statistics would reveal the keys. "
+            "Try network.norm=none."
+        )

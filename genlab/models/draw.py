@@ -1,4 +1,4 @@
-"""DRAW: a variational autoencoder that looks and draws several times."""
+"""DRAW: a recurrent variational autoencoder that reads and writes an image in several steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.divergences import kl_standard_normal
 from genlab.losses.likelihoods import Likelihood
@@ -24,9 +24,9 @@ class Unrolled(NamedTuple):
     """Results of all T steps.
 
     Attributes:
-        canvases: c_1 .. c_T, raw outputs as the likelihood wants them, [N, *shape] each.
+        canvases: c_1 .. c_T, raw outputs for the likelihood, [N, *shape] each.
         latents: z_1 .. z_T, [N, Z] each.
-        posteriors: What they were drawn from, q(z_t | x, z_1 .. z_{t-1}); none where they were given.
+        posteriors: q(z_t | x, z_1 .. z_{t-1}) of each step; empty if the latents were given.
     """
 
     canvases: list[Tensor]
@@ -37,10 +37,10 @@ class Unrolled(NamedTuple):
 class DRAW(Opposable, NormalPrior):
     """Deep recurrent attentive writer. Gregor et al. (2015), arXiv:1502.04623, Eq. 3 to 12, 17, 18 and 21 to 29.
 
-    At each of T steps the encoder reads the image and the error of the canvas so far, a latent is drawn, and the
-    decoder adds to the canvas; the last canvas is what the likelihood takes. -ELBO = -E log p(x | c_T) + sum_t KL(q(z_t
-    | x, z_<t) || N(0, I)). Latents are those of all steps, side by side: [N, T * Z]. The first canvas is learned; the
-    recurrent states start at zero.
+    At each of T steps the encoder reads the image and its residual to the canvas, a latent is drawn, and the decoder
+    adds to the canvas; the last canvas is the likelihood's raw output. -ELBO = -E log p(x | c_T) +
+    sum_t KL(q(z_t | x, z_<t) || N(0, I)). The latents of all steps are concatenated, [N, T * Z]. The first canvas is
+    learned; the recurrent states start at zero.
     """
 
     ema_modules = ("reader", "writer", "encoder", "decoder", "posterior", "canvas", "likelihood")
@@ -60,26 +60,21 @@ class DRAW(Opposable, NormalPrior):
         """Builds the networks.
 
         Args:
-            shape: (C, H, W) of the images.
-            likelihood: What the last canvas means; its raw outputs have the shape of the images.
+            likelihood: Its raw outputs must have the shape of the images.
             steps: T.
-            latent_dim: Z, numbers drawn at each step.
-            hidden: Length of both recurrent states.
-            read_size: Filters along each side of the window that is read through; None to read the whole image.
-            write_size: The same of the window that is written through.
+            latent_dim: Z, the size of one step's latent.
+            hidden: Size of both recurrent states.
+            read_size: Filters along each side of the reading window; None reads the whole image.
+            write_size: Filters along each side of the writing window; None writes the whole image.
             clip: Largest gradient norm of an update; None for the run's `optim.clip`.
-            adversary: What it must deceive beside its objective; None for nobody.
 
         Raises:
-            UserError: If a size is not positive, the data are no images, or the likelihood wants other raw outputs.
+            UserError: If a size is not positive, the data are not images, or the likelihood does not fit.
         """
         super().__init__()
         for key, value, cure in (("steps", steps, "16"), ("latent_dim", latent_dim, "16"), ("hidden", hidden, "256")):
             check_positive(f"model.{key}", value, cure)
-        if len(shape) != 3:
-            raise UserError(f"model=draw draws images, got data of shape {list(shape)}. Try data=digits.")
-        if getattr(likelihood, "raw_shape", None) is not None or not _fits(likelihood, shape):
-            raise UserError("The canvas of model=draw has the images' own shape. Try likelihood=bernoulli or gaussian.")
+        _check_images(shape, likelihood)
         self.shape, self.steps, self.step_dim = tuple(int(n) for n in shape), steps, latent_dim
         self.latent_dim, self.hidden, self.likelihood = steps * latent_dim, hidden, likelihood
         self.reader, self.writer = Reader(shape, hidden, read_size), Writer(shape, hidden, write_size)
@@ -97,12 +92,12 @@ class DRAW(Opposable, NormalPrior):
         self.canvas["start"].copy_(self.likelihood.visible_bias(x))
 
     def unroll(self, noise: Tensor, x: Tensor | None = None) -> Unrolled:
-        """All steps, from the first canvas on.
+        """Runs all steps.
 
         Args:
-            noise: [N, T * Z]: standard normal draws that are made latents of the posteriors; without `x`, the latents
-                themselves.
-            x: Images [N, *shape] to read; None where the latents are known.
+            noise: Standard normal draws [N, T * Z], from which the posteriors' latents are computed; without `x`, the
+                latents themselves.
+            x: Images [N, *shape] to read; None if the latents are given.
         """
         zeros = noise.new_zeros(len(noise), self.hidden)
         state, encoder, decoder = zeros, (zeros, zeros), (zeros, zeros)
@@ -124,19 +119,19 @@ class DRAW(Opposable, NormalPrior):
         return done
 
     @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
         """E[x | z] of latents from the prior, [n, *shape]."""
         return self.decode(self.noise(n, rng))
 
     @inference
     def frames(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """How n samples come about: the canvas before the first step and after each, [T + 1, n, *shape]."""
+        """Canvases of n samples as images, before the first step and after each: [T + 1, n, *shape]."""
         start = self.canvas["start"].expand(n, *self.shape)
         return torch.stack([self.likelihood.mean(c) for c in (start, *self.unroll(self.noise(n, rng)).canvases)])
 
     @inference
     def encode(self, x: Tensor) -> Tensor:
-        """Latents of all steps [N, T * Z], each the mean of its posterior given those before."""
+        """Latents of all steps [N, T * Z], each the mean of its posterior given the earlier ones."""
         return torch.cat(self.unroll(x.new_zeros(len(x), self.latent_dim), x).latents, dim=1)
 
     @inference
@@ -146,7 +141,7 @@ class DRAW(Opposable, NormalPrior):
 
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x | z] where each latent is the mean of its posterior."""
+        """E[x | z] at the posterior mean of each latent."""
         return self.likelihood.mean(self.unroll(x.new_zeros(len(x), self.latent_dim), x).canvases[-1])
 
     @inference
@@ -163,8 +158,8 @@ class DRAW(Opposable, NormalPrior):
         log_q = torch.stack([q.log_prob(z) for q, z in zip(done.posteriors, done.latents, strict=True)]).sum(dim=0)
         return torch.cat(done.latents, dim=1).unflatten(0, (k, len(x))), log_q.unflatten(0, (k, len(x)))
 
-    def imitate(self, x: Tensor) -> Tensor:
-        """The last canvases of as many latents from the prior as there are samples in x [N, ...]."""
+    def imitate(self, x: Tensor, *told: Batch) -> Tensor:
+        """E[x | z] of N latents from the prior, for samples x [N, ...]."""
         return self.likelihood.mean(self.unroll(self.noise(len(x))).canvases[-1])
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -183,8 +178,19 @@ class DRAW(Opposable, NormalPrior):
         self.record(**terms)
 
 
+def _check_images(shape: Sequence[int], likelihood: Likelihood) -> None:
+    """Checks that the data are images, and the likelihood's raw outputs have their shape."""
+    if len(shape) != 3:
+        raise UserError(f"model=draw needs images, got data of shape {list(shape)}. Try data=digits.")
+    if getattr(likelihood, "raw_shape", None) is not None or not _fits(likelihood, shape):
+        raise UserError(
+            "model=draw needs a likelihood whose raw outputs have the shape of the images. "
+            "Try likelihood=bernoulli or likelihood=gaussian."
+        )
+
+
 def _fits(likelihood: Likelihood, shape: Sequence[int]) -> bool:
-    """Whether raw outputs of this shape are images of it."""
+    """Whether the likelihood maps raw outputs of this shape to images of it."""
     try:
         bias = likelihood.visible_bias(torch.zeros(2, *shape))
     except (RuntimeError, ValueError, NotImplementedError):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.losses.energy import Margin, pulling_away
 from genlab.models.base import inference
 from genlab.models.capabilities import Generating
@@ -15,8 +15,9 @@ from genlab.models.capabilities import Generating
 class EBGAN(Generating):
     """Energy-based GAN. Zhao, Mathieu & LeCun (2017), arXiv:1609.03126, sections 2.1 to 2.4.
 
-    In its first `pretrain_steps` iterations the discriminator learns to reconstruct real samples, alone: energies mean
-    little before. With `pt_weight` it is EBGAN-PT, whose generator also spreads the codes of its batch.
+    The first `pretrain_steps` iterations train the discriminator alone, to reconstruct real samples: an untrained
+    autoencoder's energies carry little information. With `pt_weight` > 0 this is EBGAN-PT: the generator's loss has the
+    pulling-away term, too, which spreads the codes of a batch.
     """
 
     tricks_taken = (*Generating.tricks_taken, "replay")
@@ -35,13 +36,8 @@ class EBGAN(Generating):
         """Joins the players.
 
         Args:
-            generator: Maps latents [N, latent_dim] to samples [N, ...].
-            discriminator: An autoencoder: `encode`, `decode`, and both in turn as its call.
-            loss: The margin.
-            latent_dim: Size of the standard normal latent.
-            code_dim: Size of the autoencoder's code, which its network is built with.
-            pt_weight: Weight of the pulling-away term in the generator's loss; 0 leaves it out.
-            pretrain_steps: Iterations at the start in which only the autoencoder learns.
+            discriminator: An autoencoder with `encode` and `decode`; its call is both in turn.
+            code_dim: Size of the autoencoder's code, which the network's config reads.
 
         Raises:
             ValueError: If pretrain_steps is negative.
@@ -50,7 +46,7 @@ class EBGAN(Generating):
         if pretrain_steps < 0:
             raise ValueError(f"model.pretrain_steps must be at least 0, got {pretrain_steps}.")
         self.generator, self.loss = generator, loss
-        self.discriminator: Any = discriminator  # has `encode` and `decode`, which a Module does not promise
+        self.discriminator: Any = discriminator  # nn.Module declares no `encode` and no `decode`
         self.latent_dim, self.code_dim = latent_dim, code_dim
         self.pt_weight, self.pretrain_steps = pt_weight, pretrain_steps
         self.add_player("discriminator", discriminator, "d_optimizer")
@@ -62,14 +58,14 @@ class EBGAN(Generating):
 
     @inference
     def reconstruct(self, x: Tensor) -> Tensor:
-        """AE(x): what the discriminator's autoencoder makes of samples [N, ...]."""
+        """AE(x), the autoencoder's reconstructions of samples [N, ...]."""
         return self.discriminator(x)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Eq. 1 and 2: one discriminator update, then one generator update; at first the autoencoder's only."""
+        """Eq. 1 and 2: one discriminator update, then one generator update; in pretraining the first alone."""
         x_real = batch.x
 
-        # The autoencoder alone: minimise D(x).
+        # Pretraining of the autoencoder: minimise D(x).
         if self.iteration < self.pretrain_steps:
             with self.turn("discriminator") as discriminator:
                 d_loss = self.energy(x_real).mean()
@@ -85,7 +81,7 @@ class EBGAN(Generating):
             d_loss = self.loss.discriminator(energy_real, energy_fake)
             discriminator.minimise(d_loss)
 
-        # Generator: minimise D(G(z)), and with the pulling-away term + f_PT of the codes.
+        # Generator: minimise D(G(z)) + pt_weight f_PT(codes of G(z)).
         with self.turn("generator") as generator:
             x_fake = fakes.again()
             codes = self.discriminator.encode(x_fake)
@@ -96,6 +92,6 @@ class EBGAN(Generating):
                 self.record(pt=pt)
             generator.minimise(g_loss)
 
-        within = (energy_fake < self.loss.m).float().mean()  # of the fakes, which still push the discriminator
+        within = (energy_fake < self.loss.m).float().mean()  # share of the fakes with a gradient in d_loss
         self.record(d_loss=d_loss, g_loss=g_loss, within_margin=within)
         self.record(energy_real=energy_real.mean(), energy_fake=energy_fake.mean())

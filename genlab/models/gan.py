@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.penalties import Penalty, check_one_of_each_sample
 from genlab.models.base import ALL_TRICKS, inference
@@ -32,10 +32,6 @@ class GAN(Generating):
         """Joins the players.
 
         Args:
-            generator: Maps latents [N, latent_dim] to samples [N, ...].
-            discriminator: Maps samples [N, ...] to logits [N].
-            loss: What both minimise.
-            latent_dim: Size of the standard normal latent.
             penalty: On the discriminator's gradient, added to its loss; None for none.
 
         Raises:
@@ -50,30 +46,29 @@ class GAN(Generating):
         self.add_player("generator", generator, "g_optimizer")
 
     @inference
-    def score_logits(self, x: Tensor) -> Tensor:
+    def score_logits(self, x: Tensor, given: Batch | None = None) -> Tensor:
         """The discriminator's logits [N] of samples [N, ...]: log p_data / p_model at its optimum."""
-        return self.discriminator(x)
+        return self.discriminator(x, *self.told(given))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1: one discriminator update, then one generator update."""
-        x_real = batch.x
-        fakes = self.fakes(len(x_real))
+        x_real, told = batch.x, self.told(batch)
+        fakes = self.fakes(len(x_real), *told)
 
         # Discriminator: minimise loss.discriminator(D(x), D(G(z))).
         with self.turn("discriminator") as discriminator:
-            logits_real, logits_fake = self.discriminator(x_real), self.discriminator(fakes.shown)
+            logits_real, logits_fake = self.discriminator(x_real, *told), self.discriminator(fakes.shown, *told)
             d_loss = self.loss.discriminator(logits_real, logits_fake)
             if self.penalty is None:
                 discriminator.minimise(d_loss)
             else:
-                penalty = self.penalty(self.discriminator, x_real, fakes.shown, self.rand)
+                penalty = self.penalty(self.discriminator, x_real, fakes.shown, self.rand, *told)
                 discriminator.minimise(d_loss + penalty)
                 self.record(penalty=penalty)
 
         # Generator: minimise loss.generator(D(G(z))).
         with self.turn("generator") as generator:
-            x_fake = fakes.again()
-            g_loss = self.generator_loss(self.loss, self.discriminator, x_fake, x_real)
+            g_loss = self.generator_loss(self.loss, self.discriminator, fakes.again(), x_real, *told)
             generator.minimise(g_loss)
 
         self.record(d_loss=d_loss, g_loss=g_loss)

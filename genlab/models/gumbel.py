@@ -9,21 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.divergences import kl_uniform_categorical
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.adversary import Adversary, Opposable
 from genlab.models.base import inference
-from genlab.networks.init import start_output_bias
+from genlab.networks.init import check_width, start_output_bias
 
 
 class CategoricalVAE(Opposable):
     """Categorical VAE. Jang, Gu & Poole (2017), arXiv:1611.01144; Maddison, Mnih & Teh (2017), arXiv:1611.00712.
 
-    q(z | x) is `variables` independent categoricals of `classes` classes each, p(z) is uniform. Training draws relaxed
-    one-hot vectors softmax((log pi + g) / tau) with Gumbel noise g, and takes the KL of the categoricals themselves:
-    what it maximises, recorded as `relaxed`, is no bound on log p(x). `elbo`, from hard draws, is one.
+    q(z | x) is `variables` independent categoricals of `classes` classes each, p(z) is uniform. A latent is their
+    one-hot vectors side by side, latent_dim = variables * classes. Training draws relaxed one-hot vectors
+    softmax((log pi + g) / tau) with Gumbel noise g, but the KL is that of the categoricals: the objective, recorded as
+    `relaxed`, is not a bound on log p(x). `elbo`, from hard draws, is one.
+
+    The temperature is tau = max(min_temperature, start_temperature exp(-annealing_rate t)); t is the iteration, rounded
+    down to a multiple of `anneal_every`.
     """
 
     ema_modules = ("encoder", "decoder", "likelihood")
@@ -47,39 +51,22 @@ class CategoricalVAE(Opposable):
         """Joins encoder and decoder.
 
         Args:
-            encoder: Maps samples [N, ...] to logits [N, variables * classes].
-            decoder: Maps one-hot vectors [N, variables * classes] to raw outputs, as the likelihood wants them.
-            likelihood: What the raw outputs mean.
-            variables: Number of latent variables.
-            classes: K of each.
-            latent_dim: variables * classes.
-            start_temperature: tau at the start.
-            min_temperature: tau never falls below it.
-            annealing_rate: r of tau = max(min, start exp(-r t)).
-            anneal_every: tau changes every so many iterations.
-            straight_through: The decoder sees hard draws, gradients take the relaxed ones' way.
-            encoder_features: Width of the encoder's output, which the networks ask for.
-            adversary: What it must deceive beside its objective; None for nobody.
+            encoder: Maps samples [N, ...] to logits [N, latent_dim].
+            straight_through: Whether the decoder gets hard draws, with the gradient of the relaxed ones.
 
         Raises:
-            UserError: If a size or a temperature is out of its range.
-            ValueError: If the widths do not fit.
+            UserError: If a size or a temperature is out of its range, or the widths do not fit.
         """
         super().__init__()
-        if variables < 1 or classes < 2:
-            raise UserError(
-                f"model.variables must be at least 1 and model.classes at least 2, got {variables}, {classes}."
-            )
+        _check_sizes(variables, classes, latent_dim)
+        check_width(encoder_features or latent_dim, latent_dim)
         if min(start_temperature, min_temperature) <= 0 or annealing_rate < 0 or anneal_every < 1:
             raise UserError("Temperatures must be positive, the rate at least 0 and model.anneal_every at least 1.")
-        if {latent_dim, encoder_features or latent_dim} != {variables * classes}:
-            raise ValueError(f"latent_dim and encoder_features must be variables * classes = {variables * classes}.")
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.variables, self.classes, self.latent_dim = variables, classes, latent_dim
         self.one_hot_latents = tuple(range(i, i + classes) for i in range(0, latent_dim, classes))
         self.start_temperature, self.min_temperature = start_temperature, min_temperature
-        self.annealing_rate, self.anneal_every = annealing_rate, anneal_every
-        self.straight_through = straight_through
+        self.annealing_rate, self.anneal_every, self.straight_through = annealing_rate, anneal_every, straight_through
         self.add_player("vae", [encoder, decoder, likelihood], "optimizer")
         self.oppose(adversary)
 
@@ -104,7 +91,7 @@ class CategoricalVAE(Opposable):
         return -(-uniform.log()).log()
 
     def one_hot(self, scores: Tensor) -> Tensor:
-        """The greatest of each variable's classes, [..., variables, classes] to [..., latent_dim]."""
+        """The one-hot vectors [..., latent_dim] of each variable's argmax, from scores [..., variables, classes]."""
         return F.one_hot(scores.argmax(dim=-1), self.classes).to(scores.dtype).flatten(-2)
 
     def noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
@@ -112,7 +99,7 @@ class CategoricalVAE(Opposable):
         return self.one_hot(self.gumbel(n, rng))
 
     @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Draws z from the prior and gives E[x | z], [n, ...]."""
         return self.likelihood.shown(self.decoder(self.noise(n, rng)), rng)
 
@@ -148,12 +135,12 @@ class CategoricalVAE(Opposable):
         z = self.one_hot(log_pi + self.gumbel(k * len(x), rng).unflatten(0, (k, len(x))))
         return z, (z * log_pi.flatten(1)).sum(dim=-1)
 
-    def imitate(self, x: Tensor) -> Tensor:
-        """E[x | z] of as many one-hot vectors from the prior as there are samples in x [N, ...]."""
+    def imitate(self, x: Tensor, *told: Batch) -> Tensor:
+        """E[x | z] of N draws from the prior, for samples x [N, ...]."""
         return self.likelihood.mean(self.decoder(self.noise(len(x))))
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The minimised `loss` and its terms; `relaxed` is minus the loss. In eval mode also the `elbo`."""
+        """The minimised `loss` and its terms; `relaxed` is -loss. In eval mode and in logged iterations also `elbo`."""
         log_pi, gumbel = self.logits(x), self.gumbel(len(x), rng)
         z = ((log_pi + gumbel) / self.temperature).softmax(dim=2).flatten(1)
         hard = self.one_hot(log_pi + gumbel)
@@ -174,3 +161,11 @@ class CategoricalVAE(Opposable):
             terms = self.objective(batch.x)
             vae.minimise(terms["loss"] + self.deception(batch.x))
         self.record(temperature=self.temperature, **terms)
+
+
+def _check_sizes(variables: int, classes: int, latent_dim: int) -> None:
+    """Checks the ranges of the sizes, and that the one-hot vectors fill a latent."""
+    if variables < 1 or classes < 2:
+        raise UserError(f"model.variables must be at least 1 and model.classes at least 2, got {variables}, {classes}.")
+    if latent_dim != variables * classes:
+        raise UserError(f"model.latent_dim must be variables * classes = {variables * classes}, got {latent_dim}.")

@@ -1,4 +1,4 @@
-"""InfoGAN: some latents must be readable from the sample."""
+"""InfoGAN: a part of the latent, the codes, must be predictable from the sample."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.information import categorical_information, gaussian_information
 from genlab.models.base import inference
@@ -21,9 +21,9 @@ from genlab.randomness import whole_below
 class InfoGAN(Generating):
     """Information-maximising GAN. Chen et al. (2016), arXiv:1606.03657, Eq. 6.
 
-    A latent is noise, then a category as a one-hot vector, then continuous codes. Q guesses category and codes from the
-    discriminator's features. As in the authors' code, L_I is subtracted from both players' losses, so that Q and the
-    features it shares learn with the discriminator.
+    A latent is noise, a one-hot category and continuous codes, in this order. Q predicts category and codes from the
+    discriminator's features and belongs to the discriminator's player. As in the authors' code, L_I is subtracted from
+    both players' losses, so that the shared features are trained on it, too.
     """
 
     tricks_taken = (*Generating.tricks_taken, "instance_noise", "augment")
@@ -46,35 +46,23 @@ class InfoGAN(Generating):
         """Joins the players.
 
         Args:
-            generator: Maps latents [N, latent_dim] to samples [N, ...].
             discriminator: Maps samples [N, ...] to `features` [N, F], and these to `logits` [N].
-            loss: What both minimise besides L_I.
-            shape: Of a sample.
-            latent_dim: Size of the whole latent: noise, category and codes.
-            categories: K of the categorical code.
+            latent_dim: Size of noise, category and codes together.
+            categories: K, the number of values of the category.
             codes: Number of continuous codes, uniform on [-1, 1]; may be 0.
-            q_hidden: Width of Q's hidden layer.
             info_weight: lambda of the category's part of L_I.
             code_weight: lambda of the continuous codes' part.
 
         Raises:
-            ValueError: If there is no category to choose, or no room for noise.
+            ValueError: If there are fewer than two categories, a negative number of codes, or no room for noise.
         """
         super().__init__()
-        if categories < 2 or codes < 0:
-            raise ValueError(f"InfoGAN needs categories >= 2 and codes >= 0, got {categories} and {codes}.")
-        self.noise_dim = latent_dim - categories - codes
-        if self.noise_dim < 1:
-            raise ValueError(
-                f"model.latent_dim={latent_dim} must exceed categories + codes = {categories + codes}. "
-                f"Try model.latent_dim={categories + codes + 62}."
-            )
+        self.noise_dim = _noise_dim(latent_dim, categories, codes)
         self.generator, self.loss = generator, loss
-        self.discriminator: Any = discriminator  # has `features` and `logits`, which a Module does not promise
+        self.discriminator: Any = discriminator  # nn.Module declares no `features` and no `logits`
+        features = feature_count(discriminator, shape)
         self.q = nn.Sequential(
-            nn.Linear(feature_count(discriminator, shape), q_hidden),
-            nn.LeakyReLU(0.1),
-            nn.Linear(q_hidden, categories + codes),
+            nn.Linear(features, q_hidden), nn.LeakyReLU(0.1), nn.Linear(q_hidden, categories + codes)
         )
         self.latent_dim, self.categories, self.codes = latent_dim, categories, codes
         self.one_hot_latents = (range(self.noise_dim, self.noise_dim + categories),)
@@ -83,14 +71,14 @@ class InfoGAN(Generating):
         self.add_player("generator", generator, "g_optimizer")
 
     def noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """Latents [n, latent_dim]: noise and codes uniform on [-1, 1], and between them a category of K, one-hot."""
+        """Latents [n, latent_dim]: noise uniform on [-1, 1], a one-hot category, codes uniform on [-1, 1]."""
         u = self.rand(n, self.noise_dim + 1 + self.codes, rng=rng)
         noise, which, codes = u.split([self.noise_dim, 1, self.codes], dim=1)
         category = whole_below(which[:, 0], self.categories)
         return torch.cat([2 * noise - 1, F.one_hot(category, self.categories).to(u.dtype), 2 * codes - 1], dim=1)
 
     def information(self, features: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """L_I of category and continuous codes in nats, scalars, from the features [N, F] of G(z)."""
+        """L_I of the category and of the continuous codes, scalars in nats, from the features [N, F] of G(z)."""
         logits, mu = self.q(features).split([self.categories, self.codes], dim=1)
         _, category, codes = z.split([self.noise_dim, self.categories, self.codes], dim=1)
         return categorical_information(logits, category.argmax(dim=1)), gaussian_information(mu, codes)
@@ -102,7 +90,7 @@ class InfoGAN(Generating):
 
     @inference
     def guess(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Q's reading of samples [N, ...]: probabilities of the categories [N, K] and means of the codes [N, C]."""
+        """Q's prediction for samples [N, ...]: category probabilities [N, K] and code means [N, C]."""
         logits, mu = self.q(self.discriminator.features(x)).split([self.categories, self.codes], dim=1)
         return logits.softmax(dim=1), mu
 
@@ -128,3 +116,15 @@ class InfoGAN(Generating):
 
         self.record(d_loss=d_loss, g_loss=g_loss, info_category=info_category, info_codes=info_codes)
         self.record_logits(logits_real, logits_fake)
+
+
+def _noise_dim(latent_dim: int, categories: int, codes: int) -> int:
+    """The part of a latent that is left for noise; refuses sizes that leave none."""
+    if categories < 2 or codes < 0:
+        raise ValueError(f"InfoGAN needs categories >= 2 and codes >= 0, got {categories} and {codes}.")
+    if latent_dim <= categories + codes:
+        raise ValueError(
+            f"model.latent_dim={latent_dim} must exceed categories + codes = {categories + codes}. "
+            f"Try model.latent_dim={categories + codes + 62}."
+        )
+    return latent_dim - categories - codes

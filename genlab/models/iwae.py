@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.adversary import Adversary, Opposable
 from genlab.models.base import inference
-from genlab.networks.init import start_output_bias
+from genlab.networks.init import check_width, start_output_bias
 from genlab.networks.posteriors import DiagonalGaussian, log_standard_normal
 
 ESTIMATORS = ("iwae", "dreg", "vae")
@@ -24,12 +24,12 @@ class IWAE(Opposable):
     """Importance weighted autoencoder. Burda, Grosse & Salakhutdinov (2016), arXiv:1509.00519, Eq. 8, 13 and 14.
 
     L_k = E log 1/k sum_i w_i over k draws z_i ~ q(z | x), w_i = p(x, z_i) / q(z_i | x). With two layers q draws
-    z_1 ~ q(z_1 | x), then z_2 ~ q(z_2 | z_1), and p goes the other way, from z_2 ~ N(0, I) on.
+    z_1 ~ q(z_1 | x), then z_2 ~ q(z_2 | z_1); p draws z_2 ~ N(0, I), z_1 ~ p(z_1 | z_2) and x ~ p(x | z_1).
 
-    Estimators of the gradient: "iwae", that of L_k itself; "dreg", doubly reparametrised, Tucker et al. (2019),
-    arXiv:1810.04152, Eq. 8, whose signal does not drown for large k (one layer only); "vae", that of the mean of the
-    k ELBOs, which is the paper's VAE with k samples. `loss` is what is differentiated; `bound` is L_k, and `elbo` L_1,
-    whatever the estimator.
+    `estimator` selects the gradient: "iwae", that of L_k; "dreg", doubly reparametrised, Tucker et al. (2019),
+    arXiv:1810.04152, Eq. 8, whose signal-to-noise ratio does not fall with k (one layer only); "vae", that of the mean
+    of the k ELBOs, the paper's VAE with k samples. `loss` is differentiated; `bound` is L_k and `elbo` L_1 under every
+    estimator.
     """
 
     ema_modules = ("encoders", "decoders", "likelihood")
@@ -52,33 +52,19 @@ class IWAE(Opposable):
 
         Args:
             encoder: Maps samples [N, ...] to [N, 2 * latent_dim]: means, then log-variances of q(z_1 | x).
-            decoder: Maps z_1 [N, latent_dim] to raw outputs, as the likelihood wants them.
-            likelihood: What the raw outputs mean.
             latent_dim: Size of z_1.
-            k: Draws for each sample.
-            estimator: "iwae", "dreg" or "vae".
             upper_dim: Size of z_2; None for one layer.
             upper_encoder: Maps z_1 [N, latent_dim] to [N, 2 * upper_dim], q(z_2 | z_1).
             upper_decoder: Maps z_2 [N, upper_dim] to [N, 2 * latent_dim], p(z_1 | z_2).
-            encoder_features: Width of the encoder's output, which the networks ask for.
-            adversary: What it must deceive beside its objective; None for nobody.
 
         Raises:
-            UserError: If k or the estimator is not allowed, or the second layer is half there.
-            ValueError: If the encoder's output has another width.
+            UserError: If `k`, `estimator` or the encoder's width is not allowed, or the second layer is incomplete.
         """
         super().__init__()
-        if k < 1:
-            raise UserError(f"model.k must be at least 1, got {k}.")
-        if estimator not in ESTIMATORS:
-            raise UserError(f"model.estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}.")
-        if encoder_features not in (None, 2 * latent_dim):
-            raise ValueError(f"model.encoder_features must be 2 * latent_dim = {2 * latent_dim}.")
         upper = [part for part in (upper_dim, upper_encoder, upper_decoder) if part is not None]
-        if len(upper) not in (0, 3):
-            raise UserError("A second layer needs model.upper_dim, model.upper_encoder and model.upper_decoder.")
-        if estimator == "dreg" and upper:
-            raise UserError("model.estimator=dreg is for one stochastic layer. Try model.estimator=iwae.")
+        _check(k, estimator, len(upper))
+        if encoder_features is not None:
+            check_width(encoder_features, 2 * latent_dim)
         self.encoders, self.decoders = nn.ModuleList([encoder]), nn.ModuleList([decoder])
         self.sizes = [latent_dim]
         if upper_encoder is not None and upper_decoder is not None and upper_dim is not None:
@@ -86,7 +72,7 @@ class IWAE(Opposable):
             self.decoders.append(upper_decoder)
             self.sizes.append(upper_dim)
         self.likelihood, self.k, self.estimator = likelihood, k, estimator
-        self.latent_dim = self.sizes[-1]  # what the prior draws
+        self.latent_dim = self.sizes[-1]  # of the top layer, the one that `noise` draws
         self.add_player("iwae", [self.encoders, self.decoders, likelihood], "optimizer")
         self.oppose(adversary)
 
@@ -98,11 +84,11 @@ class IWAE(Opposable):
     # ------------------------------------------------------------------------------------------------ the two models
 
     def posterior(self, layer: int, below: Tensor) -> DiagonalGaussian:
-        """q(z_1 | x) of layer 0, q(z_2 | z_1) of layer 1; [..., Z] each, for what lies below, [..., *shape]."""
+        """q(z_1 | x) for layer 0, q(z_2 | z_1) for layer 1, [..., Z], given the layer below, [..., *shape]."""
         return _gaussian(self.encoders[layer], below) if layer else _split(self.encoders[0](below))
 
     def draw(self, x: Tensor, eps: Tensor) -> tuple[list[Tensor], list[DiagonalGaussian]]:
-        """Draws [k, N, Z] of all layers' latents, from the bottom, and what they were drawn from."""
+        """Draws [k, N, Z] of each layer's latents, the lowest first, and their distributions."""
         noise = eps.split(self.sizes, dim=-1)
         families = [self.posterior(0, x)]
         latents = [families[0].rsample(noise[0])]
@@ -112,14 +98,14 @@ class IWAE(Opposable):
         return latents, families
 
     def log_p_latents(self, latents: list[Tensor]) -> Tensor:
-        """log p(z_2) + log p(z_1 | z_2), or log p(z_1) of one layer, [...] of latents [..., Z]."""
+        """log p(z_2) + log p(z_1 | z_2), or with one layer log p(z_1), [...], of latents [..., Z]."""
         top = log_standard_normal(latents[-1])
         if len(latents) == 1:
             return top
         return top + self.below(latents[1]).log_prob(latents[0])
 
     def below(self, upper: Tensor) -> DiagonalGaussian:
-        """p(z_1 | z_2), [..., latent_dim] each, of z_2 [..., upper_dim]."""
+        """p(z_1 | z_2), [..., Z_1], given z_2 [..., Z_2]."""
         return _gaussian(self.decoders[1], upper)
 
     def log_weights(self, x: Tensor, latents: list[Tensor], families: list[DiagonalGaussian]) -> Tensor:
@@ -130,22 +116,22 @@ class IWAE(Opposable):
         log_p = self.likelihood.log_prob(repeated, raw).unflatten(0, (k, len(x))) + self.log_p_latents(latents)
         return log_p - torch.stack([q.log_prob(z) for q, z in zip(families, latents, strict=True)]).sum(dim=0)
 
-    def imitate(self, x: Tensor) -> Tensor:
-        """E[x | z_1] of as many latents from p as there are samples in x [N, ...]."""
+    def imitate(self, x: Tensor, *told: Batch) -> Tensor:
+        """E[x | z_1] of N draws from p, for samples x [N, ...]."""
         return self.likelihood.mean(self.decoders[0](self.from_prior(len(x), None)[0]))
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The `loss` that is differentiated, and L_k, L_1 and the effective number of draws."""
+        """The minimised `loss`, `bound` (L_k), `elbo` (L_1) and `ess`, the effective number of draws."""
         eps = self.randn(len(x), self.k, sum(self.sizes), rng=rng).transpose(0, 1)
         latents, families = self.draw(x, eps)
-        if self.estimator == "dreg":  # q's parameters act through the draws alone
+        if self.estimator == "dreg":  # gradients reach q's parameters only through the draws
             families = [q.detached() for q in families]
         log_w = self.log_weights(x, latents, families)
         bound = (log_w.logsumexp(dim=0) - math.log(self.k)).mean()
         elbo, share = log_w.mean(), log_w.detach().softmax(dim=0)
         loss = -elbo if self.estimator == "vae" else -bound
         if self.estimator == "dreg":
-            # The model gets sum_i share_i d log w_i; what goes into the draws is weighted by their share once more.
+            # The gradient of p is sum_i share_i d log w_i; that of draw i is weighted by share_i once more.
             loss = -(share * log_w).sum(dim=0).mean()
             if latents[0].requires_grad:
                 latents[0].register_hook(lambda gradient: share.unsqueeze(-1) * gradient)
@@ -154,8 +140,8 @@ class IWAE(Opposable):
     # -------------------------------------------------------------------------------------------------- capabilities
 
     @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Draws from the prior, layer by layer, and gives E[x | z_1], [n, ...]."""
+    def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """Draws latents from the prior, layer by layer, and returns E[x | z_1], [n, ...]."""
         return self.likelihood.shown(self.decoders[0](self.from_prior(n, rng)[0]), rng)
 
     def from_prior(self, n: int, rng: torch.Generator | None) -> list[Tensor]:
@@ -167,14 +153,14 @@ class IWAE(Opposable):
 
     @inference
     def encode(self, x: Tensor) -> Tensor:
-        """The posterior mean [N, latent_dim] of the top layer, given those below it."""
+        """The posterior mean [N, latent_dim] of the top layer, at the posterior means of the layers below."""
         for layer in range(len(self.sizes)):
             x = self.posterior(layer, x).mean
         return x
 
     @inference
     def decode(self, z: Tensor) -> Tensor:
-        """E[x | z_1] at the mean of the layers below, of latents of the top layer [N, latent_dim]."""
+        """E[x | z_1] of the top layer's latents [N, latent_dim]; with two layers z_1 is the mean of p(z_1 | z_2)."""
         if len(self.sizes) == 2:
             z = self.below(z).mean
         return self.likelihood.mean(self.decoders[0](z))
@@ -217,11 +203,24 @@ class IWAE(Opposable):
         self.record(**terms)
 
 
+def _check(k: int, estimator: str, upper_parts: int) -> None:
+    """Checks `k`, `estimator`, and that a second layer has its 3 parts, of which `upper_parts` are given."""
+    if k < 1:
+        raise UserError(f"model.k must be at least 1, got {k}.")
+    if estimator not in ESTIMATORS:
+        raise UserError(f"model.estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}.")
+    if upper_parts not in (0, 3):
+        raise UserError("A second layer needs model.upper_dim, model.upper_encoder and model.upper_decoder.")
+    if estimator == "dreg" and upper_parts:
+        raise UserError("model.estimator=dreg is for one stochastic layer. Try model.estimator=iwae.")
+
+
 def _split(features: Tensor) -> DiagonalGaussian:
+    """The Gaussian of features [..., 2 Z]: means, then log-variances."""
     mu, logvar = features.chunk(2, dim=-1)
     return DiagonalGaussian(mu, logvar)
 
 
 def _gaussian(network: nn.Module, z: Tensor) -> DiagonalGaussian:
-    """The Gaussian that a network gives for latents [..., Z], which it sees as rows."""
+    """The Gaussian from a network's output for latents [..., Z], which it takes as rows [M, Z]."""
     return _split(network(z.flatten(0, -2)).unflatten(0, z.shape[:-1]))

@@ -1,4 +1,4 @@
-"""Labels in a step: as vectors, where they are, and where they are missing."""
+"""Labels in a training step: one-hot vectors, missing labels, sizes of latents with a class."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
+from genlab.networks.init import check_width
 
 
 def one_hot(y: Tensor, classes: int) -> Tensor:
@@ -19,18 +20,23 @@ def labels_of(batch: Batch) -> Tensor:
     """The labels [N] of a batch, -1 where one is missing.
 
     Raises:
-        UserError: If it has none.
+        UserError: If the batch has no labels.
     """
     if batch.y is None:
-        raise UserError("This model learns from labels, and the data come without. Try data.labels=true.")
+        raise UserError("This model needs labels, and the data have none. Try data.labels=true.")
     return batch.y
 
 
+def classes_of(given: Batch | None) -> Tensor | None:
+    """The given classes [n] of samples; None if none are given."""
+    return None if given is None else given.y
+
+
 def known_classes(classes: int | None) -> int:
-    """The number of classes, where the data have some.
+    """The number of classes.
 
     Raises:
-        UserError: If they have none.
+        UserError: If the data have no classes.
     """
     if not classes:
         raise UserError("This model needs data with classes, and data.num_classes is not set. Try data=digits.")
@@ -38,12 +44,11 @@ def known_classes(classes: int | None) -> int:
 
 
 def check_widths(encoder_features: int, wanted: int, latent_dim: int, parts: int) -> None:
-    """Refuses an encoder or a latent of another size than the parts of a code take.
+    """Checks the size of the latent, the sum of its `parts`, and the width of the encoder's output.
 
     Raises:
-        ValueError: If either has another.
+        UserError: If either does not fit.
     """
-    if (encoder_features, latent_dim) != (wanted, parts):
-        raise ValueError(
-            f"The encoder must give {wanted} numbers and a latent has {parts}, not {encoder_features} and {latent_dim}."
-        )
+    if latent_dim != parts:
+        raise UserError(f"A latent has {parts} numbers, not {latent_dim}. Set model.latent_dim={parts}.")
+    check_width(encoder_features, wanted)

@@ -1,14 +1,15 @@
-"""Mode-regularised GANs: an encoder brings every training sample back to a latent, so that no mode is left out."""
+"""Mode-regularised GANs: an encoder and G reconstruct every training sample, so that no mode is missed."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.models.base import ALL_TRICKS, inference
 from genlab.models.capabilities import Inferring
+from genlab.networks.init import check_width
 
 
 def distance(x: Tensor, x_recon: Tensor) -> Tensor:
@@ -19,8 +20,8 @@ def distance(x: Tensor, x_recon: Tensor) -> Tensor:
 class RegGAN(Inferring):
     """GAN with the mode regularizer. Che et al. (2017), arXiv:1612.02136, sections 3.1 and 3.2.
 
-    Generator and encoder move together: the encoder is trained on those terms that depend on it. The paper prints
-    the regularizer's second term with a plus; both players want D to take G(E(x)) for real, so it is -log D here.
+    Generator and encoder are one player; the encoder is trained on the terms of its loss that depend on it. The paper
+    prints the regularizer's second term as + log D(G(E(x))); here it is -log D, so that G and E raise D(G(E(x))).
     """
 
     tricks_taken = ALL_TRICKS
@@ -40,20 +41,15 @@ class RegGAN(Inferring):
         """Joins the players.
 
         Args:
-            generator: Maps latents [N, latent_dim] to samples [N, ...].
-            encoder: Maps samples [N, ...] to latents.
-            discriminator: Maps samples [N, ...] to logits [N].
-            loss: What D and G minimise; its generator's side stands for -log D.
-            latent_dim: Size of the standard normal latent.
-            encoder_features: Width of the encoder's output, latent_dim.
+            loss: `loss.generator` stands for -log D.
             distance_weight: lambda_1, of d(x, G(E(x))).
             mode_weight: lambda_2, of -log D(G(E(x))).
 
         Raises:
-            ValueError: If the encoder's output is no latent.
+            UserError: If the encoder's output is not of size latent_dim.
         """
         super().__init__()
-        _check_latents(latent_dim, encoder_features)
+        check_width(encoder_features, latent_dim)
         self.generator, self.encoder, self.discriminator, self.loss = generator, encoder, discriminator, loss
         self.latent_dim, self.distance_weight, self.mode_weight = latent_dim, distance_weight, mode_weight
         self.add_player("discriminator", discriminator, "d_optimizer")
@@ -91,7 +87,7 @@ class RegGAN(Inferring):
 class MDGAN(Inferring):
     """Manifold-diffusion GAN. Che et al. (2017), arXiv:1612.02136, section 3.3 and Appendix A.
 
-    First G(E(x)) is brought onto the manifold of the data, then G(z) is spread as G(E(x)) is: two discriminators.
+    The manifold step matches G(E(x)) to the data, the diffusion step G(z) to G(E(x)), each with its own discriminator.
     """
 
     ema_modules = ("generator", "encoder")
@@ -110,20 +106,16 @@ class MDGAN(Inferring):
         """Joins the players.
 
         Args:
-            generator: Maps latents [N, latent_dim] to samples [N, ...].
-            encoder: Maps samples [N, ...] to latents.
             manifold_discriminator: D_1, of real samples and G(E(x)); to logits [N].
             diffusion_discriminator: D_2, of G(E(x)) and G(z); to logits [N].
-            loss: What discriminators and generator minimise; its generator's side stands for -log D.
-            latent_dim: Size of the standard normal latent.
-            encoder_features: Width of the encoder's output, latent_dim.
-            manifold_weight: lambda, of -log D_1(G(E(x))) beside the distance.
+            loss: `loss.generator` stands for -log D.
+            manifold_weight: lambda, of -log D_1(G(E(x))).
 
         Raises:
-            ValueError: If the encoder's output is no latent.
+            UserError: If the encoder's output is not of size latent_dim.
         """
         super().__init__()
-        _check_latents(latent_dim, encoder_features)
+        check_width(encoder_features, latent_dim)
         self.generator, self.encoder, self.loss = generator, encoder, loss
         self.manifold_discriminator, self.diffusion_discriminator = manifold_discriminator, diffusion_discriminator
         self.latent_dim, self.manifold_weight = latent_dim, manifold_weight
@@ -167,8 +159,3 @@ class MDGAN(Inferring):
         self.record(d_manifold_loss=d_manifold_loss, d_diffusion_loss=d_diffusion_loss, recon=recon)
         self.record(manifold_loss=manifold_loss, g_loss=g_loss)
         self.record_logits(logits_recon, logits_fake)
-
-
-def _check_latents(latent_dim: int, encoder_features: int) -> None:
-    if encoder_features != latent_dim:
-        raise ValueError(f"The encoder must give latents of size {latent_dim}, not {encoder_features} numbers.")

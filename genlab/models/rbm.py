@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.floats import in_float64
 from genlab.losses.likelihoods import Bernoulli
@@ -28,7 +28,7 @@ class Machine(nn.Module):
     Args:
         visible: D.
         hidden: H.
-        weight_std: Deviation of the normal initial weights.
+        weight_std: Standard deviation of the normal initial weights.
     """
 
     def __init__(self, visible: int, hidden: int, weight_std: float) -> None:
@@ -54,8 +54,8 @@ class Machine(nn.Module):
     def contrast(self, v: Tensor, v_model: Tensor) -> Tensor:
         """mean F(v) - mean F(v_model), of [N, D] and [M, D].
 
-        Both gradients are sums of probabilities near 1/2, whose difference would keep few digits. With softplus(a) =
-        a/2 + (softplus(a) - a/2) the halves are taken together, where c has none.
+        Both gradients are sums of probabilities near 1/2, whose difference would lose digits. With softplus(a) = a/2 +
+        (softplus(a) - a/2), the terms a/2 are subtracted first; c cancels in them.
         """
 
         def even(states: Tensor) -> Tensor:
@@ -71,9 +71,9 @@ class RBM(GenerativeModel):
 
     Hinton (2002), Neural Computation 14; Tieleman (2008), "Training restricted Boltzmann machines using approximations
     to the likelihood gradient", ICML. The gradient of -log p is that of E F(v_data) - E F(v_model), with v_model from k
-    steps of Gibbs sampling that start at the data (CD) or where the last iteration's chains stopped (PCD). log Z comes
+    steps of Gibbs sampling that start at the data (CD) or at the last states of the previous update (PCD). log Z comes
     from annealed importance sampling, Salakhutdinov & Murray (2008), "On the quantitative analysis of deep belief
-    networks", ICML. Images in [-1, 1] are brought to [0, 1]; grey values are taken as probabilities.
+    networks", ICML. Images in [-1, 1] are mapped to [0, 1]; grey values are read as probabilities.
     """
 
     ema_modules = ("machine",)
@@ -92,15 +92,13 @@ class RBM(GenerativeModel):
         """Builds the machine.
 
         Args:
-            shape: (C, H, W) of the images.
-            hidden: Hidden units.
-            k: Steps of Gibbs sampling for each update.
-            persistent: How many chains go on from one update to the next; 0: they start at the data.
-            weight_std: Deviation of the normal initial weights.
+            hidden: Number of hidden units.
+            persistent: Number of chains that continue from one update to the next (PCD); 0: chains start at the data
+                (CD).
             chain_steps: Steps of the chains that draw samples.
 
         Raises:
-            UserError: If a number is not allowed, or the data are no images.
+            UserError: If a number is out of its range, or the data are not images.
         """
         super().__init__()
         if len(shape) != 3:
@@ -111,13 +109,12 @@ class RBM(GenerativeModel):
             raise UserError(
                 f"model.persistent and model.weight_std must be at least 0, got {persistent} and {weight_std}."
             )
+        visible = math.prod(shape)
         self.shape, self.latent_dim = tuple(int(n) for n in shape), hidden
         self.k, self.persistent, self.chain_steps = k, persistent, chain_steps
-        self.machine, self.likelihood = Machine(math.prod(shape), hidden, weight_std), Bernoulli()
-        self.register_buffer("chains", torch.zeros(persistent, math.prod(shape)))  # visible states, kept by checkpoints
-        self.register_buffer(
-            "base", torch.zeros(math.prod(shape))
-        )  # the mean pixel's logit: chains and AIS begin there
+        self.machine, self.likelihood = Machine(visible, hidden, weight_std), Bernoulli()
+        self.register_buffer("chains", torch.zeros(persistent, visible))  # visible states, kept by checkpoints
+        self.register_buffer("base", torch.zeros(visible))  # logits of the mean image: chains and AIS start from it
         self.add_player("rbm", self.machine, "optimizer")
 
     def initialise(self, batches: Iterator[Batch]) -> None:
@@ -134,13 +131,13 @@ class RBM(GenerativeModel):
         self.chains.copy_(_units(samples)[: self.persistent].round())
 
     def gibbs(self, v: Tensor, steps: int, rng: torch.Generator | None = None, common: bool = False) -> Tensor:
-        """Visible states [N, D] after so many steps v -> h -> v.
+        """Visible states [N, D] after `steps` steps v -> h -> v.
 
         Args:
-            v: Where the chains start, [N, D].
-            steps: How many.
-            rng: Where draws come from; the stream of training unless given.
-            common: Whether all processes run the same chains, and not each its own.
+            v: Start of the chains, [N, D].
+            steps: Number of steps.
+            rng: Source of the draws; the stream of training unless given.
+            common: Whether all processes run the same chains, rather than each its own.
         """
         if common:
             rng = self.rng
@@ -150,7 +147,7 @@ class RBM(GenerativeModel):
         return v
 
     def _bernoulli(self, logits: Tensor, rng: torch.Generator | None) -> Tensor:
-        """0 or 1 with the probabilities of logits [N, ...]."""
+        """Draws of 0 or 1 from logits [N, ...]."""
         return (self.rand(*logits.shape, rng=rng) < logits.sigmoid()).to(logits.dtype)
 
     def _start(self, n: int, rng: torch.Generator | None) -> Tensor:
@@ -158,18 +155,18 @@ class RBM(GenerativeModel):
         return self._bernoulli(self.base.expand(n, -1), rng)
 
     def _shown(self, v: Tensor) -> Tensor:
-        """The mean image of visible units given hidden probabilities, [N, *shape] in [-1, 1]."""
+        """E[v | h] at the hidden probabilities given v [N, D]: images [N, *shape] in [-1, 1]."""
         logits = self.machine.visible_logits(self.machine.hidden_logits(v).sigmoid())
         return self.likelihood.mean(logits).unflatten(1, self.shape)
 
     @inference
-    def sample(self, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """The means of the last of `chain_steps` steps of n Gibbs chains, [n, *shape]."""
+    def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
+        """The mean images of the last step of n Gibbs chains of `chain_steps` steps, [n, *shape]."""
         return self._shown(self.gibbs(self._start(n, rng), self.chain_steps - 1, rng))
 
     @inference
     def frames(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """n chains at steps that lie evenly between the first and the last, [T, n, *shape]."""
+        """n chains at T evenly spaced steps, the first and the last among them, [T, n, *shape]."""
         v, at, shown = self._start(n, rng), 0, []
         count = min(FRAMES, self.chain_steps)
         for step in (i * (self.chain_steps - 1) // max(1, count - 1) for i in range(count)):
@@ -196,13 +193,13 @@ class RBM(GenerativeModel):
     def log_partition(self, steps: int, chains: int, rng: torch.Generator | None = None) -> Tensor:
         """Logarithms of annealed weights whose mean is Z without bias, [chains] in float64.
 
-        Salakhutdinov & Murray (2008), section 4.1, from the base rates (no hidden unit does anything) along uniform
+        Salakhutdinov & Murray (2008), section 4.1, from the base rates (hidden units without effect) along uniform
         temperatures: p*_b(v) = exp((1 - b) b_0'v + b b'v) prod_j (1 + exp(b (c_j + W_j v))).
 
         Args:
             steps: Temperatures between the base rates and the machine.
-            chains: How many.
-            rng: Where draws come from.
+            chains: Number of weights.
+            rng: Source of the draws.
         """
         v, beta = self._start(chains, rng), [i / steps for i in range(steps + 1)]
         start = self.latent_dim * math.log(2) + in_float64(F.softplus(self.base)).sum()
@@ -217,9 +214,9 @@ class RBM(GenerativeModel):
         return log_w
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The `contrast` of free energies, whose gradient estimates that of -log p; no likelihood itself.
+        """The `contrast` of free energies: its gradient estimates that of -log p, its value is not a likelihood.
 
-        Where there are persistent chains, training moves them on; judging starts at the data.
+        Persistent chains are continued in training only; in evaluation chains start at the data.
         """
         v = _units(x)
         with torch.no_grad():
@@ -236,11 +233,11 @@ class RBM(GenerativeModel):
         return {"contrast": contrast, "recon": recon.sum(dim=1).mean(), "free_energy": free_energy}
 
     def _bernoulli_of(self, v: Tensor, rng: torch.Generator | None) -> Tensor:
-        """Binary states of probabilities [N, D]; those of binary data are the data."""
+        """Binary states drawn from probabilities [N, D]; binary data do not change."""
         return (self.rand(*v.shape, rng=rng) < v).to(v.dtype)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Minimise E F(data) - E F(v_k), the second over chains that no gradient flows through."""
+        """Minimise E F(data) - E F(v_k), without gradient through the chains."""
         with self.turn("rbm") as rbm:
             terms = self.objective(batch.x)
             rbm.minimise(terms["contrast"])

@@ -1,4 +1,4 @@
-"""The swapping autoencoder: the structure of one image in the texture of another."""
+"""The swapping autoencoder: images with the structure of one image and the texture of another."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.penalties import check_one_of_each_sample, gradient_norms
@@ -17,7 +17,7 @@ from genlab.networks.swapping import Encoder, Generator, PatchDiscriminator, ran
 
 
 def swapped(x: Tensor) -> Tensor:
-    """The batch [N, ...] with neighbours exchanged: 0 and 1, 2 and 3, ...; of an odd one the last stays where it is."""
+    """The batch [N, ...] with neighbours exchanged: 0 and 1, 2 and 3, ...; if N is odd, the last one stays."""
     even = len(x) // 2 * 2
     return torch.cat([x[:even].unflatten(0, (-1, 2)).flip(1).flatten(0, 1), x[even:]]) if even else x
 
@@ -25,20 +25,21 @@ def swapped(x: Tensor) -> Tensor:
 class SwappingAutoencoder(GenerativeModel):
     """Swapping autoencoder. Park et al. (2020), arXiv:2007.00653, with the weights of the authors' code.
 
-    The encoder gives a structure s, which has positions, and a texture t, which has none. rec = G(s, t) must be the
-    image, and mix = G(s', t), with the structure of the batch's neighbour, an image whose crops have the texture of the
-    image that gave t, as a discriminator judges that compares each crop with the mean features of reference crops:
+    The encoder gives a structure s, a map, and a texture t, a vector. rec = G(s, t) must equal the image. The crops of
+    mix = G(s', t), with the structure s' of the neighbour in the batch, must have the texture of the image that gave t:
+    D_patch compares each crop with the mean features of reference crops of that image.
 
-    - discriminators: loss of D(x) against D(rec) and D(mix), half each, + patch_weight times that of D_patch on other
-      crops of the same image against crops of the mix, both beside the reference crops;
-    - generator (encoder and decoder): l1_weight |x - rec| (a mean over pixels) + rec_weight loss.generator(D(rec)) +
+    - Discriminators: loss of D on x against rec and mix (half each) + patch_weight times the loss of D_patch on further
+      crops of x against crops of mix.
+    - Generator (encoder and decoder): l1_weight |x - rec| (a mean over pixels) + rec_weight loss.generator(D(rec)) +
       mix_weight loss.generator(D(mix)) + patch_weight loss.generator(D_patch(mix)), without gradient to the reference.
 
-    As in the code, batches go to the two players in turn; an iteration is two of them, the discriminators' first. In
-    every `r1_every`-th one the discriminators take a second step, on `r1_every` times r1_gamma / 2 |grad D|^2 +
-    patch_r1_gamma / 4 |grad D_patch|^2, both at real samples, the second by the crops and the reference crops.
+    As in the code, the two players are trained on different batches: an iteration takes two, the first for the
+    discriminators. In every `r1_every`-th iteration the discriminators take a second step, on r1_every times
+    (r1_gamma / 2 |grad D|^2 + patch_r1_gamma / 4 |grad D_patch|^2) at real samples. The gradient of D_patch is in the
+    crops and the reference crops.
 
-    Departures: all images of a batch are reconstructed, where the code spares memory with half of them; crops are not
+    Departures: all images of a batch are reconstructed (in the code half of them, to save memory); crops are not
     mirrored; the networks are small (see `genlab.networks.swapping`), without StyleGAN2's noise and blur. There is no
     prior on codes: to draw samples, fit one (`sampler=gmm`). A latent is structure and texture, flat and side by side.
     """
@@ -71,15 +72,10 @@ class SwappingAutoencoder(GenerativeModel):
             encoder: Maps images [N, C, H, W] to structures [N, S, h, w] and textures [N, T], both of unit length (over
                 S and T).
             generator: Maps structures and textures to images.
-            discriminator: D, maps images to logits [N], each from its own image alone.
             patch_discriminator: D_patch, maps reference crops and crops [N, K, C, p, p] to logits [N, K].
-            patch_size: p, side that crops are resampled to.
-            crops: How many of an image are compared, and with how many of its reference.
+            patch_size: p, the side that crops are resampled to.
+            crops: Number of crops and of reference crops of an image.
             crop_scale: Smallest and largest side of a crop, as shares of the image's.
-            patch_weight: Of D_patch, for both sides.
-            r1_gamma: Of the penalty on D; 0 for none.
-            patch_r1_gamma: Of the penalty on D_patch; 0 for none.
-            r1_every: Iterations between penalties.
 
         Raises:
             UserError: If a number is out of its range.
@@ -87,11 +83,7 @@ class SwappingAutoencoder(GenerativeModel):
         """
         super().__init__()
         _check_scale(crop_scale)
-        if min(crops, r1_every) < 1 or min(r1_gamma, patch_r1_gamma) < 0:
-            raise UserError(
-                "The swapping autoencoder needs crops and r1_every of at least 1 and no negative gamma, got "
-                f"{crops}, {r1_every}, {r1_gamma} and {patch_r1_gamma}."
-            )
+        _check_ranges(crops, r1_every, r1_gamma, patch_r1_gamma)
         check_one_of_each_sample(discriminator)
         check_one_of_each_sample(patch_discriminator)
         self.encoder, self.generator, self.loss = encoder, generator, loss
@@ -109,16 +101,16 @@ class SwappingAutoencoder(GenerativeModel):
         return random_crops(x, self.crops, self.patch_size, self.crop_scale, self.rand)
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """rec and mix of images [N, C, H, W]: G(s, t), and G(s', t) with the structure of each one's neighbour."""
+        """rec and mix of images [N, C, H, W]: G(s, t), and G(s', t) with the structure s' of the neighbour."""
         structure, texture = self.encoder(x)
         images = self.generator(torch.cat([structure, swapped(structure)]), texture.repeat(2, 1))
         rec, mix = images.chunk(2)
         return rec, mix
 
     def penalty(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """gamma / 2 E |grad D|^2 at images [N, C, H, W], and the half of that of D_patch by crops and reference crops.
+        """r1_gamma / 2 E |grad D|^2 and patch_r1_gamma / 4 E |grad D_patch|^2 at images [N, C, H, W].
 
-        A logit of D_patch is the sum over an image's crops, whose gradient is by all of its crops.
+        The gradient of D_patch is that of the sum of its logits over an image's crops, in crops and reference crops.
         """
         pair = torch.stack([self.cut(x), self.cut(x)], dim=1)  # [N, 2, K, C, p, p]
         image = gradient_norms(self.discriminator, x).square().mean()
@@ -133,7 +125,7 @@ class SwappingAutoencoder(GenerativeModel):
 
     @inference
     def decode(self, z: Tensor) -> Tensor:
-        """G of latents [N, latent_dim], of which structure and texture are first brought to unit length."""
+        """G of latents [N, latent_dim], after structure and texture are normalised to unit length."""
         structure, texture = z.split([self.latent_dim - self.encoder.texture_dim, self.encoder.texture_dim], dim=1)
         structure = structure.unflatten(1, self.encoder.structure_shape)
         return self.generator(nn.functional.normalize(structure, dim=1), nn.functional.normalize(texture, dim=1))
@@ -149,24 +141,24 @@ class SwappingAutoencoder(GenerativeModel):
 
         Args:
             x: Images [N, C, H, W].
-            texture: Images [N, C, H, W] whose texture is taken; each one's neighbour in `x` unless given.
+            texture: Images [N, C, H, W] that give the texture; the neighbours in `x` unless given.
         """
         return self.generator(self.encoder(x)[0], self.encoder(swapped(x) if texture is None else texture)[1])
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Errors of reconstruction: `l1` of a pixel, `squared_error` of an image, and `loss`, in nats of an image.
+        """Reconstruction errors: `l1` per pixel, `squared_error` per image, and `loss` in nats per image.
 
-        The loss is what L1 stands for, -log p(x | s, t) with Laplace distributions of scale 1 around rec.
+        The loss is the likelihood of the L1 error: -log p(x | s, t) with Laplace distributions of scale 1 around rec.
         """
         error = self.generator(*self.encoder(x)) - x
         loss = error.abs().flatten(1).sum(dim=1).mean() + math.log(2) * x[0].numel()
         return {"loss": loss, "l1": error.abs().mean(), "squared_error": error.square().flatten(1).sum(dim=1).mean()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One update of both discriminators (now and then a second, on R1), then one of encoder and generator."""
+        """One update of both discriminators (at times a second one, on R1), then one of encoder and generator."""
         x, x_next = batch.x.chunk(2)
 
-        # Discriminators: D of x against rec and mix, D_patch of crops against those of mix.
+        # Discriminators: minimise loss.discriminator of D (x, rec and mix) and of D_patch (crops of x, crops of mix).
         with torch.no_grad():
             rec, mix = self.both(x)
         with self.turn("discriminators") as discriminators:
@@ -183,7 +175,7 @@ class SwappingAutoencoder(GenerativeModel):
                 discriminators.minimise(self.r1_every * (image + patch))
             self.record(r1=image, patch_r1=patch)
 
-        # Encoder and generator: rec is the image, D takes rec and mix for real, D_patch the mix's crops for x's.
+        # Encoder and generator: minimise |x - rec| and loss.generator of D(rec), D(mix) and D_patch(crops of mix).
         with self.turn("generator") as generator:
             rec, mix = self.both(x_next)
             l1 = (rec - x_next).abs().mean()
@@ -200,9 +192,17 @@ class SwappingAutoencoder(GenerativeModel):
 
 
 def _check_scale(crop_scale: Sequence[float]) -> None:
-    """Refuses what are no two shares of an image's side."""
+    """Checks that `crop_scale` is [smallest, largest], two shares of an image's side."""
     if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise UserError(
             f"model.crop_scale must be [smallest, largest] in (0, 1], got {list(crop_scale)}. "
             "Try 'model.crop_scale=[0.25,0.5]'."
+        )
+
+
+def _check_ranges(crops: int, r1_every: int, r1_gamma: float, patch_r1_gamma: float) -> None:
+    if min(crops, r1_every) < 1 or min(r1_gamma, patch_r1_gamma) < 0:
+        raise UserError(
+            "model.crops and r1_every must be at least 1, model.r1_gamma and patch_r1_gamma at least 0; "
+            f"got {crops}, {r1_every}, {r1_gamma} and {patch_r1_gamma}."
         )

@@ -1,4 +1,4 @@
-"""The unrolled GAN: a generator that sees how the discriminator will answer."""
+"""The unrolled GAN: the generator is trained against a discriminator some updates ahead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.engine.schedules import OptimizerFactory, SchedulerFactory
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
@@ -26,19 +26,19 @@ def unroll(
     steps: int,
     clip: float | None = None,
 ) -> list[Tensor]:
-    """Parameters after some steps of an optimizer, as a differentiable function of all that the loss depends on.
+    """Parameters after some steps of an optimizer, differentiable in everything that the loss depends on.
 
-    Neither the parameters nor the optimizer's state change; the steps start from both.
+    The steps start from the given parameters and the optimizer's state, and change neither.
 
     Args:
-        loss: The scalar that the steps lower, of the parameters.
-        parameters: Those that `optimizer` holds, in the order of its groups.
+        loss: Maps parameters to the scalar that the steps minimise.
+        parameters: The parameters of `optimizer`, in the order of its groups.
         optimizer: SGD without momentum, or Adam; see `check_unrollable`.
         steps: K.
         clip: Largest gradient norm of a step; None for no clipping.
 
     Returns:
-        theta^K; for K = 0 the parameters, cut off from whatever made them.
+        theta^K; for K = 0 the parameters, detached.
     """
     groups = [group for group in optimizer.param_groups for _ in group["params"]]
     states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
@@ -62,19 +62,19 @@ def unroll(
             m[i] = beta1 * m[i] + (1 - beta1) * g
             v[i] = beta2 * v[i] + (1 - beta2) * g.square()
             m_hat, v_hat = (x / _one_minus_power(b, done[i] + k) for x, b in ((m[i], beta1), (v[i], beta2)))
-            alive = v_hat > 0  # the square root has no slope at 0, where a gradient has been 0 all along
+            alive = v_hat > 0  # sqrt has no derivative at 0: there all gradients so far were 0
             root = torch.where(alive, torch.where(alive, v_hat, 1.0).sqrt(), 0.0)
             theta[i] = theta[i] - group["lr"] * m_hat / (root + group["eps"])
     return theta
 
 
 def _one_minus_power(beta: float, t: Tensor) -> Tensor:
-    """1 - beta^t for t >= 1, with all its digits in float32 too."""
+    """1 - beta^t for t >= 1, without cancellation in float32."""
     return -torch.expm1(t * (math.log(beta) if beta else -math.inf))
 
 
 def check_unrollable(optimizer: Optimizer) -> None:
-    """Refuses an optimizer whose steps `unroll` does not know.
+    """Refuses an optimizer whose steps `unroll` does not implement.
 
     Raises:
         UserError: If it is neither plain SGD nor plain Adam.
@@ -84,14 +84,15 @@ def check_unrollable(optimizer: Optimizer) -> None:
     used = [name for name in switches if settings.get(name)]
     if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam) or used:
         what = f"{type(optimizer).__name__} with {used[0]}" if used else type(optimizer).__name__
-        raise UserError(f"model.d_optimizer can be unrolled if it is Adam or SGD, without more; got {what}.")
+        raise UserError(f"model.d_optimizer must be plain Adam or SGD to be unrolled, got {what}.")
 
 
 class UnrolledGAN(Generating):
     """Unrolled GAN. Metz, Poole, Pfau & Sohl-Dickstein (2017), arXiv:1611.02163, Eq. 4 to 9.
 
-    The game is zero-sum, f = -loss.discriminator: the generator lowers f at theta_D^K, the discriminator's parameters
-    after K more steps of its own optimizer on the same samples, through all of them. `loss.generator` plays no part.
+    The game is zero-sum, f = -loss.discriminator. The generator minimises f at theta_D^K, the discriminator's
+    parameters after K more steps of its own optimizer on the same samples, with gradients through all K steps.
+    `loss.generator` is not used.
     """
 
     tricks_taken = (*Generating.tricks_taken, "replay", "packing")
@@ -109,10 +110,7 @@ class UnrolledGAN(Generating):
         """Joins the players.
 
         Args:
-            generator: Maps latents [N, latent_dim] to samples [N, ...].
-            discriminator: Maps samples [N, ...] to logits [N].
-            loss: Whose discriminator's side is -f; `minimax` or `non_saturating` is the paper's.
-            latent_dim: Size of the standard normal latent.
+            loss: `minimax` or `non_saturating` for the paper's f.
             unroll_steps: K; 0 is the plain zero-sum GAN.
             simultaneous: Whether both players move at once, as in the paper's Eq. 8 and 9; else the discriminator moves
                 first, as in `gan`.
@@ -132,7 +130,7 @@ class UnrolledGAN(Generating):
         """Sets the players' optimizers; see `GenerativeModel.use_optimizers`.
 
         Raises:
-            UserError: If the discriminator's is one that cannot be unrolled; see `check_unrollable`.
+            UserError: If the discriminator's cannot be unrolled; see `check_unrollable`.
         """
         super().use_optimizers(factories)
         check_unrollable(self.moves.make_optimizer("discriminator"))
@@ -144,10 +142,12 @@ class UnrolledGAN(Generating):
 
     def unrolled_loss(self, x_real: Tensor, x_fake: Tensor) -> Tensor:
         """-f_K, the discriminator's loss at theta_D^K, a scalar with gradients in x_fake through all K steps."""
-        # Every process unrolls on the whole batch: a step on its share alone would lead elsewhere.
+        # Every process unrolls on the global batch: steps on its share alone would give other parameters.
         x_real, x_fake = self.gathered(x_real), self.gathered(x_fake)
         names, parameters = zip(*self.discriminator.named_parameters(), strict=True)
-        buffers = {name: buffer.clone() for name, buffer in self.discriminator.named_buffers()}  # steps leave no trace
+        buffers = {
+            name: buffer.clone() for name, buffer in self.discriminator.named_buffers()
+        }  # not changed by the steps
 
         def logits(theta: list[Tensor], x: Tensor, state: dict[str, Tensor]) -> Tensor:
             return functional_call(self.discriminator, {**dict(zip(names, theta, strict=True)), **state}, (x,))
@@ -157,10 +157,10 @@ class UnrolledGAN(Generating):
 
         player = self.turn("discriminator")
         assert player.optimizer is not None
-        # Second derivatives, as in the penalties. Labels, where they are drawn, are those of the whole batch.
+        # Second derivatives, as in the penalties. Random labels, if any, are drawn for the global batch.
         with torch.autocast(x_real.device.type, enabled=False), eager(), self.common_draws():
             theta = unroll(loss, list(parameters), player.optimizer.optimizer, self.unroll_steps, player.max_norm)
-            # The discriminator's own statistics see the generator's samples once, as in `gan`.
+            # The discriminator's own statistics (its buffers) are updated once by the fakes, as in `gan`.
             logits_fake = logits(theta, x_fake, {})
             return self.loss.discriminator(logits(theta, x_real, buffers), logits_fake)
 

@@ -1,4 +1,4 @@
-"""VAE/GAN: a VAE whose likelihood is learned by a discriminator, which the decoder plays against."""
+"""VAE/GAN: a VAE whose likelihood is on the features of a discriminator, the decoder's adversary."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.divergences import kl_standard_normal
 from genlab.models.base import inference
 from genlab.models.capabilities import Inferring
+from genlab.networks.init import check_width
 from genlab.networks.layers import Layered
 from genlab.networks.posteriors import DiagonalGaussian
 
@@ -22,12 +23,12 @@ FAKES = ("reconstructions", "samples")
 class VAEGAN(Inferring):
     """VAE/GAN. Larsen, Sonderby, Larochelle & Winther (2016), arXiv:1512.09300, Algorithm 1.
 
-    The error of a reconstruction x~ = Dec(z), z ~ q(z | x), is measured in what layer l of the discriminator says:
-    L_llike = -log N(Dis_l(x); Dis_l(x~), s^2 I), up to its constant; s = 1 in the paper. The encoder lowers L_prior +
-    L_llike, with L_prior = KL(q(z | x) || N(0, I)); the decoder lowers gamma L_llike - L_GAN; the discriminator raises
-    L_GAN = log Dis(x) + log(1 - Dis(x~)) + log(1 - Dis(Dec(z_p))), z_p ~ N(0, I). None moves on another's terms:
-    L_llike does not teach the discriminator, nor does L_GAN teach the encoder. The three move at once, on gradients of
-    the same parameters. The decoder's side of L_GAN is the loss's, non-saturating unless another is chosen.
+    The error of a reconstruction x~ = Dec(z), z ~ q(z | x), is measured on the features of the discriminator's layer l:
+    L_llike = -log N(Dis_l(x); Dis_l(x~), s^2 I), up to its constant; s = 1 in the paper. The encoder minimises
+    L_prior + L_llike, with L_prior = KL(q(z | x) || N(0, I)); the decoder minimises gamma L_llike - L_GAN; the
+    discriminator maximises L_GAN = log Dis(x) + log(1 - Dis(x~)) + log(1 - Dis(Dec(z_p))), z_p ~ N(0, I). L_llike does
+    not train the discriminator, L_GAN does not train the encoder. The three updates are simultaneous, on gradients at
+    the same parameters. The decoder's -L_GAN is `loss.generator`, non-saturating by default.
     """
 
     ema_modules = ("generator", "encoder")
@@ -50,34 +51,23 @@ class VAEGAN(Inferring):
         """Joins the three players.
 
         Args:
-            generator: The decoder, from latents [N, latent_dim] to samples [N, ...].
-            discriminator: Maps samples [N, ...] to logits [N], layer by layer.
+            generator: The paper's decoder Dec.
             feature_layer: l, 1 for the discriminator's first layer, -1 for the last before its head.
-            feature_sigma: s, how far features may be off for a nat.
-            standardise: Whether s is in units of the features' own standard deviation over the batch (one for all of
-                them), whatever the discriminator's scale. The paper's s is absolute: under a discriminator of small
-                weights (spectral norm) the KL then outweighs L_llike, and codes say nothing.
-            gamma: Weight of L_llike, a sum over features, in the decoder's loss.
-            adversarial_weight: Of L_GAN in the decoder's loss: 1 in the paper; with 0 the discriminator is no more than
-                the measure, the paper's VAE_Dis_l (whose discriminator was trained against a GAN of its own).
-            fakes: What the discriminator is shown beside real samples, "reconstructions" and "samples".
+            feature_sigma: s, the standard deviation of a feature's likelihood.
+            standardise: Whether s is in units of the features' standard deviation over the batch (one for all
+                features), independent of the discriminator's scale. The paper's s is absolute: with small weights in
+                the discriminator (spectral norm) the KL then outweighs L_llike, and codes carry no information.
+            adversarial_weight: Of L_GAN in the decoder's loss, 1 in the paper. With 0 the discriminator only measures
+                similarity: the paper's VAE_Dis_l (whose discriminator was trained in a GAN of its own).
+            fakes: The discriminator's fakes: "reconstructions", "samples" or both.
 
         Raises:
-            UserError: If there are no fakes or unknown ones, a weight or scale is out of its range, or the layer is not
-                there.
-            ValueError: If the encoder's output has another width.
+            UserError: If an argument is out of its range, the encoder's width does not fit, or the layer does not
+                exist.
         """
         super().__init__()
-        if encoder_features != 2 * latent_dim:
-            raise ValueError(f"model.encoder_features must be 2 * latent_dim = {2 * latent_dim}.")
-        if not fakes or not set(fakes) <= set(FAKES):
-            raise UserError(f"model.fakes must be one or both of {', '.join(FAKES)}, got {list(fakes)}.")
-        if not feature_sigma > 0:
-            raise UserError(f"model.feature_sigma must be positive, got {feature_sigma}.")
-        if min(gamma, adversarial_weight) < 0:
-            raise UserError(
-                f"model.gamma and model.adversarial_weight must be at least 0, got {gamma}, {adversarial_weight}."
-            )
+        check_width(encoder_features, 2 * latent_dim)
+        _check(fakes, feature_sigma, gamma, adversarial_weight)
         discriminator.check_layer(feature_layer)
         self.encoder, self.generator, self.discriminator, self.loss = encoder, generator, discriminator, loss
         self.latent_dim, self.feature_layer, self.gamma = latent_dim, feature_layer, gamma
@@ -107,14 +97,14 @@ class VAEGAN(Inferring):
         return self.discriminator(x)
 
     def scale(self, seen: Tensor) -> Tensor | float:
-        """s, a scalar, for what the layer says of samples, [N, ...]."""
+        """s for features [N, ...], a scalar."""
         if not self.standardise:
             return self.feature_sigma
         seen = self.gathered(seen)
         return self.feature_sigma * seen.var(dim=0, correction=0).mean().sqrt().clamp_min(1e-6)
 
     def dissimilarity(self, seen: Tensor, seen_recon: Tensor) -> Tensor:
-        """L_llike from what the layer says of samples and of their reconstructions [N, ...], a scalar in nats."""
+        """L_llike of features of samples and of their reconstructions, [N, ...] each; a scalar in nats."""
         return 0.5 * ((seen - seen_recon) / self.scale(seen)).square().flatten(1).sum(dim=1).mean()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -132,7 +122,7 @@ class VAEGAN(Inferring):
             recon = self.dissimilarity(seen, discriminator.until(x_recon, layer))
             encoder.collect(prior + recon)
 
-        # Decoder: minimise gamma L_llike - L_GAN, whose latents teach no encoder.
+        # Decoder: minimise gamma L_llike - L_GAN, without gradient to the encoder.
         with self.turn("generator") as generator:
             fakes = {"reconstructions": self.generator(z.detach())}
             seen_recon = discriminator.until(fakes["reconstructions"], layer)
@@ -153,3 +143,15 @@ class VAEGAN(Inferring):
         self.step("encoder", "generator", "discriminator")
         self.record(kl=prior, recon=recon, d_loss=d_loss, g_loss=g_loss)
         self.record_logits(logits_real, torch.cat(logits_fake))
+
+
+def _check(fakes: Sequence[str], feature_sigma: float, gamma: float, adversarial_weight: float) -> None:
+    """Checks the range of each argument."""
+    if not fakes or not set(fakes) <= set(FAKES):
+        raise UserError(f"model.fakes must be one or both of {', '.join(FAKES)}, got {list(fakes)}.")
+    if not feature_sigma > 0:
+        raise UserError(f"model.feature_sigma must be positive, got {feature_sigma}.")
+    if min(gamma, adversarial_weight) < 0:
+        raise UserError(
+            f"model.gamma and model.adversarial_weight must be at least 0, got {gamma}, {adversarial_weight}."
+        )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.adversary import Adversary, Opposable
@@ -18,11 +18,12 @@ from genlab.networks.codebook import Codebook, perplexity, rows
 class VQVAE(Opposable):
     """VQ-VAE. van den Oord, Vinyals & Kavukcuoglu (2017), arXiv:1711.00937, Eq. 3 with the codebook of Appendix A.1.
 
-    Encodings z_e [N, D, h, w] are replaced by their nearest codes z_q; the gradient of the decoder's input goes to the
-    encoder as it is (straight-through). Encoder and decoder minimise -log p(x | z_q) + beta |z_e - sg[z_q]|^2, both
-    summed over an image; the codes follow the encodings by moving averages, over all processes.
+    The encoder maps samples [N, C, H, W] to encodings z_e [N, D, h, w], which are replaced by their nearest codes z_q;
+    the gradient of the decoder's input is passed to the encoder unchanged (straight-through). Encoder and decoder
+    minimise -log p(x | z_q) + beta |z_e - sg[z_q]|^2, both summed over an image; beta is `commitment_weight`. The codes
+    are moving averages of their encodings, over all processes.
 
-    It has no prior on codes: `tokens` and `detokenise` are what a second stage (PixelCNN) draws them with.
+    There is no prior on codes: a second stage (PixelCNN) is trained on `tokens` and samples through `detokenise`.
     """
 
     def __init__(
@@ -36,16 +37,8 @@ class VQVAE(Opposable):
     ) -> None:
         """Joins the parts.
 
-        Args:
-            encoder: Maps samples [N, C, H, W] to encodings [N, D, h, w].
-            decoder: Maps codes [N, D, h, w] to raw outputs, as the likelihood wants them.
-            codebook: K codes of length D.
-            likelihood: What the raw outputs mean.
-            commitment_weight: beta.
-            adversary: What it must deceive beside its objective; None for nobody.
-
         Raises:
-            UserError: If the weight is negative.
+            UserError: If commitment_weight is negative.
         """
         super().__init__()
         if commitment_weight < 0:
@@ -57,11 +50,11 @@ class VQVAE(Opposable):
 
     @property
     def num_codes(self) -> int:
-        """K."""
+        """K, the size of the codebook."""
         return len(self.codebook.vectors)
 
     def initialise(self, batches: Iterator[Batch]) -> None:
-        """Puts the codes on random encodings of the first batches: far from all, they would never be nearest."""
+        """Sets the codes to random encodings of the first batches: codes far from all encodings would never be used."""
         parts: list[Tensor] = []
         while sum(len(part) for part in parts) < self.num_codes:
             parts.append(rows(self.encoder(next(batches).x)))
@@ -108,8 +101,8 @@ class VQVAE(Opposable):
         found = {"loss": loss, "recon": recon, "commitment": commitment, "squared_error": squared}
         return {**found, "perplexity": perplexity(indices, self.num_codes)}, rows(z_e), indices
 
-    def imitate(self, x: Tensor) -> Tensor:
-        """E[x | z_q] of each sample's codes, gradients going straight through to the encoder."""
+    def imitate(self, x: Tensor, *told: Batch) -> Tensor:
+        """E[x | z_q] of each sample's codes, with the straight-through gradient to the encoder."""
         z_e, z_q, _ = self.quantise(x)
         return self.likelihood.mean(self.decoder(z_e + (z_q - z_e).detach()))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.base import GenerativeModel, inference
@@ -17,13 +17,13 @@ from genlab.networks.codebook import Codebook, perplexity, rows
 class VQVAE2(GenerativeModel):
     """VQ-VAE-2 with two levels. Razavi, van den Oord & Vinyals (2019), arXiv:1906.00446, section 3.1, Algorithm 1.
 
-    The top codes are quantised from the bottom encoder's features, the bottom codes from these and from what the top
-    ones say: so the top level holds what is global. Encoders and decoders minimise -log p(x | both codes) +
-    beta (|z_top - sg[q_top]|^2 + |z_bottom - sg[q_bottom]|^2), all summed over an image; both codebooks follow by
-    moving averages, over all processes.
+    The top codes are quantised from the bottom encoder's features, the bottom codes from these features and the decoded
+    top codes, so that the top level holds global information. Encoders and decoders minimise -log p(x | both codes) +
+    beta (|z_top - sg[q_top]|^2 + |z_bottom - sg[q_bottom]|^2), all summed over an image; beta is `commitment_weight`.
+    The codes of both levels are moving averages of their encodings, over all processes.
 
-    Priors come in two further stages: `PixelCNN` on this model's `tokens`, the top codes, then `ConditionalPixelCNN`
-    on that one. To the former this is a model of top codes alone, where the mean bottom code stands for all others.
+    Priors are two further stages: a `PixelCNN` on `tokens`, the top codes of this model, then a `ConditionalPixelCNN`
+    on the `PixelCNN`. For the former this is a model of top codes alone, with the mean bottom code at every position.
     """
 
     def __init__(
@@ -44,15 +44,11 @@ class VQVAE2(GenerativeModel):
             encoder: Maps samples [N, C, H, W] to features [N, F, h, w] at the bottom level.
             top_encoder: Maps the features to encodings [N, D_top, h_top, w_top].
             top_decoder: Maps top codes to features [N, F, h, w].
-            bottom_head: Maps both to encodings [N, D_bottom, h, w].
-            decoder: Maps top and bottom codes to raw outputs, as the likelihood wants them.
-            top_codebook: K_top codes of length D_top.
-            bottom_codebook: K_bottom codes of length D_bottom.
-            likelihood: What the raw outputs mean.
-            commitment_weight: beta.
+            bottom_head: Maps both features to encodings [N, D_bottom, h, w].
+            decoder: Maps top and bottom codes to raw outputs, the likelihood's input.
 
         Raises:
-            UserError: If the weight is negative.
+            UserError: If commitment_weight is negative.
         """
         super().__init__()
         if commitment_weight < 0:
@@ -71,11 +67,11 @@ class VQVAE2(GenerativeModel):
 
     @property
     def num_bottom_codes(self) -> int:
-        """K of the bottom level."""
+        """Codebook size of the bottom level."""
         return len(self.bottom_codebook.vectors)
 
     def initialise(self, batches: Iterator[Batch]) -> None:
-        """Puts the codes of both levels on random encodings of the first batches, the top level first."""
+        """Sets the codes of both levels to random encodings of the first batches, the top level first."""
         seen: list[Tensor] = []
         found = [0, 0]
         while found[0] < self.num_codes or found[1] < self.num_bottom_codes:
@@ -107,7 +103,7 @@ class VQVAE2(GenerativeModel):
 
     @inference
     def detokenise(self, top: Tensor, bottom: Tensor | None = None) -> Tensor:
-        """E[x | codes] of indices of both levels; of the top one alone with the mean bottom code everywhere."""
+        """E[x | codes] of indices of both levels; without bottom indices, with the mean bottom code everywhere."""
         return self.likelihood.mean(self.raw(top, bottom))
 
     @inference

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.models.base import ALL_TRICKS, inference
 from genlab.models.capabilities import Generating
@@ -14,13 +14,14 @@ from genlab.models.capabilities import Generating
 class WGAN(Generating):
     """Wasserstein GAN. Arjovsky, Chintala & Bottou (2017), arXiv:1701.07875, Algorithm 1.
 
-    With the schedule of the authors' code: the critic is trained long at the start and now and then afterwards, since
-    the generator's gradient is one of the distance only where the critic is near its best.
+    The schedule is that of the authors' code: `n_critic` critic updates per generator update, each on fresh data, and
+    `n_critic_long` in the first `long_first` iterations and in every `long_every`-th. The reason: the generator's
+    gradient is that of the distance only near the critic's optimum.
     """
 
     tricks_taken = ALL_TRICKS
     ema_modules = ("generator",)
-    keeps_lipschitz = True  # clipping does
+    keeps_lipschitz = True  # by clipping
 
     def __init__(
         self,
@@ -37,15 +38,7 @@ class WGAN(Generating):
         """Joins the players.
 
         Args:
-            generator: Maps latents [N, latent_dim] to samples [N, ...].
-            critic: Maps samples [N, ...] to values [N].
-            loss: What both minimise; the paper's is `wasserstein`.
-            latent_dim: Size of the standard normal latent.
             clip: c, the largest absolute value of any parameter of the critic.
-            n_critic: Critic updates per generator update, each on fresh data.
-            n_critic_long: The same in the long iterations.
-            long_first: How many iterations at the start are long.
-            long_every: Every how many iterations another one is.
 
         Raises:
             ValueError: If a number of updates or of iterations is below 1, or clip is not positive.
@@ -76,25 +69,25 @@ class WGAN(Generating):
             parameter.clamp_(-self.clip, self.clip)
 
     @inference
-    def score_logits(self, x: Tensor) -> Tensor:
+    def score_logits(self, x: Tensor, given: Batch | None = None) -> Tensor:
         """The critic's values [N] of samples [N, ...]; a log-ratio only up to an unknown scale."""
-        return self.critic(x)
+        return self.critic(x, *self.told(given))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1: critic updates on fresh data, each followed by clipping, then one generator update."""
         # Critic (lines 2-8): minimise f(G(z)) - f(x), |w| <= c.
-        for x_real in batch.x.chunk(self.batches_at(self.iteration)):
-            fakes = self.fakes(len(x_real))
+        for part in batch.chunk(self.batches_at(self.iteration)):
+            x_real, told = part.x, self.told(part)
+            fakes = self.fakes(len(x_real), *told)
             with self.turn("critic") as critic:
-                logits_real, logits_fake = self.critic(x_real), self.critic(fakes.shown)
+                logits_real, logits_fake = self.critic(x_real, *told), self.critic(fakes.shown, *told)
                 d_loss = self.loss.discriminator(logits_real, logits_fake)
                 critic.minimise(d_loss)
             self.clip_parameters()
 
         # Generator (lines 9-11): minimise -f(G(z)).
         with self.turn("generator") as generator:
-            x_fake = fakes.again()
-            g_loss = self.generator_loss(self.loss, self.critic, x_fake, x_real)
+            g_loss = self.generator_loss(self.loss, self.critic, fakes.again(), x_real, *told)
             generator.minimise(g_loss)
 
         self.record(d_loss=d_loss, g_loss=g_loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from genlab.data.spec import Batch
+from genlab.batch import Batch
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.losses.penalties import check_one_of_each_sample, gradient_penalty, pack_size
 from genlab.models.base import ALL_TRICKS, inference
@@ -16,7 +16,7 @@ class WGANGP(Generating):
 
     tricks_taken = ALL_TRICKS
     ema_modules = ("generator",)
-    keeps_lipschitz = True  # the penalty does
+    keeps_lipschitz = True  # by the penalty
 
     def __init__(
         self,
@@ -30,15 +30,10 @@ class WGANGP(Generating):
         """Joins the players.
 
         Args:
-            generator: Maps latents [N, latent_dim] to samples [N, ...].
-            critic: Maps samples [N, ...] to values [N], each from its own sample alone (no batch normalisation).
-            loss: What both minimise besides the penalty; the paper's is `wasserstein`.
-            latent_dim: Size of the standard normal latent.
-            n_critic: Critic updates per generator update, each on fresh data.
             gp_weight: lambda of Eq. 3.
 
         Raises:
-            ValueError: If n_critic is below 1, or the critic couples the samples of a batch.
+            ValueError: If n_critic is below 1, or the critic couples the samples of a batch (batch normalisation).
         """
         super().__init__()
         if n_critic < 1:
@@ -51,26 +46,26 @@ class WGANGP(Generating):
         self.add_player("generator", generator, "g_optimizer")
 
     @inference
-    def score_logits(self, x: Tensor) -> Tensor:
+    def score_logits(self, x: Tensor, given: Batch | None = None) -> Tensor:
         """The critic's values [N] of samples [N, ...]; a log-ratio only up to an unknown scale."""
-        return self.critic(x)
+        return self.critic(x, *self.told(given))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Algorithm 1: `n_critic` critic updates on fresh data, then one generator update."""
         # Critic (lines 2-9): minimise D(G(z)) - D(x) + lambda (|grad D(x_hat)| - 1)^2.
-        for x_real in batch.x.chunk(self.n_critic):
-            fakes = self.fakes(len(x_real))
+        for part in batch.chunk(self.n_critic):
+            x_real, told = part.x, self.told(part)
+            fakes = self.fakes(len(x_real), *told)
             with self.turn("critic") as critic:
-                logits_real, logits_fake = self.critic(x_real), self.critic(fakes.shown)
+                logits_real, logits_fake = self.critic(x_real, *told), self.critic(fakes.shown, *told)
                 d_loss = self.loss.discriminator(logits_real, logits_fake)
                 alpha = self.rand(len(x_real) // pack_size(self.critic))
-                gp = gradient_penalty(self.critic, x_real, fakes.shown, alpha=alpha)
+                gp = gradient_penalty(self.critic, x_real, fakes.shown, alpha, *told)
                 critic.minimise(d_loss + self.gp_weight * gp)
 
         # Generator (lines 11-12): minimise -D(G(z)).
         with self.turn("generator") as generator:
-            x_fake = fakes.again()
-            g_loss = self.generator_loss(self.loss, self.critic, x_fake, x_real)
+            g_loss = self.generator_loss(self.loss, self.critic, fakes.again(), x_real, *told)
             generator.minimise(g_loss)
 
         self.record(d_loss=d_loss, gp=gp, g_loss=g_loss)

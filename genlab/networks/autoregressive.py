@@ -1,4 +1,4 @@
-"""A likelihood whose pixels depend on one another: a PixelCNN that reads the decoder's output."""
+"""A likelihood with dependent pixels: a PixelCNN conditioned on the decoder's output."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from genlab.networks.pixelcnn import GatedPixelCNN, draw_tokens, log_prob_of, pi
 class Autoregressive(Likelihood):
     """p(x | z) = prod_i p(x_i | x before i in raster order, z), exactly. Gulrajani et al. (2017), arXiv:1611.05013.
 
-    A gated PixelCNN sees, at each pixel, that pixel's features in the decoder's output. The fewer its layers, the less
-    it sees of the image, and the more is left to the latent (section 3.1).
+    A gated PixelCNN is conditioned, at each pixel, on that pixel's features in the decoder's output. With fewer layers
+    it reads less of the image and leaves more to the latent (section 3.1).
 
     Args:
         shape: (C, H, W) of the images.
-        levels: Of a pixel: 2 for binarised images, 256 for bytes.
+        levels: Levels of a pixel: 2 for binarised images, 256 for bytes.
         features: Channels of the decoder's output for each channel of the image.
         width: Channels of the PixelCNN's stacks.
-        layers: Its gated layers.
-        kernel: Side of its first layer's field of view; the others have 3.
-        hidden: Channels of its two last 1 x 1 layers.
-        raw_shape: What the decoder gives, for a check: [C features, H, W].
+        layers: Number of its gated layers.
+        kernel: Side of its first layer's receptive field; that of the others is 3.
+        hidden: Channels of its last two 1 x 1 layers.
+        raw_shape: Shape of the decoder's output, checked to be [C features, H, W].
 
     Raises:
-        UserError: If there are other levels, or no features.
-        ValueError: If `raw_shape` is another.
+        UserError: If `levels` is neither 2 nor 256, or `features` is not positive.
+        ValueError: If `raw_shape` is not [C features, H, W].
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
@@ -61,7 +61,7 @@ class Autoregressive(Likelihood):
         self.network = GatedPixelCNN(levels, width, layers, kernel, hidden, context=features)
 
     def context(self, raw: Tensor) -> Tensor:
-        """The decoder's output [N, C features, H, W] for each token: [N, features, H, W C]."""
+        """The decoder's output [N, C features, H, W] arranged by tokens: [N, features, H, W C]."""
         n, _, h, w = raw.shape
         split = raw.unflatten(1, (-1, self.channels))  # [N, features, C, H, W]
         return split.permute(0, 1, 3, 4, 2).reshape(n, -1, h, w * self.channels)
@@ -72,7 +72,7 @@ class Autoregressive(Likelihood):
         return log_prob_of(tokens, self.network(tokens, self.context(raw)))
 
     def sample(self, raw: Tensor, rng: torch.Generator) -> Tensor:
-        """Pixel by pixel in raster order."""
+        """A sample, drawn pixel by pixel in raster order."""
         context = self.context(raw)
         shape = (len(raw), *context.shape[2:])
         uniform = torch.rand(shape, generator=rng, device=rng.device, dtype=raw.dtype).to(raw.device)
@@ -87,7 +87,7 @@ class Autoregressive(Likelihood):
     def mean(self, raw: Tensor) -> Tensor:
         """A draw in place of E[x | z], which has no closed form; with the same random numbers in every call.
 
-        So latents that agree give images that agree, and what differs comes from the latents.
+        Equal latents therefore give equal images, and differences between images come from the latents.
         """
         one = torch.rand(raw.shape[2], raw.shape[3] * self.channels, generator=torch.Generator().manual_seed(0))
         uniform = one.to(raw).expand(len(raw), -1, -1)

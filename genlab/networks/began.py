@@ -2,8 +2,8 @@
 
 Numbers of layers and activations after carpedm20/BEGAN-tensorflow (models.py): 3 x 3 convolutions with ELU,
 nearest-neighbour up-sampling, down-sampling by stride 2, no normalisation, no dropout, no transposed convolution;
-outputs are linear, the generator's too. Weights start as there (Glorot-uniform, biases 0). The paper's vanishing
-residuals and skip connections, which that code leaves out, are left out here too.
+outputs are linear, the generator's too. Initial weights are as in that code (Glorot-uniform, biases 0). Like that
+code, this leaves out the paper's vanishing residuals and skip connections.
 """
 
 import math
@@ -30,7 +30,7 @@ def _two_convs(in_channels: int, channels: int) -> list[nn.Module]:
 class Generator(nn.Module):
     """Noise to images, and the decoder of the discriminator: linear to width x 8 x 8, two convolutions per scale.
 
-    The output is linear: images are about [-1, 1] once trained, not by construction.
+    The output is linear: images lie in about [-1, 1] after training, not by construction.
 
     Args:
         latent_dim: Z (64 in the paper).
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """BEGAN's discriminator: the energy of an image is how badly this reconstructs it.
+    """BEGAN's discriminator: the energy of an image is its reconstruction error.
 
     Args:
         shape: (C, H, W); the shorter side a power of two from 8.

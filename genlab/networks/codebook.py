@@ -1,4 +1,4 @@
-"""Vector quantisation with a codebook that follows the encoder by moving averages."""
+"""Vector quantisation with a codebook of moving averages of the encodings."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class Codebook(nn.Module):
     """K vectors; each is the moving average of the encodings nearest to it. All state is in buffers, in float32.
 
     van den Oord, Vinyals & Kavukcuoglu (2017), arXiv:1711.00937, Appendix A.1. A code whose share of the encodings
-    falls below `restart_below` of an equal share begins anew at a random encoding of the batch (as in Dhariwal et al.,
-    2020, "Jukebox", arXiv:2005.00341, section 3.1).
+    falls below `restart_below` / K is reset to a random encoding of the batch (as in Dhariwal et al., 2020, "Jukebox",
+    arXiv:2005.00341, section 3.1).
 
     Args:
         codes: K.
         dim: D, length of a code.
-        decay: gamma of the moving averages.
-        restart_below: Of an equal share, below which a code is dead; 0 for never.
+        decay: gamma, the decay of the moving averages.
+        restart_below: Fraction of the equal share 1 / K below which a code is reset; 0: never.
     """
 
-    averaged_buffers: ClassVar[tuple[str, ...]] = ("vectors", "counts", "sums")  # by a run's average of its weights
+    averaged_buffers: ClassVar[tuple[str, ...]] = ("vectors", "counts", "sums")  # averaged together with the weights
     vectors: Tensor
     counts: Tensor
     sums: Tensor
@@ -34,14 +34,14 @@ class Codebook(nn.Module):
         if codes < 2 or dim < 1:
             raise UserError(f"A codebook needs at least 2 codes of at least 1 number, got {codes} and {dim}.")
         if not 0 <= decay < 1 or not 0 <= restart_below < 1:
-            raise UserError(f"A codebook's decay and restart_below lie in [0, 1), got {decay} and {restart_below}.")
+            raise UserError(f"Codebook decay and restart_below must lie in [0, 1), got {decay} and {restart_below}.")
         self.decay, self.restart_below = decay, restart_below
         self.register_buffer("vectors", torch.zeros(codes, dim))
-        self.register_buffer("counts", torch.zeros(codes))  # per batch, averaged
-        self.register_buffer("sums", torch.zeros(codes, dim))  # of the encodings of a batch, averaged
+        self.register_buffer("counts", torch.zeros(codes))  # N: average count of a code in a batch
+        self.register_buffer("sums", torch.zeros(codes, dim))  # m: average sum of its encodings in a batch
 
     def start(self, encodings: Tensor, order: Tensor) -> None:
-        """Puts the codes on encodings [M, D] in a random order [M], again and again where M < K."""
+        """Initialises the codes with encodings [M, D] in a random order [M], repeated if M < K."""
         chosen = order.repeat(-(-len(self.vectors) // len(order)))[: len(self.vectors)]
         self.vectors.copy_(encodings[chosen])
         self.counts.fill_(1.0)
@@ -72,16 +72,16 @@ class Codebook(nn.Module):
         """One step of the moving averages: N <- gamma N + (1 - gamma) n, m <- gamma m + (1 - gamma) sum, e = m / N.
 
         Args:
-            encodings: Of the batch over all processes, [M, D].
-            indices: The code nearest to each, [M].
-            uniform: Random numbers [M], alike on all processes, which choose where dead codes begin anew.
+            encodings: Encodings of the batch of all processes, [M, D].
+            indices: Index of the code nearest to each encoding, [M].
+            uniform: Random numbers [M], equal on all processes, which choose the encodings for the reset codes.
         """
         encodings = encodings.to(self.vectors.dtype)
         count = counted(indices, len(self.vectors)).to(self.counts)
         total = torch.zeros_like(self.sums).index_add_(0, indices, encodings)
         self.counts.lerp_(count, 1 - self.decay)
         self.sums.lerp_(total, 1 - self.decay)
-        share = self.counts.sum() / len(self.counts)  # an equal one
+        share = self.counts.sum() / len(self.counts)  # the equal share
         if self.restart_below:
             dead = self.counts < self.restart_below * share
             order = uniform.argsort()
@@ -96,18 +96,18 @@ class Codebook(nn.Module):
 
 
 def rows(z: Tensor) -> Tensor:
-    """Encodings [N, D, h, w] one by one: [N h w, D]."""
+    """Encodings [N, D, h, w] as rows [N h w, D]."""
     return z.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def counted(indices: Tensor, codes: int) -> Tensor:
-    """How often each of the codes stands among indices [M]: float32 [codes], exact up to 2^24."""
-    # Not `bincount`: on a GPU it waits for the largest index.
+    """Number of occurrences of each code among indices [M]: float32 [codes], exact up to 2^24."""
+    # Not `bincount`: on a GPU it synchronises to read the largest index.
     counts = torch.zeros(codes, device=indices.device)
     return counts.index_add_(0, indices, torch.ones(len(indices), device=indices.device))
 
 
 def perplexity(indices: Tensor, codes: int) -> Tensor:
-    """exp of the entropy of the codes' frequencies among indices [...]: how many are in even use, 1..K."""
+    """exp of the entropy of the codes' frequencies among indices [...]: effective number of codes in use, 1..K."""
     p = counted(indices.flatten(), codes) / indices.numel()
     return torch.special.entr(p).sum().exp()

@@ -1,4 +1,4 @@
-"""Inputs of contrastive objectives: a discriminator's features at several depths, as unit vectors, and their queue."""
+"""Inputs of contrastive objectives: a discriminator's features at several depths as unit vectors, and their queue."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from genlab.networks.init import check_positive, glorot_init_
 
 
 def stage_ends(trunk: nn.Sequential) -> list[int]:
-    """Positions of a trunk's last module before each further one with weights, and of its very last.
+    """Position of the last module of each stage of a trunk.
 
-    A stage is a layer or a residual block with what follows it (normalisation, activation).
+    A stage is a layer or a residual block with the normalisation and activation that follow it.
     """
     weighted = [i for i, m in enumerate(trunk) if any(isinstance(p, nn.Linear | nn.Conv2d) for p in m.modules())]
     return [start - 1 for start in weighted[1:]] + [len(trunk) - 1]
@@ -27,17 +27,17 @@ def stage_ends(trunk: nn.Sequential) -> list[int]:
 class Staged(nn.Module):
     """A discriminator's features after chosen stages of its trunk, each projected to a unit vector.
 
-    Maps are brought to one channel by a 1 x 1 convolution and then projected as a whole, as in the DC-VAE's code. After
-    the last stage it is what the adversarial head reads (pooled, where that is) which is projected.
+    Feature maps are reduced to one channel by a 1 x 1 convolution and then projected as a whole, as in the DC-VAE's
+    code. For the last stage, the input of the adversarial head is projected (pooled, if the discriminator pools it).
 
     Args:
         discriminator: Has a `trunk` (`nn.Sequential`) and `features`: [N, *shape] -> [N, F].
-        shape: Of a sample.
-        stages: Numbers of the stages, from 0; -1 is the last. What names the same stage twice counts once.
+        shape: Shape of a sample.
+        stages: Indices of the stages, from 0; -1 is the last. Duplicates count once.
         dim: Length of the vectors.
 
     Raises:
-        UserError: If there is no such stage, or the discriminator has no trunk.
+        UserError: If a stage does not exist, or the discriminator has no trunk.
     """
 
     def __init__(self, discriminator: nn.Module, shape: Sequence[int], stages: Sequence[int], dim: int) -> None:
@@ -55,7 +55,7 @@ class Staged(nn.Module):
             )
         self.stages = sorted({stage % count for stage in stages})
         modes = [(module, module.training) for module in discriminator.modules()]
-        discriminator.eval()  # no statistics, no power iteration
+        discriminator.eval()  # no update of statistics, no power iteration
         with torch.no_grad():
             examples = self.features(discriminator, torch.zeros(1, *shape))
         for module, mode in modes:
@@ -89,30 +89,30 @@ class Staged(nn.Module):
 
 
 def _head(example: Tensor, dim: int) -> nn.Module:
-    """The projection of features like an example of one, [1, ...] -> [1, dim]."""
+    """The projection [N, ...] -> [N, dim] of features with the shape of an example [1, ...]."""
     if example.dim() == 2:
         return glorot(nn.Linear(example.shape[1], dim, bias=False))
     _, channels, height, width = example.shape
-    # A bias of the one channel would turn all vectors the same way, and nothing else.
+    # A bias of the one channel would only add the same vector to all projections.
     return glorot(
         nn.Sequential(nn.Conv2d(channels, 1, 1, bias=False), nn.Flatten(), nn.Linear(height * width, dim, bias=False))
     )
 
 
 def glorot(network: nn.Module) -> nn.Module:
-    """The network, with Glorot's weights."""
+    """The network, with the initial weights of `glorot_init_`."""
     glorot_init_(network)
     return network
 
 
 class Momentum(nn.Module):
-    """A copy of a module that follows it slowly and has no parameters: no gradient reaches it, checkpoints hold it.
+    """A moving average of a module, held in buffers: it gets no gradient and is part of checkpoints.
 
-    He et al. (2020), arXiv:1911.05722, Eq. 2. Weights are averaged; what else the module keeps (the vectors of spectral
-    normalisation, counters) is copied. It always runs in eval mode.
+    He et al. (2020), arXiv:1911.05722, Eq. 2. Weights are averaged; buffers (the vectors of spectral normalisation,
+    counters) are copied. It always runs in eval mode.
 
     Args:
-        module: What it follows; it is deeply copied.
+        module: The averaged module; the average starts as a deep copy.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -126,7 +126,7 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def follow(self, module: nn.Module, momentum: float) -> None:
-        """Takes over 1 - momentum of each weight of the module."""
+        """Updates each weight: own <- momentum * own + (1 - momentum) * weight of the module."""
         own = dict(self.module.named_buffers())
         weights = dict(module.named_parameters())
         torch._foreach_lerp_([own[name] for name in weights], list[Tensor](weights.values()), 1 - momentum)
@@ -134,12 +134,12 @@ class Momentum(nn.Module):
             own[name].copy_(buffer)
 
     def frozen(self) -> nn.Module:
-        """The copy, in eval mode whatever mode the model that holds it was put in."""
+        """The average in eval mode, also while the model that contains it is in training mode."""
         return self.module.eval()
 
 
 class KeyQueue(nn.Module):
-    """The last K keys of each of L stages, a ring whose length need not be a multiple of the batch.
+    """A ring buffer of the last K keys of each of L stages; K need not be a multiple of the batch size.
 
     Args:
         stages: L.
@@ -158,7 +158,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
-        """Puts keys [L, N, dim] in the place of the oldest ones; of more than K the last K."""
+        """Replaces the oldest keys with keys [L, N, dim]; if N > K, with the last K of them."""
         size = self.keys.shape[1]
         keys = keys[:, -size:]
         rows = (self.pointer + torch.arange(keys.shape[1], device=self.pointer.device)) % size

@@ -1,8 +1,8 @@
 """DCGAN: Radford, Metz, Chintala (2015), "Unsupervised Representation Learning with Deep Convolutional GANs".
 
-In the form of the torch code (soumith/dcgan.torch): 4 x 4 kernels where the paper has 5 x 5 (a kernel of twice the
-stride lays the same number of taps on every pixel, so no checkerboard), and no bias beside a normalisation. Shorter
-sides other than 64 have one stage more or less for each factor of two; channels double with each halving of the
+Follows the torch code (soumith/dcgan.torch): 4 x 4 kernels where the paper has 5 x 5 (a kernel of twice the stride
+puts the same number of taps on every pixel, which avoids checkerboards), and no bias before a normalisation. There is
+one stage more or less for each factor of two between the shorter side and 64; channels double with each halving of the
 image.
 """
 
@@ -23,7 +23,7 @@ def _upward(latent_dim: int, shape: Sequence[int], width: int, norm: str, output
     """
     check_positive("model.latent_dim", latent_dim)
     check_positive("network.width", width)
-    bias = check_norm(norm) == "none"  # a normalisation brings its own shift
+    bias = check_norm(norm) == "none"  # a normalisation has a shift of its own
     doublings, base = image_scales(shape, base=4, smallest=8, network="dcgan")
     channels = width * 2 ** (doublings - 1)
     layers: list[nn.Module] = [
@@ -45,7 +45,7 @@ def _upward(latent_dim: int, shape: Sequence[int], width: int, norm: str, output
 def _downward(shape: Sequence[int], width: int, norm: str) -> tuple[nn.Sequential, int, tuple[int, int]]:
     """The discriminator without its head: [N, *shape] -> [N, channels, *base]; also returns channels and base.
 
-    The first layer is not normalised (section 3 of the paper: it would make sample and statistics oscillate).
+    The first layer is not normalised (section 3 of the paper: normalising it made samples oscillate).
     """
     check_positive("network.width", width)
     bias = check_norm(norm) == "none"
@@ -85,7 +85,7 @@ class Generator(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The generator's stages without tanh, and with a bias at the end: what they give are means or logits of pixels.
+    """The generator's stages without tanh and with a bias in the last layer: means or logits of pixels.
 
     Args:
         latent_dim: Z.
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder in one, both linear at the end.
+    """Encoder and decoder, both with linear outputs.
 
     Args:
         shape: (C, H, W); the shorter side a power of two from 8.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genlab.networks.init import check_positive
 
-LOG_LIMIT = 6.0  # of log variance, log stride and log intensity: beyond, one step of training may lead to infinities
+LOG_LIMIT = 6.0  # bound on |log variance|, |log stride|, |log intensity|: beyond, one training step can overflow
 
 
 def filterbank(centre: Tensor, stride: Tensor, variance: Tensor, filters: int, size: int) -> Tensor:
@@ -20,9 +20,9 @@ def filterbank(centre: Tensor, stride: Tensor, variance: Tensor, filters: int, s
     Filter i of 1..n lies at centre + (i - n/2 - 1/2) stride; pixels are counted from 1.
 
     Args:
-        centre: Of the row, in pixels, [N].
-        stride: Between filters, in pixels, [N].
-        variance: Of each filter, in pixels squared, [N].
+        centre: Centre of the row, in pixels, [N].
+        stride: Distance between filters, in pixels, [N].
+        variance: Variance of each filter, in pixels squared, [N].
         filters: n.
         size: Pixels along the axis.
 
@@ -32,7 +32,7 @@ def filterbank(centre: Tensor, stride: Tensor, variance: Tensor, filters: int, s
     place = torch.arange(1, filters + 1, device=centre.device, dtype=centre.dtype) - filters / 2 - 0.5
     pixels = torch.arange(1, size + 1, device=centre.device, dtype=centre.dtype)
     means = centre[:, None] + place * stride[:, None]
-    # As a softmax, since far from the image every exponential of the quotient would be zero.
+    # A softmax, since far from the image all exponentials of the quotient would underflow to zero.
     return (-(pixels - means[:, :, None]).square() / (2 * variance[:, None, None])).softmax(dim=2)
 
 
@@ -64,7 +64,7 @@ class Attention(nn.Module):
     """Places a window by five numbers that are linear in the decoder's state. Eq. 21 to 24.
 
     Args:
-        hidden: Length of the state.
+        hidden: Length of the decoder's state.
         shape: (C, H, W) of the images.
         filters: n.
     """
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         self.place = nn.Linear(hidden, 5)
 
     def forward(self, state: Tensor) -> Window:
-        """The window of states [N, hidden]."""
+        """States [N, hidden] -> the window."""
         return self.window(self.place(state))
 
     def window(self, numbers: Tensor) -> Window:
@@ -98,10 +98,10 @@ class Reader(nn.Module):
     Args:
         shape: (C, H, W) of the images.
         hidden: Length of the decoder's state.
-        size: n of the window; None to see all.
+        size: n of the window; None reads the whole image.
 
     Attributes:
-        features: Length of what is read.
+        features: Length of the output.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
@@ -114,7 +114,7 @@ class Reader(nn.Module):
         self.features = 2 * (math.prod(shape) if size is None else int(shape[0]) * size**2)
 
     def forward(self, x: Tensor, error: Tensor, state: Tensor) -> Tensor:
-        """[N, features] of images and errors [N, C, H, W] and states [N, hidden]."""
+        """Images and errors [N, C, H, W] and states [N, hidden] -> [N, features]."""
         both = torch.cat([x, error], dim=1)
         return (both if self.attention is None else self.attention(state).look(both)).flatten(1)
 
@@ -125,7 +125,7 @@ class Writer(nn.Module):
     Args:
         shape: (C, H, W) of the images.
         hidden: Length of the decoder's state.
-        size: n of the window; None to write everywhere.
+        size: n of the window; None writes the whole image.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
@@ -140,6 +140,6 @@ class Writer(nn.Module):
         self.patch = nn.Linear(hidden, math.prod(self.patch_shape))
 
     def forward(self, state: Tensor) -> Tensor:
-        """[N, C, H, W] of states [N, hidden]."""
+        """States [N, hidden] -> [N, C, H, W]."""
         patch = self.patch(state).unflatten(1, self.patch_shape)
         return patch if self.attention is None else self.attention(state).stamp(patch)

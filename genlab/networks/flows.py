@@ -21,7 +21,7 @@ class MaskedLinear(nn.Linear):
     mask: Tensor
 
     def __init__(self, mask: Tensor) -> None:
-        """Takes the mask [out, in], True where a weight may be."""
+        """Takes the mask [out, in], True where a weight may differ from zero."""
         super().__init__(mask.shape[1], mask.shape[0])
         self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
 
@@ -33,14 +33,14 @@ class MaskedLinear(nn.Linear):
 class MADE(nn.Module):
     """Masked autoencoder: its outputs for dimension i read only the dimensions before i (and the context).
 
-    Germain et al. (2015), arXiv:1502.03509, with degrees dealt out in turn. Hidden units of degree -1, which read the
-    context alone, let it reach the first dimension too.
+    Germain et al. (2015), arXiv:1502.03509, with degrees assigned in turn. Hidden units of degree -1 read only the
+    context, so that the outputs for the first dimension depend on it too.
 
     Args:
         dim: Number of dimensions.
         context: Length of the context, 0 for none.
         hidden: Widths of the hidden layers.
-        outputs: Numbers per dimension.
+        outputs: Number of outputs per dimension.
         reverse: Whether the last dimension comes first.
     """
 
@@ -63,7 +63,7 @@ class MADE(nn.Module):
         self.last = MaskedLinear((degrees[:, None] > before[None, :]).repeat(outputs, 1))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, ...]:
-        """`outputs` tensors [..., dim] of x [..., dim] and a context [..., context] that may be broadcast."""
+        """x [..., dim] and a context [..., context] that may be broadcast -> `outputs` tensors [..., dim]."""
         hidden = self.first(x)
         if self.context is not None:
             assert context is not None
@@ -72,7 +72,7 @@ class MADE(nn.Module):
 
 
 class InverseAutoregressiveFlow(nn.Module):
-    """Steps z <- sigma z + (1 - sigma) m with [m, s] = MADE(z, h), sigma = sigmoid(s + bias), each in reverse order.
+    """Steps z <- sigma z + (1 - sigma) m with [m, s] = MADE(z, h), sigma = sigmoid(s + bias), in alternating order.
 
     Kingma et al. (2016), arXiv:1606.04934, Eq. 10, 13 and 14. The bias ("forget gate") starts every step near the
     identity.
@@ -82,7 +82,7 @@ class InverseAutoregressiveFlow(nn.Module):
         context: Length of h.
         steps: T.
         hidden: Widths of each MADE's hidden layers.
-        bias: Of the gate, 1 to 2 in the paper.
+        bias: Bias of the gate, 1 to 2 in the paper.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class InverseAutoregressiveFlow(nn.Module):
         self.bias = bias
         networks = [MADE(dim, context, hidden, reverse=bool(t % 2)) for t in range(steps)]
         for made in networks:
-            nn.init.normal_(made.last.weight, std=1e-3)  # sigma near sigmoid(bias), whatever z is
+            nn.init.normal_(made.last.weight, std=1e-3)  # sigma near sigmoid(bias) for all z
         self.steps = nn.ModuleList(networks)
 
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,16 +109,16 @@ class InverseAutoregressiveFlow(nn.Module):
 
 
 def zuko_flow(kind: str, dim: int, context: int, transforms: int, hidden: Sequence[int], asked: str) -> nn.Module:
-    """A flow of zuko, near the identity: `flow(context).transform` maps data to noise in one pass.
+    """A zuko flow, initialised near the identity: `flow(context).transform` maps data to noise in one pass.
 
     Args:
         kind: "maf", Papamakarios et al. (2017), arXiv:1705.07057, or "nsf" (splines on [-5, 5]), Durkan et al. (2019),
             arXiv:1906.04032.
         dim: Number of dimensions.
         context: Length of the context, 0 for none.
-        transforms: Layers; orders alternate.
-        hidden: Widths in each layer's network.
-        asked: What the user asked for, for the messages: "prior=maf".
+        transforms: Number of layers; the order of the dimensions alternates.
+        hidden: Widths of the hidden layers of each layer's network.
+        asked: The user's override, for the messages: "prior=maf".
 
     Raises:
         UserError: If zuko is missing or a value is out of its range.
@@ -135,7 +135,7 @@ def zuko_flow(kind: str, dim: int, context: int, transforms: int, hidden: Sequen
     make: Any = getattr(zuko.flows, ZUKO[kind])
     flow = make(dim, context=context, transforms=transforms, hidden_features=tuple(hidden))
     for part in flow.modules():
-        if hasattr(part, "hyper"):  # a flow that starts elsewhere is noise to what it is trained with
+        if hasattr(part, "hyper"):  # any other initial map would act as noise on the rest of the model
             nn.init.normal_(part.hyper[-1].weight, std=1e-3)
             nn.init.zeros_(part.hyper[-1].bias)
     return flow

@@ -13,16 +13,28 @@ from genlab.errors import UserError
 NORMS = ("batch", "instance", "layer", "none")
 
 
+def check_width(encoder_features: int, wanted: int) -> None:
+    """Refuses an encoder whose output has another width than its reader needs.
+
+    Raises:
+        UserError: If `encoder_features`, the width of the encoder's output, is not `wanted`.
+    """
+    if encoder_features != wanted:
+        raise UserError(
+            f"The encoder must give {wanted} numbers, not {encoder_features}. Set model.encoder_features={wanted}."
+        )
+
+
 def check_positive(key: str, value: int, cure: str = "64") -> None:
-    """Refuses a size that is no positive whole number, before torch does so in its own words.
+    """Checks that a size is a positive whole number; unlike torch's error, the message names the key.
 
     Args:
         key: The size's config key, for the message.
         value: The size.
-        cure: What the message proposes for the key.
+        cure: Value that the message proposes.
 
     Raises:
-        UserError: If it is not a whole number from 1.
+        UserError: If it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{key} must be a positive whole number, got {value!r}. Try {key}={cure}.")
@@ -42,8 +54,8 @@ def check_norm(norm: str) -> str:
 def norm_layer(norm: str, channels: int) -> nn.Module:
     """The normalisation of a feature map [N, channels, H, W], with a learned scale and shift per channel.
 
-    `batch` couples the samples of a batch, which a gradient penalty, defined per sample, forbids; `layer` (over
-    channels and positions, as in the code of Gulrajani et al.) and `instance` (over positions) do not.
+    `batch` couples the samples of a batch, so it does not fit a gradient penalty, which is defined per sample. `layer`
+    (over channels and positions, as in the code of Gulrajani et al.) and `instance` (over positions) do not.
     """
     check_norm(norm)
     if norm == "batch":
@@ -56,10 +68,10 @@ def norm_layer(norm: str, channels: int) -> nn.Module:
 
 
 def image_scales(shape: Sequence[int], base: int, smallest: int, network: str) -> tuple[int, tuple[int, int]]:
-    """How a network that doubles (or halves) the image size reaches `shape`.
+    """The number of doublings (or halvings) between `shape` and a network's smallest feature map, and that map's size.
 
-    The shorter side is `base` times a power of two, the longer side any multiple of that power: 32 x 64 from base 4 is
-    3 doublings of 4 x 8.
+    The shorter side is `base` times a power of two, the longer side any multiple of that power: 32 x 64 is 3
+    doublings of 4 x 8 with base 4.
 
     Args:
         shape: (C, H, W) of the data.
@@ -71,7 +83,7 @@ def image_scales(shape: Sequence[int], base: int, smallest: int, network: str) -
         The number of doublings and (height, width) of the smallest feature map.
 
     Raises:
-        UserError: If the data are no images, or of a size that no number of doublings reaches.
+        UserError: If the data are not images, or no number of doublings reaches their size.
     """
     if len(shape) != 3:
         raise UserError(f"network={network} needs images [C, H, W], got data of shape {list(shape)}. Try network=mlp.")
@@ -97,7 +109,7 @@ def image_scales(shape: Sequence[int], base: int, smallest: int, network: str) -
 
 
 def _nearest_powers(size: int, smallest: int) -> list[int]:
-    """The power of two from `smallest` nearest to `size`; both when it lies in the middle of two."""
+    """The power of two from `smallest` nearest to `size`; both if it lies midway between two."""
     if size <= smallest:
         return [smallest]
     below = 2 ** (size.bit_length() - 1)
@@ -108,7 +120,7 @@ def _nearest_powers(size: int, smallest: int) -> list[int]:
 def dcgan_init_(module: nn.Module) -> None:
     """Radford et al. (2015), in place: convolutions N(0, 0.02), normalisation scales N(1, 0.02), shifts and biases 0.
 
-    The scales of the normalisations are those of the torch code; the paper speaks of weights only.
+    The scales of the normalisations are those of the torch code; the paper specifies weights only.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -131,10 +143,10 @@ def glorot_init_(module: nn.Module, gain: float = 1.0) -> None:
 
 
 def spectrally_normalised(network: nn.Module) -> nn.Module:
-    """Divides the weight of every layer by its largest singular value, in place; layers that are so already stay so.
+    """Divides the weight of every layer by its largest singular value, in place; skips layers that have this already.
 
     Miyato et al. (2018), "Spectral Normalization for Generative Adversarial Networks", arXiv:1802.05957, section 2.1,
-    as torch's parametrization: one power iteration per forward in training mode, none in eval mode.
+    by torch's parametrization: one power iteration per forward in training mode, none in eval mode.
 
     Args:
         network: A discriminator of any family.
@@ -150,16 +162,16 @@ def spectrally_normalised(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def feature_count(discriminator: nn.Module, shape: Sequence[int]) -> int:
-    """F of a discriminator's `features`: [N, *shape] -> [N, F]. Its state and torch's random numbers stay as they are.
+    """F of a discriminator's `features`: [N, *shape] -> [N, F]. Its state and torch's random stream do not change.
 
     Raises:
-        UserError: If it has no features.
+        UserError: If it has no `features`.
     """
     features = getattr(discriminator, "features", None)
     if features is None:
         raise UserError(f"{type(discriminator).__name__} has no `features` to build on. Try network=mlp.")
     modes = [(module, module.training) for module in discriminator.modules()]
-    discriminator.eval()  # no statistics, no power iteration
+    discriminator.eval()  # no update of statistics, no power iteration
     count = int(features(torch.zeros(1, *shape)).shape[1])
     for module, mode in modes:
         module.training = mode
@@ -167,14 +179,16 @@ def feature_count(discriminator: nn.Module, shape: Sequence[int]) -> int:
 
 
 def start_output_bias(decoder: nn.Module, bias: Tensor) -> None:
-    """Starts the bias of a decoder's last layer at an output that fits the data without any latent.
+    """Initialises the bias of a decoder's last layer with the output that fits the data best without a latent.
 
-    Nothing happens where the last linear layer has no bias of that size: convolutions have one number per channel.
+    Does nothing if the last linear layer has no bias of that size: a convolution has only one number per channel.
 
     Args:
-        decoder: Whose last linear layer gives its output.
-        bias: The output, without the dimension of the batch.
+        decoder: Network whose last linear layer gives the output.
+        bias: That output, without the batch dimension.
     """
+    while isinstance(getattr(decoder, "network", None), nn.Module):  # wrappers, see `genlab.networks.told`
+        decoder = decoder.network  # type: ignore[assignment]
     last = [m for m in decoder.modules() if isinstance(m, nn.Linear)][-1:]
     if last and last[0].bias is not None and last[0].out_features == bias.numel():
         with torch.no_grad():

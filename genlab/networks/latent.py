@@ -1,4 +1,4 @@
-"""Discriminators of latents, and of samples together with latents: what adversarial inference compares."""
+"""Discriminators of latents, and of pairs of sample and latent for adversarial inference."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from genlab.networks.init import check_positive
 
 
 def _layers(in_features: int, hidden: Sequence[int], key: str) -> nn.Sequential:
-    """Linear and leaky ReLU by turns, one linear output: [N, in_features] -> [N, 1]. No layer couples samples.
+    """Linear layers with leaky ReLUs and one linear output: [N, in_features] -> [N, 1]. No layer couples samples.
 
     Raises:
         UserError: If a width is not positive.
@@ -24,12 +24,12 @@ def _layers(in_features: int, hidden: Sequence[int], key: str) -> nn.Sequential:
 
 
 class LatentDiscriminator(nn.Module):
-    """Latents to one logit each, without batch norm, which would let q(z) hide behind its batch mates.
+    """Latents to one logit each. No batch norm: batch statistics could hide how q(z) differs from the prior.
 
     Args:
         latent_dim: Z.
         hidden: Widths of the hidden layers.
-        classes: Labels that may be told it beside the latent, one-hot; one more stands for a missing label.
+        classes: Number of classes; if positive, a one-hot label (with an entry for a missing label) joins the input.
     """
 
     def __init__(self, latent_dim: int, hidden: Sequence[int] = (256, 256), classes: int = 0) -> None:
@@ -39,28 +39,28 @@ class LatentDiscriminator(nn.Module):
         self.body = _layers(latent_dim + (classes + 1 if classes else 0), hidden, "model.latent_discriminator.hidden")
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """[N, Z], and labels [N] (-1 for a missing one) where there are `classes` -> logits [N]."""
+        """Latents [N, Z], and labels [N] (-1: missing) if there are `classes` -> logits [N]."""
         if self.classes:
-            assert y is not None, "a discriminator with classes wants labels"
+            assert y is not None, "a discriminator with classes needs labels"
             told = torch.where(y < 0, self.classes, y)
             z = torch.cat([z, nn.functional.one_hot(told, self.classes + 1).to(z.dtype)], dim=1)
         return self.body(z).squeeze(1)
 
 
 class JointDiscriminator(nn.Module):
-    """Pairs of a sample and a latent to one logit each: the features of an ordinary discriminator, joined by z.
+    """Pairs of sample and latent to one logit each: layers on a discriminator's features concatenated with z.
 
     Args:
-        body: A discriminator with `features(x) -> [N, F]`; its head is taken away.
-        shape: Of a sample, from which F is found.
+        body: A discriminator with `features(x) -> [N, F]`; its head is removed.
+        shape: Shape of a sample, used to find F.
         latent_dim: Z.
-        hidden: Widths of the hidden layers that see features and latent together.
+        hidden: Widths of the hidden layers on features and latent.
     """
 
     def __init__(self, body: Any, shape: Sequence[int], latent_dim: int, hidden: Sequence[int] = (256, 256)) -> None:
         super().__init__()
         check_positive("model.latent_dim", latent_dim)
-        body.head = nn.Identity()  # its parameters would belong to the player and never move
+        body.head = nn.Identity()  # its parameters would belong to the player, but never get a gradient
         self.body = body
         mode = body.training
         with torch.no_grad():

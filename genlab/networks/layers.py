@@ -1,4 +1,4 @@
-"""Discriminators as rows of layers that can be stopped at: learned similarities read what one layer says."""
+"""Discriminators as sequences of layers; learned similarities read the output of one layer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class Layered(nn.Module):
-    """A discriminator whose `trunk` is a row of layers, with a linear head.
+    """A discriminator with a `trunk`, a sequence of modules, and a linear head.
 
-    A layer is what has weights of its own in the trunk: a linear map, a convolution, a residual block. Its output is
-    taken raw, before any normalisation and activation that follow.
+    A layer is a linear map, a convolution or a residual block of the trunk. Its raw output comes before the
+    normalisation and activation that follow it.
     """
 
     trunk: nn.Sequential
 
     def enter(self, x: Tensor) -> Tensor:
-        """Samples [N, ...] as the first layer wants them."""
+        """Samples [N, ...] in the shape that the first layer takes."""
         return x
 
     def pooled(self, h: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class Layered(nn.Module):
         """Features [N, F] -> logits [N], a linear map."""
 
     def features(self, x: Tensor) -> Tensor:
-        """Samples [N, ...] -> features [N, F], what the head reads."""
+        """Samples [N, ...] -> features [N, F], the input of the head."""
         return self.pooled(self.trunk(self.enter(x)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,22 +41,27 @@ class Layered(nn.Module):
         return self.logits(self.features(x))
 
     def check_layer(self, layer: int) -> None:
-        """Whether there is such a layer.
+        """Checks that a layer exists.
 
         Raises:
-            UserError: If not.
+            UserError: If it does not.
         """
-        self._end_of(layer)
+        self.end_of(layer)
 
     def until(self, x: Tensor, layer: int) -> Tensor:
-        """The raw output [N, ...] of a layer, 1 the first, -1 the last."""
-        return self.trunk[: self._end_of(layer)](self.enter(x))
+        """The raw output [N, ...] of a layer; 1 is the first layer, -1 the last."""
+        return self.trunk[: self.end_of(layer)](self.enter(x))
 
     def beyond(self, h: Tensor, layer: int) -> Tensor:
-        """Logits [N] from what `until` gave of the same layer."""
-        return self.logits(self.pooled(self.trunk[self._end_of(layer) :](h)))
+        """Logits [N] from the output of `until` at the same layer."""
+        return self.logits(self.pooled(self.trunk[self.end_of(layer) :](h)))
 
-    def _end_of(self, layer: int) -> int:
+    def end_of(self, layer: int) -> int:
+        """Position in `trunk` behind a layer's linear map: 1 is the first layer, -1 the last before the head.
+
+        Raises:
+            UserError: If there is no such layer.
+        """
         ends = [
             i + 1
             for i, child in enumerate(self.trunk)
@@ -65,6 +70,6 @@ class Layered(nn.Module):
         if layer == 0 or abs(layer) > len(ends):
             raise UserError(
                 f"The discriminator has {len(ends)} layers before its head, so model.feature_layer must be in "
-                f"1 .. {len(ends)}, or count from the last one, -1; got {layer}."
+                f"1 .. {len(ends)}, or negative to count from the last layer, -1; got {layer}."
             )
         return ends[layer - 1 if layer > 0 else layer]

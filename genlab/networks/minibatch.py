@@ -17,31 +17,31 @@ from genlab.networks.init import check_positive, feature_count
 
 
 class MinibatchDiscrimination(nn.Module):
-    """Appends to each sample's features how many batch mates are near: [N, A] -> [N, A + B].
+    """Appends similarities to the other samples of the batch to each sample's features: [N, A] -> [N, A + B].
 
-    o(x_i)_b = sum over j != i of exp(-|M_ib - M_jb|_1), M_i = f(x_i) T in B x C; without the sample itself, as in the
-    authors' code (the paper's sum has a constant 1 more). In training on several processes the batch mates are those
-    of all of them. Its cost grows with N^2 B C.
+    o(x_i)_b = sum over j != i of exp(-|M_ib - M_jb|_1), M_i = f(x_i) T in B x C. The sum excludes the sample
+    itself, as in the authors' code (the paper's sum includes it, a constant 1). In training on several processes, the
+    batch is that of all processes. The cost grows with N^2 B C.
     """
 
     def __init__(self, in_features: int, kernels: int = 100, kernel_dim: int = 5) -> None:
-        """Makes T.
+        """Creates T.
 
         Args:
             in_features: A.
             kernels: B, similarities per sample.
-            kernel_dim: C, length of the rows that each similarity compares.
+            kernel_dim: C, length of the vectors compared by each similarity.
         """
         super().__init__()
         check_positive("kernels", kernels, cure="100")
         check_positive("kernel_dim", kernel_dim, cure="5")
         self.kernels = kernels
-        # Distances about 1 for features about 1: similarities neither all 0 nor all 1.
+        # Features of about 1 give distances of about 1, so that similarities are neither all 0 nor all 1.
         self.weight = nn.Parameter(torch.randn(in_features, kernels, kernel_dim) / math.sqrt(in_features * kernel_dim))
 
     @exact
     def similarities(self, features: Tensor) -> Tensor:
-        """o(x), [N, B], each between 0 and the number of batch mates."""
+        """o(x), [N, B], each between 0 and the number of other samples in the batch."""
         m = torch.einsum("na,abc->nbc", features, self.weight)
         mates = _of_all_processes(m) if self.training else m
         near = (-(m[:, None] - mates[None]).abs().sum(dim=-1)).exp()  # [N, mates, B]
@@ -60,16 +60,16 @@ class MinibatchDiscriminator(nn.Module):
 
         Args:
             discriminator: Maps samples [N, *shape] to logits [N].
-            shape: Of a sample.
+            shape: Shape of a sample.
             kernels: Similarities per sample.
-            kernel_dim: Length of what each of them compares.
+            kernel_dim: Length of the vectors compared by each similarity.
         """
         super().__init__()
         self.discriminator: Any = discriminator
         self.couples_samples = True
         self.in_features = feature_count(discriminator, shape)
         self.minibatch = MinibatchDiscrimination(self.in_features, kernels, kernel_dim)
-        self.head = nn.Linear(kernels, 1, bias=False)  # with the wrapped one's head: linear in [f, o]
+        self.head = nn.Linear(kernels, 1, bias=False)  # added to the wrapped head: linear in [f, o]
 
     def features(self, x: Tensor) -> Tensor:
         """[N, *shape] -> [N, A + B]."""
@@ -86,7 +86,7 @@ class MinibatchDiscriminator(nn.Module):
 
 
 class _Gather(torch.autograd.Function):
-    """x [N, ...] of every process, one after the other: [world * N, ...]."""
+    """Concatenates x [N, ...] of all processes: [world * N, ...]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _SumOfShares(torch.autograd.Function):
-    """The sum over processes of this process's part of their tensors [world * N, ...]: what `_Gather` is adjoint to."""
+    """The adjoint of `_Gather`: sums tensors [world * N, ...] over the processes, returns this process's part."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class _SumOfShares(torch.autograd.Function):
 
 
 def _of_all_processes(x: Tensor) -> Tensor:
-    """x [N, ...] of every process one after the other, with gradients; x itself where there is only one."""
+    """Concatenates x [N, ...] of all processes, with gradients; x itself without a process group."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return cast(Tensor, _Gather.apply(x))
     return x

@@ -25,7 +25,7 @@ class Maxout(nn.Module):
     """The largest of each five neighbouring features: [N, 5 F] -> [N, F]. Goodfellow et al. (2013), arXiv:1302.4389."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """[N, 5 F] -> [N, F]."""
         return x.unflatten(1, (-1, MAXOUT_PIECES)).amax(dim=2)
 
 
@@ -41,10 +41,10 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _hidden_layers(in_features: int, hidden: Sequence[int], activation: str, norm: str = "none") -> nn.Sequential:
-    """Linear, batch norm if wanted, activation by turns: [N, in_features] -> [N, hidden[-1]] (the input if none).
+    """Linear layers with optional batch norm and activation: [N, in_features] -> [N, hidden[-1]]; none: the input.
 
     Raises:
-        UserError: If the activation is unknown, or the widths are no list of positive whole numbers.
+        UserError: If activation or norm is unknown, or the widths are not a list of positive whole numbers.
     """
     if activation not in (*ACTIVATIONS, "maxout"):
         raise UserError(
@@ -58,7 +58,7 @@ def _hidden_layers(in_features: int, hidden: Sequence[int], activation: str, nor
     layers: list[nn.Module] = []
     for width in hidden:
         check_positive("network.hidden", width, cure="[128,128]")
-        # The mean that batch norm takes away would leave a bias without a gradient.
+        # No bias before batch norm, which subtracts it: its gradient would be zero.
         wide = width * MAXOUT_PIECES if activation == "maxout" else width
         layers.append(nn.Linear(in_features, wide, bias=norm == "none"))
         layers += [nn.BatchNorm1d(wide)] if norm == "batch" else []
@@ -77,10 +77,10 @@ def _mlp(
 
 @torch.no_grad()
 def _start(network: nn.Module, std: float | None) -> None:
-    """Normal weights of this deviation and biases of 0, in place; None leaves torch's own.
+    """Initialises weights as N(0, std^2) and biases as 0, in place; None leaves torch's initialisation.
 
     Raises:
-        UserError: If it is not positive.
+        UserError: If std is not positive.
     """
     if std is None:
         return
@@ -133,7 +133,7 @@ class Generator(nn.Module):
         hidden: Widths of the hidden layers, from the noise on.
         activation: One of `ACTIVATIONS`, or "maxout" of five pieces.
         norm: "none" or "batch", before each activation.
-        weight_std: Deviation of the normal initial weights, with biases of 0; None for torch's own.
+        weight_std: Standard deviation of the normal initial weights (biases 0); None: torch's initialisation.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "points")
@@ -158,14 +158,14 @@ class Generator(nn.Module):
 
 
 class Discriminator(Layered):
-    """Data to one logit each. No layer couples the samples of a batch, so it serves as a critic as it is.
+    """Data to one logit each. No layer couples the samples of a batch, so it can serve as a critic.
 
     Args:
         shape: (C, H, W) or (D,).
         hidden: Widths of the hidden layers, from the data on.
         activation: One of `ACTIVATIONS`, or "maxout" of five pieces.
         spectral_norm: Whether every layer is divided by its largest singular value (Miyato et al., 2018).
-        weight_std: Deviation of the normal initial weights, with biases of 0; None for torch's own.
+        weight_std: Standard deviation of the normal initial weights (biases 0); None: torch's initialisation.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "points")
@@ -222,7 +222,7 @@ class Encoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """An encoder and its mirror image, both linear at the end.
+    """An encoder and its mirror image, both with linear outputs.
 
     Args:
         shape: (C, H, W) or (D,).

@@ -1,4 +1,4 @@
-"""PacGAN: a discriminator that judges several samples at once. Lin et al. (2018), arXiv:1712.04086."""
+"""PacGAN: a discriminator of packs of several samples. Lin et al. (2018), arXiv:1712.04086."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from genlab.networks.init import check_positive
 
 
 def pack(x: Tensor, m: int) -> Tensor:
-    """m samples after one another become one: [N, C, ...] -> [N / m, m C, ...].
+    """Joins each m consecutive samples along the channels: [N, C, ...] -> [N / m, m C, ...].
 
     Raises:
         UserError: If m does not divide N.
     """
     if len(x) % m:
         raise UserError(
-            f"Packs of {m} need a batch that is a multiple of it, got {len(x)}. Try data.batch_size={64 * m}."
+            f"The batch size must be a multiple of {m}, the samples per pack, got {len(x)}. "
+            f"Try data.batch_size={64 * m}."
         )
     return x.unflatten(0, (-1, m)).flatten(1, 2)
 
@@ -26,15 +27,15 @@ def pack(x: Tensor, m: int) -> Tensor:
 class Packed(nn.Module):
     """D(x_1, ..., x_m), section 3 of the paper: one logit for m independent samples of one kind, all real or all fake.
 
-    Mode collapse shows in a pack, where the samples are too much alike, though each alone may pass.
+    Mode collapse shows in a pack as samples that are too similar, even if each of them looks real.
     """
 
     def __init__(self, discriminator: nn.Module, m: int = 2) -> None:
         """Wraps a discriminator for packed samples.
 
         Args:
-            discriminator: Built for samples of the shape [m C, ...]; its logits are those of packs.
-            m: Samples in a pack; 1 changes nothing.
+            discriminator: Network for samples of the shape [m C, ...]; gives one logit per pack.
+            m: Samples in a pack; 1: no packing.
         """
         super().__init__()
         check_positive("m", m, cure="2")

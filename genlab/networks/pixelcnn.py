@@ -1,4 +1,7 @@
-"""Autoregressive networks over grids of tokens: PixelCNN and gated PixelCNN. No normalisation: it would leak."""
+"""Autoregressive networks over grids of tokens: PixelCNN and gated PixelCNN.
+
+They have no normalisation: it would leak later tokens.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +50,13 @@ class MaskedConv2d(nn.Conv2d):
 class PixelCNN(nn.Module):
     """Masked convolutions in residual blocks. arXiv:1601.06759, section 3.3 and Table 1.
 
-    Its field of view has a blind spot above to the right, which the gated one has not.
+    Its receptive field has a blind spot above to the right; that of the gated PixelCNN has none.
 
     Args:
         levels: K, values of a token.
         width: Channels (2h of the paper).
         layers: Residual blocks.
-        kernel: Side of the first convolution; the blocks have 3.
+        kernel: Kernel size of the first convolution; that of the blocks is 3.
         hidden: Channels of the two 1 x 1 layers at the end.
     """
 
@@ -77,7 +80,7 @@ class PixelCNN(nn.Module):
         self.head = _head(width, hidden, levels)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [N, H, W] -> logits [N, K, H, W], each of the tokens before its own in raster order."""
+        """int64 [N, H, W] -> logits [N, K, H, W], each from the tokens before its own in raster order."""
         x = self.first(self.embed(tokens).permute(0, 3, 1, 2))
         for block in self.blocks:
             x = x + block(x)
@@ -87,8 +90,9 @@ class PixelCNN(nn.Module):
 class GatedLayer(nn.Module):
     """Vertical and horizontal stack with gates tanh(a) sigmoid(b). arXiv:1606.05328, Figure 2.
 
-    The vertical stack sees all rows down to its own; the horizontal one gets it from the row above, and sees its own
-    row to the left (up to its own pixel, unless `first`). A map of `context` channels shifts what the gates get, Eq. 4.
+    The vertical stack reads all rows down to its own. The horizontal stack reads the vertical one at the row above, and
+    its own row to the left (up to its own pixel, unless `first`). A map of `context` channels is added before the
+    gates, Eq. 4.
     """
 
     def __init__(self, width: int, kernel: int, first: bool, context: int = 0) -> None:
@@ -102,7 +106,7 @@ class GatedLayer(nn.Module):
         self.from_context = nn.Conv2d(context, 4 * width, 1) if context else None
 
     def forward(self, v: Tensor, h: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Both stacks [N, width, H, W], of the context [N, context, H, W]."""
+        """Both stacks [N, width, H, W], given a context [N, context, H, W]."""
         above = self.vertical(F.pad(v, (self.reach, self.reach, self.reach, 0)))
         from_above = self.to_horizontal(F.pad(above, (0, 0, 1, 0))[:, :, :-1])  # down by one row
         left = F.pad(h, (self.reach, 0, 0, 0))
@@ -120,10 +124,10 @@ class GatedPixelCNN(nn.Module):
     Args:
         levels: K, values of a token.
         width: Channels of each stack.
-        layers: Gated layers, the first included.
-        kernel: Side of the first layer's field of view; the others have 3.
+        layers: Number of gated layers, the first included.
+        kernel: Side of the first layer's receptive field; that of the others is 3.
         hidden: Channels of the two 1 x 1 layers at the end.
-        context: Channels of a map that every position sees at its own place, section 2.3; 0 for none.
+        context: Channels of a map that conditions each position on its own entry, section 2.3; 0: none.
     """
 
     def __init__(
@@ -144,10 +148,10 @@ class GatedPixelCNN(nn.Module):
         self.head = _head(width, hidden, levels)
 
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-        """int64 [N, H, W] -> logits [N, K, H, W], each of the tokens before its own in raster order.
+        """int64 [N, H, W] -> logits [N, K, H, W], each from the tokens before its own in raster order.
 
         Args:
-            tokens: Of which those before a position are read.
+            tokens: Values in 0 .. K - 1.
             context: [N, context, H, W], where the network has one.
         """
         v = h = self.embed(tokens).permute(0, 3, 1, 2)
@@ -157,16 +161,16 @@ class GatedPixelCNN(nn.Module):
 
 
 class CodeContext(nn.Module):
-    """Tokens of a coarse grid as a map of features on a finer one: what a prior of the finer one is conditioned on.
+    """Tokens of a coarse grid to a map of features on a finer one, as the context of a prior of the finer one.
 
     The residual conditioning stack of Razavi et al. (2019), arXiv:1906.00446, section 3.2, then doublings.
 
     Args:
         levels: K of the coarse tokens.
-        channels: Of the map.
+        channels: Channels of the map.
         width: Channels of the stack.
-        blocks: Its residual blocks.
-        doublings: From the coarse grid's sides to the finer one's.
+        blocks: Number of residual blocks.
+        doublings: Number of doublings from the coarse grid to the finer one.
     """
 
     def __init__(self, levels: int, channels: int, width: int = 64, blocks: int = 4, doublings: int = 1) -> None:
@@ -195,7 +199,7 @@ def draw_tokens(network: nn.Module, uniform: Tensor, temperature: float = 1.0, c
     n, h, w = uniform.shape
     tokens = torch.zeros(n, h, w, dtype=torch.long, device=uniform.device)
     for i in range(h):
-        # Rows below are not read.
+        # The network need not read the rows below.
         seen = () if context is None else (context[:, :, : i + 1],)
         for j in range(w):
             p = (in_float64(network(tokens[:, : i + 1], *seen)[:, :, i, j]) / temperature).softmax(dim=1)
@@ -211,10 +215,10 @@ def log_prob_of(tokens: Tensor, logits: Tensor) -> Tensor:
 
 
 def code_lengths(tokens: Tensor, log_p: Tensor, levels: int) -> dict[str, Tensor]:
-    """-log p of tokens int64 [N, H, W], `loss`, in nats per sample; in bits per token; and what context is worth.
+    """Code lengths of tokens int64 [N, H, W]: mean -log p in nats per sample (`loss`) and in bits per token.
 
-    `unigram_bits_per_token` is the entropy of these tokens' own frequencies: no code that takes them one by one does
-    better on them. The uniform code needs log2(levels).
+    `unigram_bits_per_token` is the entropy of these tokens' frequencies, the minimum for a code without context. The
+    uniform code needs log2(levels) bits.
     """
     loss = -log_p.mean()
     return {

@@ -1,4 +1,4 @@
-"""Families of approximate posteriors q(z | x), made of an encoder's output."""
+"""Families of approximate posteriors q(z | x), parametrised by an encoder's output."""
 
 from __future__ import annotations
 
@@ -43,27 +43,27 @@ class DiagonalGaussian(NamedTuple):
         return log_standard_normal((z - self.mu) * (-0.5 * self.logvar).exp()) - 0.5 * self.logvar.sum(dim=-1)
 
     def detached(self) -> DiagonalGaussian:
-        """The same without gradient to mu and logvar."""
+        """The same Gaussian without gradient to mu and logvar."""
         return DiagonalGaussian(self.mu.detach(), self.logvar.detach())
 
 
 class FlowedGaussian:
-    """The law of T(z_0) for z_0 from a diagonal Gaussian. Densities are known of its own draws only."""
+    """The distribution of T(z_0) for z_0 from a diagonal Gaussian. Its density is known only at its own draws."""
 
     def __init__(self, base: DiagonalGaussian, flow: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-        """Takes the base and z_0 -> T(z_0), log |det dT/dz_0|."""
+        """Takes the base and the map z_0 -> T(z_0), log |det dT/dz_0|."""
         self.base, self.flow = base, flow
 
     @property
     def mean(self) -> Tensor:
-        """T at the base's mean, [N, Z]: the draw of eps = 0, which stands for the mean."""
+        """T at the base's mean, [N, Z]: the draw at eps = 0, used in place of the mean."""
         with torch.autocast(self.base.mu.device.type, enabled=False):
             return self.flow(self.base.mu)[0]
 
     def draw(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         """z = T(mu + sigma eps) [..., N, Z] and log q(z) [..., N]."""
         z, log_q = self.base.draw(eps)
-        # Sums of many small terms: float32 whatever the networks run in.
+        # The log-determinant sums many small terms: float32, also under autocast.
         with torch.autocast(z.device.type, enabled=False):
             z, log_det = self.flow(z)
         return z, log_q - log_det
@@ -73,9 +73,9 @@ class Posterior(nn.Module):
     """A family q(z | x).
 
     Attributes:
-        features: Width of the encoder's output that it reads.
+        features: Width of the encoder's output.
         diagonal: Whether it is a diagonal Gaussian.
-        density: Whether it has one; without, there is no KL and no bound.
+        density: Whether its density is known; otherwise there is no KL and no bound.
     """
 
     features: int
@@ -108,7 +108,7 @@ class Diagonal(Posterior):
 
 
 class Deterministic(Posterior):
-    """One code for each sample, the limit of no variance: for methods that match codes to the prior by an adversary.
+    """One code per sample (variance 0), for methods that match codes to the prior by a discriminator.
 
     Args:
         latent_dim: Z.
@@ -122,20 +122,20 @@ class Deterministic(Posterior):
         self.features = _checked(features, latent_dim, "latent_dim")
 
     def forward(self, features: Tensor) -> DiagonalGaussian:
-        """The encoder's output itself, whatever the noise."""
+        """The encoder's output itself, independent of the noise."""
         return DiagonalGaussian(features, torch.full_like(features, -torch.inf))
 
 
 class Universal(Posterior):
-    """A network of the encoder's output and of as many standard normal numbers as there are latents.
+    """A network on the encoder's output and Z standard normal numbers.
 
     The universal approximator posterior of Makhzani et al. (2016), arXiv:1511.05644, section 2.1: codes f(x, noise),
-    whose law may have any form and has no known density.
+    whose distribution may have any form and has no known density.
 
     Args:
         latent_dim: Z.
         features: Width of the encoder's output.
-        hidden: Widths of the hidden layers that see it together with the noise.
+        hidden: Widths of the hidden layers on encoder output and noise.
     """
 
     density = False
@@ -152,7 +152,7 @@ class Universal(Posterior):
         self.body = nn.Sequential(*layers, nn.Linear(width, latent_dim))
 
     def forward(self, features: Tensor) -> FlowedGaussian:
-        """The law of f(x, noise); log q of its draws is NaN."""
+        """The distribution of f(x, noise); log q of its draws is NaN."""
 
         def join(noise: Tensor) -> tuple[Tensor, Tensor]:
             z = self.body(torch.cat([features.expand(*noise.shape[:-1], -1), noise], dim=-1))
@@ -163,14 +163,14 @@ class Universal(Posterior):
 
 
 class IAF(Posterior):
-    """A diagonal Gaussian made flexible by an inverse autoregressive flow. Kingma et al. (2016), arXiv:1606.04934.
+    """A diagonal Gaussian transformed by an inverse autoregressive flow. Kingma et al. (2016), arXiv:1606.04934.
 
     Args:
         latent_dim: Z.
-        features: 2 Z and the length of the context h, at least 1.
+        features: 2 Z plus the length of the context h, at least 1.
         steps: T of the paper.
         hidden: Widths of the autoregressive networks' hidden layers.
-        bias: Of the gates.
+        bias: Bias of the gates.
     """
 
     def __init__(
@@ -192,16 +192,16 @@ class IAF(Posterior):
 
 
 class ZukoFlow(Posterior):
-    """A diagonal Gaussian made flexible by a flow of zuko, in the direction in which that is one pass.
+    """A diagonal Gaussian transformed by a zuko flow, in its one-pass direction.
 
     Rezende & Mohamed (2015), arXiv:1505.05770, section 3, with the transformations of `kind`.
 
     Args:
         latent_dim: Z.
-        features: 2 Z and the length of the context, at least 1.
+        features: 2 Z plus the length of the context, at least 1.
         kind: "maf" (affine; in this direction an IAF with scales in place of gates) or "nsf" (splines).
-        transforms: Layers of the flow.
-        hidden: Widths in each layer's network.
+        transforms: Number of layers of the flow.
+        hidden: Widths of the hidden layers of each layer's network.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Priors p(z) of latent-variable models, fixed or learned with them."""
+"""Priors p(z) of latent-variable models, fixed or learned with the model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from genlab.networks.flows import zuko_flow
 from genlab.networks.posteriors import DiagonalGaussian, FlowedGaussian, log_standard_normal
 from genlab.randomness import whole_below
 
-Approximation = Callable[[Tensor], DiagonalGaussian | FlowedGaussian]  # q(z | x) of samples
-ROWS = 512  # latents at a time against all components of a mixture
+Approximation = Callable[[Tensor], DiagonalGaussian | FlowedGaussian]  # samples to q(z | x)
+ROWS = 512  # latents at a time whose densities under all components of a mixture are computed
 
 
 class Prior(nn.Module):
@@ -24,9 +24,9 @@ class Prior(nn.Module):
 
     Attributes:
         standard: Whether it is N(0, I).
-        extra: Standard normal numbers that a draw needs beyond one for each latent.
-        mixes_posteriors: Whether it is made of posteriors, whose density must then be known everywhere.
-        classes: Labels that it has a part for, see `draw_given`; 0 for none.
+        extra: Number of standard normal numbers that a draw needs in addition to Z.
+        mixes_posteriors: Whether it is a mixture of posteriors, whose density must then be known at every z.
+        classes: Number of classes with a part of the prior each, see `draw_given`; 0: none.
     """
 
     standard = False
@@ -43,12 +43,12 @@ class Prior(nn.Module):
         """Latents [n, Z] from standard normal numbers [n, Z + extra]."""
 
     def draw_given(self, eps: Tensor, y: Tensor) -> Tensor:
-        """Latents [n, Z] of the parts of labels [n], of the whole prior where a label is -1; see `draw`.
+        """Latents [n, Z] from the parts of labels [n], from the whole prior at label -1; `eps` as in `draw`.
 
         Raises:
-            UserError: If labels mean nothing to it.
+            UserError: If the prior has no classes.
         """
-        raise UserError("This prior knows no classes. Try prior=gaussian_mixture or prior=swiss_roll.")
+        raise UserError("This prior has no classes. Try prior=gaussian_mixture or prior=swiss_roll.")
 
     def initialise(self, x: Callable[[int], Tensor]) -> None:
         """Initialises from data; `x(n)` gives n training samples."""
@@ -69,23 +69,23 @@ class StandardNormal(Prior):
 
 
 class GaussianMixture(Prior):
-    """Equally likely Gaussians around the origin in the plane, long in the radial direction: petals of a flower.
+    """Equally likely Gaussians on a circle around the origin in the plane, elongated along the radius like petals.
 
-    Makhzani et al. (2016), arXiv:1511.05644, Fig. 4A, which draws ten and gives no numbers. These are of about unit
-    variance in all. Label k has component k.
+    Makhzani et al. (2016), arXiv:1511.05644, Fig. 4A, which shows ten components without their parameters. The defaults
+    here give the mixture about unit variance. Label k belongs to component k.
 
     Args:
         latent_dim: Z, which must be 2.
-        components: How many.
-        radius: Of the circle of their centres.
+        components: Number of components.
+        radius: Radius of the circle of centres.
         radial_std: Standard deviation along the radius.
-        tangential_std: Across it.
+        tangential_std: Standard deviation across the radius.
 
     Raises:
         UserError: If Z is not 2, or a size is not positive.
     """
 
-    extra = 1  # which component
+    extra = 1  # to choose the component
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class GaussianMixture(Prior):
         self.centres: Tensor
         self.scales: Tensor
         self.register_buffer("centres", radius * out)
-        # Columns of A_k, with the covariance A A^T.
+        # Columns of A_k; the covariance is A_k A_k^T.
         self.register_buffer("scales", torch.stack([radial_std * out, tangential_std * across], dim=2))
 
     @exact
@@ -116,36 +116,36 @@ class GaussianMixture(Prior):
         return log_each.logsumexp(dim=-1) - math.log(self.classes)
 
     def draw(self, eps: Tensor, posterior: Approximation | None = None) -> Tensor:
-        """A component for each row, by the last of its numbers, then a draw from it."""
+        """For each row, a draw from the component that its last number chooses."""
         return self.draw_given(eps, eps.new_full((len(eps),), -1, dtype=torch.long))
 
     @exact
     def draw_given(self, eps: Tensor, y: Tensor) -> Tensor:
-        """A draw from component y, from any where y is -1."""
+        """A draw from component y, from a random one where y is -1."""
         drawn = whole_below(torch.special.ndtr(eps[:, -1]), self.classes)
         k = torch.where(y < 0, drawn, y)
         return self.centres[k] + (self.scales[k] @ eps[:, :-1].unsqueeze(-1)).squeeze(-1)
 
 
 class SwissRoll(Prior):
-    """A spiral from the origin out, and Gaussian noise around it. Makhzani et al. (2016), arXiv:1511.05644, Fig. 4B.
+    """A spiral from the origin outwards, with Gaussian noise. Makhzani et al. (2016), arXiv:1511.05644, Fig. 4B.
 
     The point at t is radius t (cos w, sin w) with w = 2 pi turns t; t^2 is uniform on [0, 1], which spreads the points
-    almost evenly along the curve. Label k of K has the k-th of K pieces of equal probability, from the origin out. The
-    density has no closed form: it is integrated along the curve, in steps well below the noise.
+    almost evenly along the curve. Label k of K belongs to the k-th of K pieces of equal probability, from the origin
+    outwards. The density has no closed form: it is integrated along the curve, in steps much smaller than the noise.
 
     Args:
         latent_dim: Z, which must be 2.
-        classes: K; 0 or None where the labels are not to be told.
-        radius: Of the outer end.
-        turns: Around the origin.
+        classes: K; 0 or None: no classes.
+        radius: Distance of the outer end from the origin.
+        turns: Number of turns around the origin.
         std: Standard deviation of the noise, in both directions.
 
     Raises:
         UserError: If Z is not 2, or a size is not positive.
     """
 
-    extra = 1  # where on the curve
+    extra = 1  # to choose the point on the curve
 
     def __init__(
         self, latent_dim: int, classes: int | None = None, radius: float = 2.0, turns: float = 2.0, std: float = 0.05
@@ -154,7 +154,7 @@ class SwissRoll(Prior):
         _check_plane("swiss_roll", latent_dim)
         _check_sizes(radius=radius, turns=turns, std=std)
         self.classes, self.radius, self.turns, self.std = classes or 0, radius, turns, std
-        # The curve is no longer than one piece out and one piece around at the full radius.
+        # Bound on the curve's length: the radius, plus all turns at the full radius.
         self.steps = math.ceil(8 * radius * (1 + 2 * math.pi * turns) / std)
 
     def curve(self, t: Tensor) -> Tensor:
@@ -174,11 +174,11 @@ class SwissRoll(Prior):
         return torch.cat(parts).view(z.shape[:-1])
 
     def draw(self, eps: Tensor, posterior: Approximation | None = None) -> Tensor:
-        """A point of the curve for each row, by the last of its numbers, and noise from the others."""
+        """For each row, the point of the curve that its last number chooses, plus noise from the others."""
         return self._around(torch.special.ndtr(eps[:, -1]), eps)
 
     def draw_given(self, eps: Tensor, y: Tensor) -> Tensor:
-        """A draw from the y-th piece, from the whole where y is -1."""
+        """A draw from the y-th piece, from the whole curve where y is -1."""
         if not self.classes:
             return super().draw_given(eps, y)
         u = torch.special.ndtr(eps[:, -1])
@@ -205,11 +205,11 @@ class VampPrior(Prior):
     Tomczak & Welling (2018), arXiv:1705.07120, Eq. 9. The pseudo-inputs start as training samples.
 
     Args:
-        shape: Of a sample; pseudo-images are cut to [-1, 1].
+        shape: Shape of a sample; pseudo-images are clamped to [-1, 1].
         components: K.
     """
 
-    extra = 1  # which component
+    extra = 1  # to choose the component
     mixes_posteriors = True
 
     def __init__(self, shape: Sequence[int], components: int = 500) -> None:
@@ -239,7 +239,7 @@ class VampPrior(Prior):
         return (mixed - math.log(len(q.mu))).view(z.shape[:-1])
 
     def draw(self, eps: Tensor, posterior: Approximation) -> Tensor:
-        """A component for each row, by the last of its numbers, then a draw from it."""
+        """For each row, a draw from the component that its last number chooses."""
         q = self.components(posterior)
         chosen = whole_below(torch.special.ndtr(eps[:, -1]), len(q.mu))
         return DiagonalGaussian(q.mu[chosen], q.logvar[chosen]).rsample(eps[:, :-1])
@@ -254,8 +254,8 @@ class FlowPrior(Prior):
     Args:
         latent_dim: Z.
         kind: "maf" or "nsf".
-        transforms: Layers, in alternating order.
-        hidden: Widths in each layer's network.
+        transforms: Number of layers, in alternating order of the dimensions.
+        hidden: Widths of the hidden layers of each layer's network.
     """
 
     def __init__(
@@ -271,13 +271,13 @@ class FlowPrior(Prior):
             return log_standard_normal(u) + log_det
 
     def draw(self, eps: Tensor, posterior: Approximation) -> Tensor:
-        """The latents of this noise."""
+        """The latents for noise eps."""
         with torch.autocast(eps.device.type, enabled=False):
             return self.flow().transform.inv(eps)
 
 
 def first_samples(batches: Iterator[Tensor]) -> Callable[[int], Tensor]:
-    """`x(n)`: the first n of the samples that the batches bring, as many batches as that takes."""
+    """Returns `x(n)`, the first n samples of the batches; reads no more batches than needed."""
     seen: list[Tensor] = []
 
     def take(n: int) -> Tensor:

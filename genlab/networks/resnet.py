@@ -3,8 +3,8 @@
 Gulrajani et al. (2017), "Improved Training of Wasserstein GANs", the networks for CIFAR-10, after the authors' code
 (igul222/improved_wgan_training, gan_cifar_resnet.py). The discriminator of Miyato et al. (2018), "Spectral
 Normalization for GANs" (pfnet-research/sngan_projection, snresnet_32.py), is the same with spectral norm, sum pooling
-and no bias in the head. Other shorter sides than 32 have one up-block and one down-block more or less per factor of
-two, all of one width (the papers' larger networks change the width on the way).
+and no bias in the head. There is one up-block and one down-block more or less for each factor of two between the
+shorter side and 32, all of one width (the papers' larger networks vary the width).
 """
 
 import math
@@ -27,8 +27,8 @@ TRUNK_SIDE = 8  # the discriminator stops halving at 8 x 8
 class UpBlock(nn.Module):
     """Norm - ReLU - up - conv3 - norm - ReLU - conv3, plus up - conv1: [N, C, H, W] -> [N, C, 2 H, 2 W].
 
-    No convolution has a bias: it would add a constant to a channel, which batch norm takes away again before it is read
-    (a departure from the authors' code, whose biases here have no gradient).
+    No convolution has a bias: it would add a constant to a channel, which the next batch norm removes (a departure from
+    the authors' code, whose biases here have no gradient).
 
     Args:
         channels: C, in and out.
@@ -46,9 +46,8 @@ class UpBlock(nn.Module):
         """[N, C, H, W] -> [N, C, 2 H, 2 W]."""
         residual = self.conv1(_double(F.relu(self.norm1(x))))
         residual = self.conv2(F.relu(self.norm2(residual)))
-        return residual + _double(
-            self.shortcut(x)
-        )  # a 1 x 1 convolution commutes with copying; before it costs a quarter
+        # A 1 x 1 convolution commutes with copying; applied before, it costs a quarter.
+        return residual + _double(self.shortcut(x))
 
 
 class Block(nn.Module):
@@ -56,10 +55,10 @@ class Block(nn.Module):
 
     Args:
         in_channels: C_in.
-        out_channels: C_out. The shortcut is the identity where channels and size stay, else a 1 x 1 convolution.
+        out_channels: C_out. The shortcut is the identity if channels and size stay the same, else a 1 x 1 convolution.
         norm: One of batch, instance, layer, none.
-        down: Halve height and width by means over 2 x 2.
-        first: The block reads the image: nothing before its first convolution, and no norm at all ("optimized" in the
+        down: Whether height and width are halved, by means over 2 x 2.
+        first: Whether the block reads the image: no ReLU before its first convolution, and no norm ("optimized" in the
             authors' code).
     """
 
@@ -68,7 +67,7 @@ class Block(nn.Module):
         self.down, self.first = down, first
         norm = "none" if first else norm
         self.norm1, self.norm2 = norm_layer(norm, in_channels), norm_layer(norm, out_channels)
-        shifted = norm in ("batch", "instance")  # norm2 takes any constant per channel away
+        shifted = norm in ("batch", "instance")  # norm2 removes any constant per channel
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=not shifted)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         identity = in_channels == out_channels and not down
@@ -76,7 +75,7 @@ class Block(nn.Module):
         _init_block_(self.conv1, self.conv2, self.shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C_in, H, W] -> [N, C_out, H, W], or half of H and W."""
+        """[N, C_in, H, W] -> [N, C_out, H, W], with half of H and W if `down`."""
         residual = self.conv1(x if self.first else F.relu(self.norm1(x)))
         residual = self.conv2(F.relu(self.norm2(residual)))
         if self.down:
@@ -91,7 +90,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _init_block_(conv1: nn.Module, conv2: nn.Module, shortcut: nn.Module) -> None:
-    """The authors' weights: Glorot-uniform, with gain sqrt(2) where a ReLU comes before (He's correction)."""
+    """The authors' weights: Glorot-uniform, with gain sqrt(2) after a ReLU (He's correction)."""
     glorot_init_(conv1, math.sqrt(2))
     glorot_init_(conv2, math.sqrt(2))
     glorot_init_(shortcut)
@@ -144,6 +143,8 @@ class Generator(nn.Module):
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
 
+    always_normalised = True
+
     def __init__(self, latent_dim: int, shape: Sequence[int], width: int = 128) -> None:
         super().__init__()
         self.body = _Upward(latent_dim, shape, width)
@@ -164,6 +165,8 @@ class Decoder(nn.Module):
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
 
+    always_normalised = True
+
     def __init__(self, latent_dim: int, shape: Sequence[int], width: int = 128) -> None:
         super().__init__()
         self.body = _Upward(latent_dim, shape, width)
@@ -181,8 +184,8 @@ class Discriminator(Layered):
         width: Channels of all blocks.
         norm: One of none (the paper), layer, instance, batch; a gradient penalty forbids batch.
         pooling: "mean" (WGAN-GP) or "sum" (SNGAN) over the positions.
-        spectral_norm: Divide the weight of every layer by its largest singular value, as SNGAN does; one power
-            iteration per forward in training mode, none in eval mode.
+        spectral_norm: Whether the weight of every layer is divided by its largest singular value, as in SNGAN; one
+            power iteration per forward in training mode, none in eval mode.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
@@ -216,7 +219,7 @@ class Discriminator(Layered):
 
 
 class Encoder(nn.Module):
-    """The discriminator's blocks with `out_features` linear outputs, not pooled: a code needs the positions.
+    """The discriminator's blocks with `out_features` linear outputs, without pooling: a code needs the positions.
 
     Args:
         shape: (C, H, W); the shorter side a power of two from 16.

@@ -1,4 +1,4 @@
-"""Small networks of the swapping autoencoder: structure and texture of an image apart, and a judge of texture alone."""
+"""Small networks of the swapping autoencoder: encoder (structure and texture), generator, texture discriminator."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SLOPE = 0.2  # of the leaky ReLUs
 
 
 def _activated(x: Tensor) -> Tensor:
-    """Leaky ReLU that keeps the scale of normal numbers, as in StyleGAN2."""
+    """Leaky ReLU times sqrt 2, which preserves the scale of normal inputs, as in StyleGAN2."""
     return F.leaky_relu(x, SLOPE) * 2**0.5
 
 
 class Down(nn.Module):
-    """conv3 - leaky ReLU - conv3 - leaky ReLU (- halve), plus the shortcut, by 1 / sqrt 2.
+    """conv3 - leaky ReLU - conv3 - leaky ReLU (- halve), plus the shortcut, times 1 / sqrt 2.
 
     Args:
         in_channels: C_in.
@@ -38,7 +38,7 @@ class Down(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C_in, H, W] -> [N, C_out, H, W], or half of H and W."""
+        """[N, C_in, H, W] -> [N, C_out, H, W], with half of H and W if `halve`."""
         residual = _activated(self.conv2(_activated(self.conv1(x))))
         if self.halve:
             residual, x = F.avg_pool2d(residual, 2), F.avg_pool2d(x, 2)
@@ -46,10 +46,10 @@ class Down(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """A 3 x 3 convolution with input channels scaled by a style; input of unit variance leaves it with unit variance.
+    """A 3 x 3 convolution with input channels scaled by a style; it preserves unit variance.
 
     Karras et al. (2020), "Analyzing and Improving the Image Quality of StyleGAN", arXiv:1912.04958, section 2.2.
-    Scaling input and output is the same as scaling the weights of each sample, and needs none of each sample.
+    Scaling input and output equals scaling the weights per sample, without a copy of the weights for each sample.
 
     Args:
         in_channels: C_in.
@@ -73,7 +73,7 @@ class ModulatedConv(nn.Module):
 
 
 class Styled(nn.Module):
-    """(Double -) two modulated convolutions with leaky ReLUs, plus the shortcut, by 1 / sqrt 2.
+    """(Double -) two modulated convolutions with leaky ReLUs, plus the shortcut, times 1 / sqrt 2.
 
     Args:
         in_channels: C_in.
@@ -90,7 +90,7 @@ class Styled(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """[N, C_in, H, W] and [N, style_dim] -> [N, C_out, H, W], or twice of H and W."""
+        """[N, C_in, H, W] and [N, style_dim] -> [N, C_out, H, W], with twice H and W if `twice`."""
         if self.twice:
             x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
         residual = _activated(self.conv2(_activated(self.conv1(x, style)), style))
@@ -98,10 +98,10 @@ class Styled(nn.Module):
 
 
 def _check_sizes(shape: Sequence[int], halvings: int, **sizes: int) -> None:
-    """Refuses data that cannot be halved so often, and sizes (by their keys) that are none.
+    """Checks that the data can be halved `halvings` times and that the sizes, named by their keys, are positive.
 
     Raises:
-        UserError: If the data are no images, a side is no multiple of the power of two, or a size is not positive.
+        UserError: If the data are not images, a side is not a multiple of 2^halvings, or a size is not positive.
     """
     for key, size in sizes.items():
         check_positive(f"model.{key}", size)
@@ -116,17 +116,17 @@ def _check_sizes(shape: Sequence[int], halvings: int, **sizes: int) -> None:
 
 
 class Encoder(nn.Module):
-    """Images to a structure, which has positions, and a texture, which has none; both of unit length (per position).
+    """Images to a structure map and a texture vector, of unit length (the structure: at each position).
 
-    As in the authors' code, but small: halvings by residual blocks down to the structure's resolution, where a 1 x 1
-    convolution gives the structure; one more halving and the mean over positions before the texture.
+    A small version of the authors' network. Residual blocks halve the image to the structure's resolution, where 1 x 1
+    convolutions give the structure. One more halving and the mean over positions precede the texture.
 
     Args:
         shape: (C, H, W).
-        structure_dim: Channels of the structure: few, or it says everything.
+        structure_dim: Channels of the structure; few, or the structure alone describes the image.
         texture_dim: Length of the texture.
-        width: Channels after the first layer, doubled with each halving up to eight times.
-        halvings: From the image to the structure.
+        width: Channels after the first layer, doubled with each halving up to 8 `width`.
+        halvings: Number of halvings from the image to the structure.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
@@ -158,17 +158,17 @@ class Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """Structure and texture to images: the texture modulates every convolution, the structure is the input.
+    """Structure and texture to images: the structure is the input, the texture modulates every convolution.
 
-    Simpler than the paper's StyleGAN2: no noise, no blur, no equalised learning rate; the modulation is the same, and
-    so is the linear end, which cannot saturate where the discriminators press.
+    Simpler than the paper's StyleGAN2: no noise, no blur, no equalised learning rate. The modulation is the same, and
+    so is the linear output, which cannot saturate under the discriminators' gradients.
 
     Args:
         shape: (C, H, W).
         structure_dim: Channels of the structure.
         texture_dim: Length of the texture.
-        width: Channels at the image's resolution; doubled with each halving up to eight times.
-        halvings: From the image to the structure.
+        width: Channels at the image's resolution, doubled with each halving up to 8 `width`.
+        halvings: Number of halvings from the image to the structure.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
@@ -185,7 +185,7 @@ class Generator(nn.Module):
 
     def forward(self, structure: Tensor, texture: Tensor) -> Tensor:
         """[N, S, h, w] and [N, T] -> [N, C, H, W], unbounded."""
-        texture = texture * texture.shape[1] ** 0.5  # of unit length: its numbers get unit variance
+        texture = texture * texture.shape[1] ** 0.5  # has unit length; its entries get unit variance
         h = self.input(structure * structure.shape[1] ** 0.5, texture)
         for block in self.blocks:
             h = block(h, texture)
@@ -193,13 +193,13 @@ class Generator(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Whether crops have the texture of some reference crops: one logit for each. arXiv:2007.00653, section 3.2.
+    """One logit per crop: does it have the texture of the reference crops? arXiv:2007.00653, section 3.2.
 
     Args:
-        shape: (C, H, W) of the images that crops are cut from.
+        shape: (C, H, W) of the uncropped images.
         patch_size: Side of the crops, a multiple of 4.
-        width: Channels of the first layer, doubled with each of two halvings.
-        hidden: Width of the layers that compare.
+        width: Channels of the first layer, doubled with each of the two halvings.
+        hidden: Width of the layers on reference and crop features.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
@@ -247,14 +247,14 @@ class PatchDiscriminator(nn.Module):
 
 @exact
 def random_crops(x: Tensor, count: int, size: int, scale: tuple[float, float], rand: Callable[..., Tensor]) -> Tensor:
-    """Square crops at random places and of random sizes, resampled (bilinearly) to one size, with their gradient.
+    """Square crops of random position and size, resampled bilinearly to one size; differentiable by x.
 
     Args:
         x: Images [N, C, H, W].
         count: K, crops of each image.
-        size: p, side of what they are resampled to.
+        size: p, side of the resampled crops.
         scale: Smallest and largest side of a crop, as shares of the image's shorter one.
-        rand: `rand(n, *shape)` gives uniform draws in [0, 1), [n, *shape]: the model's own stream.
+        rand: `rand(n, *shape)` gives uniform draws in [0, 1), [n, *shape], from the model's stream.
 
     Returns:
         Crops [N, K, C, p, p].
@@ -265,16 +265,16 @@ def random_crops(x: Tensor, count: int, size: int, scale: tuple[float, float], r
     steps = (torch.arange(size, device=x.device, dtype=draws.dtype) + 0.5) / size
     across = ((width - side) * draws[..., 1]).unsqueeze(2) + side.unsqueeze(2) * steps
     down = ((height - side) * draws[..., 2]).unsqueeze(2) + side.unsqueeze(2) * steps
-    # A crop is a product of its rows, the image and its columns. `grid_sample` gives the same, but on a GPU its
+    # A crop is row weights @ image @ column weights. `grid_sample` gives the same result, but on a GPU its
     # gradient has no deterministic implementation.
     rows, columns = _weights(down.to(x.dtype), height), _weights(across.to(x.dtype), width)
     return rows.unsqueeze(2) @ x.unsqueeze(1) @ columns.unsqueeze(2).transpose(-2, -1)
 
 
 def _weights(places: Tensor, length: int) -> Tensor:
-    """How linear interpolation at places [..., p], in pixels from the edge, weighs the pixels: [..., p, length].
+    """Pixel weights [..., p, length] of linear interpolation at places [..., p], in pixels from the edge.
 
-    Beyond the middle of the first and the last pixel these two go on.
+    A place beyond the centre of the first or last pixel gets that pixel's value.
     """
     pixels = torch.arange(length, device=places.device, dtype=places.dtype)
     return F.relu(1 - ((places - 0.5).clamp(0, length - 1).unsqueeze(-1) - pixels).abs())

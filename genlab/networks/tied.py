@@ -1,4 +1,4 @@
-"""The autoencoder of one sigmoid layer with tied weights."""
+"""An autoencoder with one sigmoid layer and tied weights."""
 
 import math
 from collections.abc import Sequence

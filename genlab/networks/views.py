@@ -1,6 +1,6 @@
-"""Random changes of a discriminator's input, the same for real and fake samples.
+"""Random transforms of a discriminator's input, applied to real and fake samples alike.
 
-Views draw from the stream that they are given and from no other; gradients pass through them to the generator.
+Views draw only from the stream given to them; gradients pass through them to the generator.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genlab.batch import Batch
 from genlab.randomness import Drawing, whole_below
 
 Rand = Callable[..., Tensor]  # rand(n, *shape): uniform draws in [0, 1), [n, *shape]
 
 
 class View(nn.Module):
-    """A random change of samples."""
+    """A random transform of samples."""
 
     @abstractmethod
     def forward(self, x: Tensor, rand: Rand, progress: float) -> Tensor:
@@ -28,8 +29,8 @@ class View(nn.Module):
 
         Args:
             x: Real or fake samples.
-            rand: `rand(n, *shape)` gives uniform draws in [0, 1), [n, *shape]: the model's own stream.
-            progress: The share of training that is done, in [0, 1].
+            rand: `rand(n, *shape)` gives uniform draws in [0, 1), [n, *shape], from the model's stream.
+            progress: Fraction of training done, in [0, 1].
         """
 
 
@@ -37,7 +38,7 @@ class InstanceNoise(View):
     """Gaussian noise that fades: x + sigma eps, sigma falling linearly to 0.
 
     Sonderby et al. (2017), "Amortised MAP Inference", arXiv:1610.04490, section 3.2; Arjovsky & Bottou (2017),
-    arXiv:1701.04862. Noise gives both distributions common ground, where D cannot tell them apart.
+    arXiv:1701.04862. Noise makes the supports of both distributions overlap, so that D cannot separate them.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image", "points")
@@ -47,7 +48,7 @@ class InstanceNoise(View):
 
         Args:
             sigma: Standard deviation at the start, in units of the data.
-            until: Share of training after which there is none, in (0, 1].
+            until: Fraction of training after which the noise is 0, in (0, 1].
 
         Raises:
             ValueError: If either is out of range.
@@ -58,11 +59,11 @@ class InstanceNoise(View):
         self.sigma, self.until = sigma, until
 
     def level(self, progress: float) -> float:
-        """sigma at this share of training."""
+        """sigma at this fraction of training."""
         return self.sigma * max(0.0, 1 - progress / self.until)
 
     def forward(self, x: Tensor, rand: Rand, progress: float) -> Tensor:
-        """See `View`; draws nothing once the noise is gone."""
+        """See `View`; draws no random numbers once sigma is 0."""
         sigma = self.level(progress)
         if sigma == 0:
             return x
@@ -74,22 +75,22 @@ class InstanceNoise(View):
 class DiffAugment(View):
     """Differentiable augmentation of images. Zhao et al. (2020), arXiv:2006.10738, section 4 and Appendix A.
 
-    Each image gets its own brightness, saturation and contrast, is shifted, and loses a square.
+    Each image gets its own brightness, saturation and contrast, its own shift, and a square set to 0.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(self, colour: float = 1.0, translation: float = 0.125, cutout: float = 0.5) -> None:
-        """Sets the strengths; 0 leaves a part out.
+        """Sets the strengths; 0 switches a part off.
 
         Args:
-            colour: Of all three changes of colour; at 1, the paper's, brightness moves by up to 0.5, saturation is
-                multiplied by up to 2 and contrast by 0.5 to 1.5.
-            translation: Largest shift, as a share of height and width; what comes in is 0.
+            colour: Strength of the three colour transforms; at 1, the paper's value, brightness changes by up to 0.5,
+                saturation is multiplied by 0 to 2 and contrast by 0.5 to 1.5.
+            translation: Largest shift, as a share of height and width; uncovered pixels are 0.
             cutout: Side of the square that is set to 0, as a share of height and width.
 
         Raises:
-            ValueError: If one is not in [0, 1].
+            ValueError: If a strength is not in [0, 1].
         """
         super().__init__()
         for name, strength in (("colour", colour), ("translation", translation), ("cutout", cutout)):
@@ -131,7 +132,7 @@ class DiffAugment(View):
         inside = []
         for u, side in zip(rand(n, 2).unbind(dim=1), (h, w), strict=True):
             size = int(self.cutout * side + 0.5)
-            # The centre lies anywhere in the image, so that the square may hang over the edge.
+            # The centre lies anywhere in the image, so the square may extend beyond the edge.
             start = whole_below(u, side + 1 - size % 2) - size // 2
             place = torch.arange(side, device=x.device)
             inside.append((place >= start[:, None]) & (place < start[:, None] + size))
@@ -140,35 +141,35 @@ class DiffAugment(View):
 
 
 class Viewed(Drawing):
-    """A discriminator that sees its input through views in training; judging, it sees the samples themselves."""
+    """A discriminator whose input passes through views in training; in evaluation it reads the samples themselves."""
 
     def __init__(self, discriminator: nn.Module, views: Sequence[View]) -> None:
         """Puts views before a discriminator.
 
         Args:
             discriminator: Maps samples [N, ...] to logits.
-            views: What they go through, one after the other.
+            views: Views, applied one after the other.
         """
         super().__init__()
         self.discriminator: Any = discriminator
         self.views = nn.ModuleList(views)
 
     def seen(self, x: Tensor) -> Tensor:
-        """Samples [N, ...] as the discriminator gets them."""
+        """Samples [N, ...] after the views, the discriminator's input."""
         if not self.training or self.owner is None:
             return x
         for view in self.views:
             x = view(x, self.rand, self.owner.progress)
         return x
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor, *told: Batch) -> Tensor:
         """[N, ...] -> [N, F]."""
-        return self.discriminator.features(self.seen(x))
+        return self.discriminator.features(self.seen(x), *told)
 
-    def logits(self, features: Tensor) -> Tensor:
+    def logits(self, features: Tensor, *told: Batch) -> Tensor:
         """[N, F] -> logits [N]."""
-        return self.discriminator.logits(features)
+        return self.discriminator.logits(features, *told)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *told: Batch) -> Tensor:
         """[N, ...] -> logits [N]."""
-        return self.discriminator(self.seen(x))
+        return self.discriminator(self.seen(x), *told)

@@ -38,15 +38,15 @@ def _check(shape: Sequence[int], width: int, halvings: int) -> None:
 
 
 class Encoder(nn.Module):
-    """Halvings by 4 x 4 convolutions, residual blocks, 1 x 1 to the codes' length. arXiv:1711.00937, section 4.1.
+    """Halving 4 x 4 convolutions, residual blocks, a 1 x 1 convolution to D channels. arXiv:1711.00937, section 4.1.
 
     Args:
         shape: (C, H, W).
         code_dim: D.
         width: Channels.
         inner: Channels inside the residual blocks.
-        blocks: Their number.
-        halvings: Of the image's sides.
+        blocks: Number of residual blocks.
+        halvings: Number of halvings of the image's sides.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
@@ -76,15 +76,15 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror: residual blocks, then doublings by 4 x 4 transposed convolutions.
+    """The encoder's mirror: residual blocks, then doubling 4 x 4 transposed convolutions.
 
     Args:
-        shape: (C, H, W) of what it gives.
+        shape: (C, H, W) of the output.
         code_dim: D.
         width: Channels.
         inner: Channels inside the residual blocks.
-        blocks: Their number.
-        halvings: Doublings here.
+        blocks: Number of residual blocks.
+        halvings: Number of doublings.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
@@ -113,16 +113,16 @@ class Decoder(nn.Module):
 
 
 class TopEncoder(Encoder):
-    """From the features of a VQ-VAE-2's bottom encoder on to the coarser top level. arXiv:1906.00446, Figure 2a.
+    """Top encoder of a VQ-VAE-2, on the features of the bottom encoder. arXiv:1906.00446, Figure 2a.
 
     Args:
         shape: (C, H, W) of the images.
         code_dim: D of the top codes.
-        width: Channels, those of the bottom encoder's features too.
+        width: Channels, also of the bottom encoder's features.
         inner: Channels inside the residual blocks.
-        blocks: Their number.
-        halvings: Of the image's sides, down to the bottom level.
-        top_halvings: From there to the top level.
+        blocks: Number of residual blocks.
+        halvings: Number of halvings from the image to the bottom level.
+        top_halvings: Number of halvings from the bottom to the top level.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class TopEncoder(Encoder):
 
 
 class TopDecoder(Decoder):
-    """Top codes as features at the bottom level's resolution; arguments as `TopEncoder`'s."""
+    """Top codes to features at the bottom level's resolution; arguments as in `TopEncoder`."""
 
     def __init__(
         self,
@@ -158,10 +158,10 @@ class TopDecoder(Decoder):
 
 
 class BottomHead(nn.Module):
-    """The bottom encodings, of the bottom encoder's features and of what the top codes say already.
+    """Bottom encodings from the bottom encoder's features and the decoded top codes.
 
     Args:
-        width: Channels of both.
+        width: Channels of each input.
         code_dim: D of the bottom codes.
     """
 
@@ -175,15 +175,15 @@ class BottomHead(nn.Module):
 
 
 class TwoLevelDecoder(nn.Module):
-    """The top codes brought to the bottom level's resolution, then both through one `Decoder`.
+    """Upsamples the top codes to the bottom level's resolution, then decodes both levels with one `Decoder`.
 
     Args:
-        shape: (C, H, W) of what it gives.
+        shape: (C, H, W) of the output.
         top_dim: D of the top codes.
         bottom_dim: D of the bottom codes.
         width: Channels.
         inner: Channels inside the residual blocks.
-        blocks: Their number.
+        blocks: Number of residual blocks.
         halvings: Doublings from the bottom level to the image.
         top_halvings: Doublings from the top level to the bottom one.
     """

@@ -1,4 +1,4 @@
-"""The report as one HTML file: style, pictures and curves inside it, nothing fetched, nothing executed."""
+"""The report as one HTML file with embedded style, pictures and curves, without downloads or scripts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     Curves = dict[str, tuple[list[int], list[float]]]
 
 COLOURS = ("#3b6fb6", "#d9822b", "#2a9d6f", "#b5487b", "#7a5cc0", "#2aa1b3", "#c94f4f", "#8a6d3b")
-PANELS = 12  # of curves
+PANELS = 12  # panels of curves at most
 POINTS_PER_CURVE = 300
 ARROWS = {"lower": "↓", "higher": "↑"}
-THUMBS = 8  # further seeds whose samples are shown
-TOLD = ("extractor", "test_accuracy", "n_fake", "n_real", "split", "resize", "ema", "seed")  # first, in this order
+THUMBS = 8  # runs of a composition whose pictures are shown side by side
+TOLD = ("extractor", "test_accuracy", "n_fake", "n_real", "split", "resize", "ema", "seed")  # shown first
 
 STYLE = """
 :root { --ink:#1d2129; --soft:#5d6675; --line:#e3e6eb; --page:#f6f7f9; --card:#ffffff; --mark:#e7f4ec; --tie:#f2f7f4;
@@ -75,10 +75,10 @@ footer { margin-top:48px; color:var(--soft); font-size:13px }
 
 
 def write(report: Report, page: Path) -> None:
-    """Writes the page, and the table beside it as Markdown.
+    """Writes the HTML page, and the Markdown report beside it.
 
     Raises:
-        UserError: If the place cannot be written to.
+        UserError: If a file cannot be written.
     """
     try:
         write_text(page, html_page(report))
@@ -88,7 +88,7 @@ def write(report: Report, page: Path) -> None:
 
 
 def html_page(report: Report) -> str:
-    """The whole page; every text in it is escaped, for run folders may come from strangers."""
+    """The whole page; all text is escaped, as run folders may come from untrusted sources."""
     runs, compositions = len(report.entries), len(report.compositions)
     shared = " ".join(f"<code>{escape(f'{k}={v}')}</code>" for k, v in report.shared.items())
     count = f"{runs} run{'s' * (runs > 1)}" + (f" of {compositions} compositions" if compositions > 1 else "")
@@ -112,7 +112,7 @@ def html_page(report: Report) -> str:
         f"<title>{escape(title[:120])}</title><style>{STYLE}</style></head><body><main>"
         f'<h1>Run report</h1><p class="soft">{"; ".join(filter(None, lines))}.</p>'
         f"{''.join(sections)}<footer>Made by genlab, {escape(now)}. Values are mean ± standard deviation over runs "
-        "that differ by their seed alone; a run that was scored several times counts once, with its mean.</footer>"
+        "that differ by their seed alone; a run with several scorings counts once, with its mean.</footer>"
         "</main></body></html>\n"
     )
 
@@ -133,7 +133,7 @@ def _list(pairs: Sequence[tuple[str, Any]]) -> str:
 
 
 def _cards(report: Report) -> str:
-    """One card per composition: samples, what it is, how fast."""
+    """One card per composition: samples, size and speed."""
     boxes = []
     lead = next((row for row in report.ranked if row.best), None) or next(iter(report.ranked), None)
     for i, composition in enumerate(report.compositions):
@@ -202,7 +202,7 @@ def _table(report: Report, rows: list[Row]) -> str:
             f"{''.join(cells)}<td>{_strip(report, row)}</td></tr>"
         )
     return (
-        '<div class="box scroll"><table><thead><tr><th>score</th><th>read beside</th>'
+        '<div class="box scroll"><table><thead><tr><th>score</th><th>reference</th>'
         f"{heads}<th>run by run</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -252,7 +252,7 @@ def _legend(report: Report) -> str:
 
 
 def _scoring_spread(report: Report) -> list[str]:
-    """How far a score moves when the same run is scored anew, where runs were scored with several seeds."""
+    """Standard deviation of a score between scorings of one run, as text; [] if no run was scored twice."""
     for row in report.rows:
         if kind_of(row.score) not in ("fid", "kid", "energy"):
             continue
@@ -260,7 +260,7 @@ def _scoring_spread(report: Report) -> list[str]:
         if found:
             listed = ", ".join(f"{s:.2g} ({label})" for label, s in found)
             title = title_of(row.score)
-            return [f"Runs were scored with several seeds: {title} moves between scorings by a std of {listed}."]
+            return [f"Runs were scored with several seeds: {title} varies between scorings with a std of {listed}."]
     return []
 
 
@@ -277,7 +277,7 @@ def _notes(report: Report) -> str:
 
 
 def _curves(report: Report) -> str:
-    """Validation scores and losses over iterations, all runs in one panel each."""
+    """Validation scores and losses over iterations, one panel each with all runs."""
     from genlab.looks.curves import read_metrics
 
     histories: list[tuple[int, Curves]] = []
@@ -287,7 +287,7 @@ def _curves(report: Report) -> str:
                 continue
             try:
                 histories.append((i, read_metrics(entry.folder / "metrics.csv")))
-            except (ValueError, KeyError, OSError, TypeError):  # cut off while it was written
+            except (ValueError, KeyError, OSError, TypeError):  # truncated while being written
                 continue
     names = {name for _, history in histories for name in history}
     shown = [n for n in names if n.startswith(("val/", "train/")) and not n.startswith("train/grad_norm")]
@@ -297,14 +297,14 @@ def _curves(report: Report) -> str:
         lines = [(i, *history[name]) for i, history in histories if name in history]
         plot = _plot(lines)
         if plot:
-            kind, _, rest = name.partition("/")
-            title = title_of(rest) + ", validation" if kind == "val" else rest
+            phase, _, rest = name.partition("/")
+            title = title_of(rest) + ", validation" if phase == "val" else rest
             panels.append(f'<div class="box"><h3>{escape(title)}</h3>{plot}</div>')
     return _section("Curves", f'<div class="panels">{"".join(panels)}</div>') if panels else ""
 
 
 def _plot(lines: list[tuple[int, list[int], list[float]]]) -> str:
-    """An SVG with axes; a thin line per run. The vertical axis is logarithmic where values span two orders."""
+    """An SVG plot, a thin line per run. The vertical axis is logarithmic if values span two orders of magnitude."""
     data = []
     for i, steps, values in lines:
         stride = max(1, math.ceil(len(steps) / POINTS_PER_CURVE))
@@ -372,7 +372,7 @@ def _decades(low: float, high: float) -> list[float]:
 
 
 def _picture(entry: Entry, name: str, most: int) -> str | None:
-    """A PNG of a run as a data URI, at most so many pixels wide; None where there is none that can be read."""
+    """A PNG of a run as a data URI, at most `most` pixels wide; None if it is missing or unreadable."""
     path = entry.folder / name if entry.folder is not None else None
     if path is None or not path.is_file():
         return None
@@ -382,7 +382,7 @@ def _picture(entry: Entry, name: str, most: int) -> str | None:
         with Image.open(path) as image:
             image.load()
             picture = image.convert("RGB")
-    except Exception:  # PIL raises nearly any type at a bad file
+    except Exception:  # PIL raises nearly any type on a bad file
         return None
     if picture.width > most:
         picture = picture.resize((most, round(picture.height * most / picture.width)), Image.Resampling.LANCZOS)
@@ -392,7 +392,7 @@ def _picture(entry: Entry, name: str, most: int) -> str | None:
 
 
 def _pictures(report: Report) -> str:
-    """Samples of every seed side by side, and reconstructions, a row per composition."""
+    """Samples and reconstructions of every seed side by side, one row per composition."""
     rows = []
     for i, composition in enumerate(report.compositions):
         figures = []
@@ -418,7 +418,7 @@ def _pictures(report: Report) -> str:
 
 
 def _protocol(report: Report) -> str:
-    """The card of each score: once where runs share it, and once for scores that share it."""
+    """The card of each score; runs and scores with equal cards share one."""
     titles: dict[str, list[str]] = {}
     for row in report.rows:
         cards: dict[str, list[str]] = {}
@@ -439,7 +439,7 @@ def _protocol(report: Report) -> str:
 
 
 def _card(card: dict[str, Any]) -> str:
-    shown = {k: v for k, v in card.items() if k != "seed" and not k.endswith("_seed")}  # repeated, not compared
+    shown = {k: v for k, v in card.items() if k != "seed" and not k.endswith("_seed")}  # seeds are not compared
     names = [k for k in TOLD if k in shown] + sorted(k for k in shown if k not in TOLD)
     return _list([(k, number(v) if isinstance(v, float) else v) for k, v in ((k, shown[k]) for k in names)])
 

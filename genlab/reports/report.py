@@ -1,4 +1,4 @@
-"""Runs side by side: what was scored, how far scores agree, and the Markdown. Free of torch."""
+"""Comparison of runs: their scores, which of these are comparable, and the Markdown report. Free of torch."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from genlab.judging.cards import (
 from genlab.judging.records import FORMAT, find_runs
 
 log = logging.getLogger("genlab")
-# What makes a repetition of the same composition, and where and how it ran.
+# Config keys that do not define a composition: seed, resources, logging and callbacks.
 NOT_COMPOSITION = (
     *("seed", "threads", "max_time", "max_cpu_time", "dry_run"),
     *("logger", "callbacks", "checkpoint", "choices", "health"),
 )
 NOT_OF_DATA = ("seed", "label_seed", "root", "download", "num_workers")
-TOLD = ("model", *PARTS, "data", "experiment")  # groups that a label names
-LABEL_KEYS = 3  # differing keys that a label shows
+TOLD = ("model", *PARTS, "data", "experiment")  # config groups named in a label
+LABEL_KEYS = 3  # differing keys in a label at most
 
 
 @dataclass
 class Scoring:
-    """One scoring of one run: a file of `genlab-evaluate`, or what the run measured itself."""
+    """One scoring of one run: a score file of `genlab-evaluate`, or the run's own test scores."""
 
     scores: dict[str, float]
     cards: dict[str, dict[str, Any]]  # by score, with the fields that it depends on
@@ -50,7 +50,7 @@ class Scoring:
 
 @dataclass
 class Entry:
-    """One run (or one set of images), and all that is known about it."""
+    """One run (or one image set) with its config, record and scorings."""
 
     name: str
     folder: Path | None
@@ -60,12 +60,12 @@ class Entry:
 
     @property
     def seed(self) -> Any:
-        """The seed of its training."""
+        """The training seed."""
         return self.config.get("seed", self.record.get("seed"))
 
     @property
     def wall_seconds(self) -> float | None:
-        """Seconds of all its sessions."""
+        """Total seconds of all sessions."""
         times = [s.get("wall_seconds") for s in self.record.get("sessions", [])]
         return sum(t for t in times if isinstance(t, (int, float))) if times else None
 
@@ -83,7 +83,7 @@ class Composition:
 
     @property
     def short(self) -> str:
-        """The label with the names of groups left out, for the heads of tables."""
+        """The label without group names, for the heads of tables."""
         parts = [p.partition("=")[2] if p.partition("=")[0] in TOLD else p for p in self.label.split("  ")]
         return ", ".join(parts)
 
@@ -92,7 +92,7 @@ class Composition:
         return [statistics.fmean(v) for v in (entry.values(score) for entry in self.entries) if v]
 
     def spread_of_scorings(self, score: str) -> float | None:
-        """Standard deviation between scorings of one run, pooled over runs; None where none was scored twice."""
+        """Standard deviation between scorings of one run, pooled over runs; None if no run was scored twice."""
         several = [v for v in (entry.values(score) for entry in self.entries) if len(v) > 1]
         if not several:
             return None
@@ -105,11 +105,11 @@ class Row:
     """One score over all compositions.
 
     Attributes:
-        score: Its name.
-        values: Values of the runs, by composition (in the report's order; empty where it has none).
-        reference: What it must be read beside, in words; "" without.
-        differs: Why the cards do not agree, in words; then it is not ranked. None where they agree.
-        mixed: Whether the cards differ within a composition, so that not even its mean means anything.
+        score: Name of the score.
+        values: Values of the runs of each composition, in the report's order; empty if it has none.
+        reference: Reference value as text; "" if there is none.
+        differs: Differences of the cards as text, which prevent a ranking; None if the cards agree.
+        mixed: Whether the cards differ within each composition, which makes its mean meaningless.
         best: Positions of the compositions to mark: the best mean first, then those within one standard deviation.
     """
 
@@ -121,7 +121,7 @@ class Row:
     best: list[int]
 
     def cell(self, i: int) -> str:
-        """The value of composition i in words: a mean, or the range where the cards of its runs differ."""
+        """The value of composition i as text: the mean, or the range if the cards of its runs differ."""
         values = self.values[i]
         if self.mixed[i] and values:
             return f"{number(min(values))} to {number(max(values))}, mixed"
@@ -130,11 +130,11 @@ class Row:
 
 @dataclass
 class Report:
-    """All that the page and the table show."""
+    """The content of the HTML page and of the Markdown report."""
 
     compositions: list[Composition]
     rows: list[Row]
-    shared: dict[str, Any]  # choices that all runs have in common
+    shared: dict[str, Any]  # group choices that all runs share
     notes: list[str]
 
     @property
@@ -149,7 +149,7 @@ class Report:
 
     @property
     def refusals(self) -> list[str]:
-        """Why scores are not ranked: a sentence for all that differ alike."""
+        """Reasons why scores are not ranked, one sentence per reason."""
         titles: dict[str, list[str]] = {}
         for row in self.refused:
             titles.setdefault(row.differs or "", []).append(title_of(row.score))
@@ -163,12 +163,12 @@ class Report:
 
 
 def draw_boxes(report: Report, path: Path) -> Path:
-    """A panel for each score whose cards agree, with a box of the runs of each composition and the runs as dots.
+    """Saves box plots: a panel per score whose cards agree, a box per composition, runs as dots.
 
     Raises:
         UserError: If there is no such score.
     """
-    from genlab.looks.images import save_png
+    from genlab.fields.drawing import save_png
     from genlab.looks.pictures import box_plots
 
     panels = {}
@@ -177,12 +177,12 @@ def draw_boxes(report: Report, path: Path) -> Path:
         title = title_of(row.score) + (f" ({way} is better)" if way else "")
         panels[title] = {c.short: v for c, v in zip(report.compositions, row.values, strict=True) if v}
     if not panels:
-        raise UserError("There is no score whose cards agree, and so nothing to draw boxes of.")
+        raise UserError("Box plots need a score whose cards agree; there is none.")
     return save_png(path, box_plots(panels))
 
 
 def home_of(named: list[str]) -> Path:
-    """Where the page goes: into the folder, if one alone is named, else into `outputs/`."""
+    """The folder of the page: the named folder if it is the only path, else `outputs/` or the working directory."""
     path = Path(named[0]).expanduser()
     return path if len(named) == 1 and path.is_dir() else Path("outputs") if Path("outputs").is_dir() else Path()
 
@@ -191,14 +191,14 @@ def home_of(named: list[str]) -> Path:
 
 
 def collect(named: list[str], by: str | None = None) -> Report:
-    """Reads runs, folders of runs and score files, and sorts them into compositions.
+    """Reads runs, folders of runs and score files, and groups them by composition.
 
     Args:
-        named: Paths.
-        by: A group, `model` or `experiment`, whose choice alone tells compositions apart; None for all that was set.
+        named: Paths of runs, folders or score files.
+        by: Config group, such as `model`, whose choice alone defines a composition; None for the whole config.
 
     Raises:
-        UserError: If nothing is named, a path holds no run, or `by` is no group of the runs.
+        UserError: If no path is named, a path holds no run, or a run has no choice of `by`.
     """
     if not named:
         raise UserError("Say what to report on: runs=outputs/latest, or a folder of runs.")
@@ -214,7 +214,7 @@ def collect(named: list[str], by: str | None = None) -> Report:
             entries += [_read_run(run) for run in find_runs([path])]
     unique = list({(entry.folder or entry.name): entry for entry in entries}.values())
     if not unique:
-        raise UserError(f"There is nothing to report on in {', '.join(named)}.")
+        raise UserError(f"No runs or score files in {', '.join(named)}.")
     compositions, shared = _compose(unique) if by is None else _compose_by(unique, by)
     rows = [_row(score, compositions) for score in _scores(unique)]
     notes = [note for entry in unique for scoring in entry.scorings for note in scoring.notes]
@@ -240,20 +240,20 @@ def _read_run(run: Path) -> Entry:
         if scoring is not None and wanted in (None, scoring.checkpoint):
             entry.scorings.append(scoring)
     if wanted is None and any(s.checkpoint == "last.ckpt" for s in entry.scorings):
-        entry.scorings = [s for s in entry.scorings if s.checkpoint == "last.ckpt"]  # never mixed with the best one's
+        entry.scorings = [s for s in entry.scorings if s.checkpoint == "last.ckpt"]  # not mixed with best.ckpt
     if not entry.scorings and record.get("scores"):
         entry.scorings.append(_own_scores(record))
     return entry
 
 
 def _own_scores(record: dict[str, Any]) -> Scoring:
-    """The run's own scores, taken on its test split when it ended."""
+    """The run's own scores, computed on its test split at its end."""
     scores = {name.removeprefix("test/"): value for name, value in record["scores"].items() if _is_number(value)}
     return Scoring(scores, {name: run_card(name, record.get("cards", {})) for name in scores})
 
 
 def _read_scoring(file: Path) -> Scoring | None:
-    """A file of genlab-evaluate; None, with a warning, if it is something else."""
+    """Reads a score file of genlab-evaluate; None, with a warning, for any other file."""
     try:
         record = json.loads(file.read_text())
         if record["format"] != FORMAT:
@@ -283,7 +283,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _compose(entries: list[Entry]) -> tuple[list[Composition], dict[str, Any]]:
-    """Entries by composition, each with the shortest label that tells it from the others; and what all share."""
+    """Compositions, each labelled by its distinguishing choices and keys; and the group choices that all share."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         key = json.dumps(_composition(entry), sort_keys=True, default=str) if entry.config else entry.name
@@ -312,7 +312,7 @@ def _compose(entries: list[Entry]) -> tuple[list[Composition], dict[str, Any]]:
 
 
 def _compose_by(entries: list[Entry], by: str) -> tuple[list[Composition], dict[str, Any]]:
-    """Entries by their choice in one group; and what all share."""
+    """Compositions by the choice of one group; and the group choices that all share."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         choice = entry.config.get("choices", {}).get(by)
@@ -326,7 +326,7 @@ def _compose_by(entries: list[Entry], by: str) -> tuple[list[Composition], dict[
 
 
 def _composition(entry: Entry) -> dict[str, Any]:
-    """The part of a config that says what was trained, not where or with which seed."""
+    """The part of a config that defines the training, without seed and resources."""
     config = {k: v for k, v in entry.config.items() if k not in NOT_COMPOSITION}
     data = config.get("data")
     if isinstance(data, dict):
@@ -347,7 +347,7 @@ def _leaves(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def _scores(entries: list[Entry]) -> list[str]:
-    """Names of all scores that get a row, in the order of `TITLES`; spreads and references stand beside theirs."""
+    """Names of scores that get a row, by section in the order of `TITLES`; spreads and references get none."""
     found = {name for entry in entries for scoring in entry.scorings for name in scoring.scores}
     order = list(TITLES)
     shown = [name for name in found if kind_of(name) in order]
@@ -377,36 +377,35 @@ def _row(score: str, compositions: list[Composition]) -> Row:
 
 
 def _reference(score: str, scoring: Scoring) -> str:
-    """The reference beside a score: the figure of real or noised data, or the most there is."""
-    kind, _, extractor = score.partition("/")
+    """The reference of a score as text: its value on real or noised data, or its maximum."""
+    family, _, extractor = score.partition("/")
     tail = f"/{extractor}" if extractor else ""
     card = scoring.cards.get(score, {})
     parts = []
-    if (expected := card.get(f"expected_{kind}")) is not None:
+    if (expected := card.get(f"expected_{family}")) is not None:
         parts.append(f"perfect {number(expected)} on average")
-    if (value := scoring.scores.get(f"{kind}_real{tail}")) is not None:
-        # Fresh points of the true distribution are a perfect sampler's; stacks of the split, as a classifier sees them,
-        # are not.
+    if (value := scoring.scores.get(f"{family}_real{tail}")) is not None:
+        # Points of the true distribution are those of a perfect sampler; real stacks are not, as the classifier errs.
         of = "real stacks" if "extractor" in card else "perfect"
-        parts.append(f"{of if kind in TOY else 'real'} {number(value)}")
-        if kind == "is" and extractor.startswith("classifier") and scoring.scores[score] > value:
+        parts.append(f"{of if family in TOY else 'real'} {number(value)}")
+        if family == "is" and extractor.startswith("classifier") and scoring.scores[score] > value:
             parts.append(SEEN)
-    if (value := scoring.scores.get(f"{kind}_noised{tail}")) is not None:
+    if (value := scoring.scores.get(f"{family}_noised{tail}")) is not None:
         parts.append(f"noised {number(value)}")
     fixed = {"nn_ratio": "unseen 1", "active_units": f"of {card.get('latent_dim')}"}
-    if kind in fixed:
-        parts.append(fixed[kind])
-    if kind == "modes" and not parts:
+    if family in fixed:
+        parts.append(fixed[family])
+    if family == "modes" and not parts:
         parts.append(f"of {card.get('num_modes')}")
-    if kind == "hq" and not parts:
+    if family == "hq" and not parts:
         parts.append(f"perfect {number(card.get('hq_ceiling', math.nan))}")
-    if kind == "ess":
+    if family == "ess":
         parts.append(f"of {card.get('iwae_samples')}")
     return ", ".join(parts)
 
 
 def _best(kind: str, values: list[list[float]]) -> list[int]:
-    """Positions of the best mean and of those whose mean lies within its spread or their own of it."""
+    """Positions of the best mean, and of means within its or their own standard deviation of it."""
     if kind not in BETTER or sum(bool(v) for v in values) < 2:
         return []
     sign = 1 if BETTER[kind] == "higher" else -1
@@ -425,7 +424,7 @@ def spread(values: list[float]) -> float | None:
 
 
 def number(value: float) -> str:
-    """Four digits, without exponents where they can be avoided."""
+    """Four digits; with an exponent only if small or large."""
     if not math.isfinite(value):
         return str(value)
     if value == 0 or 1e-3 <= abs(value) < 1e5:
@@ -436,7 +435,7 @@ def number(value: float) -> str:
 
 
 def cell(values: list[float]) -> str:
-    """`mean ± std`, or the one value, or a dash."""
+    """`mean ± std`, a single value, or a dash."""
     if not values:
         return "–"
     around = spread(values)
@@ -445,7 +444,7 @@ def cell(values: list[float]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for people."""
+    """Readable seconds, minutes or hours."""
     if seconds is None:
         return "–"
     if seconds < 120:
@@ -457,7 +456,7 @@ def duration(seconds: float | None) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The scores, what is not ranked and why, and the runs, as Markdown."""
+    """The report as Markdown: ranked scores, unranked scores with reasons, and runs."""
     labels = [c.label.replace("|", "\\|") for c in report.compositions]
     runs = [f"{len(c.entries)} run{'s' if len(c.entries) > 1 else ''}" for c in report.compositions]
     lines = []
@@ -470,7 +469,7 @@ def markdown(report: Report) -> str:
         if not rows:
             continue
         heads = [f"{c.short} ({n})".replace("|", "\\|") for c, n in zip(report.compositions, runs, strict=True)]
-        lines += [f"## {title}", "", _line(["score", "read beside", *heads]), _line(["---"] * (2 + len(heads)))]
+        lines += [f"## {title}", "", _line(["score", "reference", *heads]), _line(["---"] * (2 + len(heads)))]
         for row in rows:
             arrow = {"lower": " ↓", "higher": " ↑"}.get(BETTER.get(kind_of(row.score), ""), "")
             cells = [row.cell(i) for i in range(len(row.values))]

@@ -1,4 +1,4 @@
-"""`--dry-run`: what would run, how large, how long; nothing is trained and no data are read."""
+"""`--dry-run`: describes a run, its size and its duration. Reads no data and keeps nothing."""
 
 from __future__ import annotations
 
@@ -41,29 +41,30 @@ def _bytes(tensors: Any) -> int:
 
 
 def _disk(parts: Parts) -> int:
-    """Weights, two moments of Adam, the averages; for the kept checkpoints and the best one."""
+    """Bytes of the kept checkpoints and the best one: weights, two moments of Adam and averages."""
     weights = _bytes(parts.model.state_dict().values())
     return (4 * weights + 2**16) * (parts.config["checkpoint"]["keep"] + 1)
 
 
 def _trial(parts: Parts) -> tuple[float, int]:
-    """Seconds and bytes of an iteration, from three real ones on made-up data in a copy of the run."""
+    """Seconds and bytes of an iteration, measured in a short training on random data."""
     import tempfile
     from pathlib import Path
 
     from pytorch_lightning.callbacks import Callback
 
-    from genlab.data.spec import Batch
+    from genlab.batch import Batch
     from genlab.data.stream import Chunks
 
     model, steps = parts.model, parts.config["trainer"]["max_steps"]
-    # The first iterations may be longer than others (WGAN): what is timed is scaled by the batches that each takes.
+    # The first iterations may take more batches than others (WGAN), so the measurement is scaled by their numbers.
     batches = Chunks(parts.data.batches_per_step).of
     usual = statistics.fmean(map(batches, range(min(steps, 1000)))) / batches(0)
     size = parts.config["data"]["batch_size"] * batches(0)
-    group = torch.tensor(0) if parts.data.grouped else None
-    y = torch.arange(size) % model.spec.num_classes if model.spec.num_classes else None
-    batch = Batch(x=torch.rand(size, *model.spec.shape) * 2 - 1, y=y, group=group)
+    rng = torch.Generator().manual_seed(0)
+    batch = Batch({name: field.random(size, rng) for name, field in parts.data.spec.fields.items()})
+    if parts.data.grouped:
+        batch = batch.with_column("group", torch.zeros(size, dtype=torch.int64))
     saved: list[int] = []
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -76,7 +77,7 @@ def _trial(parts: Parts) -> tuple[float, int]:
     ends: list[float] = []
 
     class Ends(Callback):
-        """Notes when iterations end: starting and ending a run takes far longer than one of a small model."""
+        """Records the end times of iterations: start and end of a run take far longer than one of a small model."""
 
         def on_train_batch_end(self, *args: Any) -> None:
             ends.append(time.perf_counter())

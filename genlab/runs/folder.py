@@ -1,4 +1,4 @@
-"""Run folders: what they hold, how they are found, and how a model comes back from one."""
+"""Run folders: their files, how to find them, and loading a run's config, model and data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import genlab
-from genlab.config.instantiate import build_model, check_allowed, check_signatures, instantiate
+from genlab.config.instantiate import build_data, build_model, check_allowed, check_signatures, locate, matches
 from genlab.errors import UserError
 from genlab.files import FolderLock, write_json, write_text
 
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("genlab")
 CHECKPOINTS = "checkpoints"
 CONFIG_KEYS = {"choices", "data", "model", "trainer", "optim", "ema", "checkpoint", "seed"}  # that every run has
-TRAINING_KEYS = ("global_step", "loops", "callbacks", "optimizer_states")  # that only going on asks for
+TRAINING_KEYS = ("global_step", "loops", "callbacks", "optimizer_states")  # needed only to resume
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to go on from in a run folder: the last one, else the newest; None without any."""
+    """The checkpoint to resume from in a run folder: last.ckpt, else the newest; None if there is none."""
     last = folder / CHECKPOINTS / "last.ckpt"
     if last.is_file():
         return last
@@ -40,7 +41,7 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def find_run(path: str | Path) -> tuple[Path, Path]:
-    """The run folder and the checkpoint that a user means by a folder or a `.ckpt` file.
+    """The run folder and the checkpoint of a path, which is a run folder or a `.ckpt` file.
 
     Raises:
         UserError: If there is no such path, or no checkpoint in the folder.
@@ -53,7 +54,7 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
     checkpoint = find_checkpoint(place)
     if checkpoint is None:
         staged = [p for p in place.glob("*/checkpoints") if find_checkpoint(p.parent)]
-        if staged:  # a run in stages stands for its newest one
+        if staged:  # a run in stages: its newest stage
             newest = max(staged, key=lambda p: p.stat().st_mtime).parent
             return newest.resolve(), find_checkpoint(newest) or Path()
         raise UserError(f"{place} holds no checkpoint yet ({CHECKPOINTS}/last.ckpt). Was the run stopped before one?")
@@ -86,7 +87,7 @@ def write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint without executing anything in it, after a look whether every byte is the one written.
+    """Reads a checkpoint without executing anything in it, after a check of its check sums.
 
     Raises:
         UserError: If it is damaged, or was not written by genlab.
@@ -98,7 +99,7 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
     try:
         _check_whole(path)
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to: zip, pickle, key and runtime errors
+    except Exception as error:  # damage can raise zip, pickle, key and runtime errors in torch
         reason = str(error).partition("\n")[0][:200]
         others = sorted(p.name for p in path.parent.glob("*.ckpt") if p.name != path.name)
         hint = f" Others there: {', '.join(others)}." if others else ""
@@ -108,7 +109,7 @@ def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
-    """Makes sure that a checkpoint holds what training goes on from, beside the weights.
+    """Checks that a checkpoint holds the state of training, not only the weights.
 
     Raises:
         UserError: If something is missing.
@@ -122,13 +123,13 @@ def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def cpu_seconds(checkpoint: dict[str, Any]) -> float:
-    """The CPU time in a checkpoint's weights, 0 for a run without a limit on it."""
+    """The CPU seconds that a checkpoint's training took; 0 for a run without a limit on them."""
     state = (checkpoint.get("callbacks") or {}).get("CleanStop") or {}
     return float(state.get("cpu_seconds", 0.0))
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """The content of a run's `run.json`, nothing where there is none that can be read."""
+    """The content of a run's `run.json`; empty if it is missing or cannot be read."""
     try:
         return dict(json.loads((folder / "run.json").read_text()))
     except (OSError, ValueError, TypeError):
@@ -136,16 +137,16 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def _check_whole(path: Path) -> None:
-    """Holds a checkpoint's bytes against their check sums, which torch writes and never reads (0.3 s per GiB).
+    """Checks a checkpoint's bytes against their check sums, which torch writes but never reads (0.3 s per GiB).
 
     Raises:
-        ValueError: If a record is damaged, or packed: torch packs none, and a packed one may unpack to any size.
-        zipfile.BadZipFile: If it is no whole zip file.
+        ValueError: If a record is damaged, or compressed (torch compresses none, and it may expand to any size).
+        zipfile.BadZipFile: If it is no complete zip file.
     """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         if any(r.compress_type != zipfile.ZIP_STORED for r in records):
-            raise ValueError("it holds packed records")
+            raise ValueError("it holds compressed records")
         if sum(r.file_size for r in records) > path.stat().st_size:
             raise ValueError("its records overlap")
         damaged = archive.testzip()
@@ -162,6 +163,7 @@ def load_model(run: Any, device: str = "cpu", allow_targets: tuple[str, ...] = (
     section = checkpoint["genlab"]
     try:
         config = section["config"]["model"]
+        _know_kinds(section["config"], allow_targets)
         check_allowed(config, allow_targets)
         check_signatures(config, "model")
         model = build_model(config)
@@ -179,18 +181,26 @@ def load_model(run: Any, device: str = "cpu", allow_targets: tuple[str, ...] = (
     return model.to(device).eval()
 
 
+def _know_kinds(config: dict[str, Any], allow_targets: tuple[str, ...]) -> None:
+    """Imports the module of a run's data if that was allowed by name: it may define kinds of columns of its own."""
+    target = (config.get("data") or {}).get("_target_")
+    if isinstance(target, str) and matches(target, allow_targets):
+        with suppress(UserError):  # not on this machine; if a kind is missing then, that is said
+            locate(target, "data")
+
+
 def load_averages(model: GenerativeModel, checkpoint: dict[str, Any], path: Path) -> None:
     """Puts a checkpoint's moving averages into a model.
 
     Raises:
-        UserError: If they are missing where the run kept some, or do not fit the model; names the first that does not.
+        UserError: If the run kept averages and they are missing, or one does not fit the model; names the first.
     """
     section = checkpoint["genlab"]
     averages, live = section["ema"], model.state_dict()
     prefixes = tuple(f"{name}." for name in model.ema_modules)
     kept = section["config"].get("ema", {}).get("decay", 0) > 0 and any(key.startswith(prefixes) for key in live)
     if kept and not averages:
-        raise UserError(f"{path} is damaged: the run kept moving averages, and it holds none.")
+        raise UserError(f"{path} is damaged: the run kept moving averages, but the file holds none.")
     odd = sorted(key for key, value in averages.items() if key in live and live[key].shape != value.shape)
     if odd:
         raise UserError(f"{path} is damaged: the moving average of {odd[0]} has another shape than its weights.")
@@ -220,21 +230,22 @@ def load_data(config: dict[str, Any], root: str | None = None, allow_targets: tu
 
     Args:
         config: The run's resolved config.
-        root: Where its files lie on this machine; None where the run found them.
+        root: Folder of the data on this machine; None for the run's own.
         allow_targets: As for `genlab.load`.
 
     Raises:
-        UserError: If the config says nothing about data, names what it may not, or the data cannot be read.
+        UserError: If the config has no data, names a target that is not allowed, or the data cannot be read.
     """
     node = dict(config.get("data") or {})
     if not node:
-        raise UserError("The run's checkpoint says nothing about its data.")
+        raise UserError("The run's checkpoint holds no config of its data.")
     if root is not None:
         node["root"] = root
-    check_allowed(node, allow_targets)
-    check_signatures(node, "data")
+    for place, part in (("data", node), ("derive", config.get("derive") or {})):
+        check_allowed(part, allow_targets)
+        check_signatures(part, place)
     try:
-        data: ArrayData = instantiate(node)
+        data = build_data({**config, "data": node})
         data.prepare_data()
         data.setup()
     except OSError as error:
@@ -243,10 +254,10 @@ def load_data(config: dict[str, Any], root: str | None = None, allow_targets: tu
 
 
 def check_unused(folder: Path) -> None:
-    """Refuses to begin a run where another one has got as far as a checkpoint.
+    """Refuses a folder for a new run if it holds a checkpoint of another one.
 
     Raises:
-        UserError: If one has.
+        UserError: If it does.
     """
     places = (folder, *(p.parent for p in folder.glob(f"*/{CHECKPOINTS}")))  # those of stages, too
     if (folder / "config.yaml").is_file() and any(find_checkpoint(place) for place in places):
@@ -254,26 +265,26 @@ def check_unused(folder: Path) -> None:
 
 
 def lock(folder: Path, held: FolderLock | None = None) -> FolderLock:
-    """Makes sure that no other process trains in a run folder, which must exist.
+    """Locks a run folder, which must exist, against training by other processes.
 
     Args:
         folder: The run folder.
-        held: The lock of an earlier call on it, which is taken again at no cost.
+        held: The lock of an earlier call on this folder, to be used again.
 
     Raises:
-        UserError: If another process does; names it.
+        UserError: If another process holds the lock; names it.
     """
     held = held or FolderLock(folder)
     if not held.take():
         raise UserError(
-            f"{folder} is being trained in by {held.holder()}. Wait for it, or stop it and then resume={folder}; "
+            f"{folder} is in use by {held.holder()}. Wait for it, or stop it and then resume={folder}; "
             "a run beside it needs another hydra.run.dir=FOLDER."
         )
     return held
 
 
 class RunRecord:
-    """`run.json`: what made a run folder. Each start of the run (the first, and every resume) adds a session."""
+    """`run.json`, the record of a run. Each start of the run (the first, and every resume) adds a session."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.path = folder / "run.json"
@@ -284,7 +295,7 @@ class RunRecord:
                 before["sessions"] = [dict(session) for session in before["sessions"]]
                 self.content = before
             except (ValueError, TypeError):
-                log.warning("%s cannot be read and is begun anew.", self.path)
+                log.warning("%s cannot be read and is replaced.", self.path)
         self.started = datetime.now(timezone.utc)
         self.session: dict[str, Any] = {
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

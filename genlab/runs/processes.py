@@ -1,4 +1,4 @@
-"""Several processes and machines: what they may do together, and a place in SLURM's queue."""
+"""Runs on several processes and machines: checks, warnings, and SLURM's queue."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def quiet_overrides() -> list[str]:
 
 
 def cluster_environment() -> Any:
-    """Lightning's view of SLURM without its requeueing, which would save in the middle of an iteration.
+    """Lightning's cluster environment in a SLURM job; None elsewhere, where Lightning's own choice is right.
 
-    In a batch script without srun only one process runs, and Lightning starts the others itself; by its own rules it
-    would wait for SLURM to do so. None outside of SLURM, where it finds out well by itself.
+    Lightning's requeueing is off, as it would save in the middle of an iteration. In a batch script without srun only
+    one process runs, and Lightning starts the others; by default it would wait for SLURM to start them.
     """
     if "SLURM_JOB_ID" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return None
@@ -41,11 +41,11 @@ def cluster_environment() -> Any:
 
 
 def check(trainer: pl.Trainer, batch_size: int) -> None:
-    """Holds the processes that were started against those that the Trainer was built for, and the batch against both.
+    """Checks the number of started processes against the Trainer's, and the batch size against both.
 
     Raises:
-        UserError: If other processes were started: each would train by itself in one folder, or wait for ever; or if
-            they cannot share the batch evenly.
+        UserError: If the numbers differ (each process would train alone in one folder, or wait for ever), or the batch
+            size is no multiple.
     """
     started, wanted = launch(), trainer.num_devices * trainer.num_nodes
     if started is not None and started.world != wanted:
@@ -61,19 +61,19 @@ def check(trainer: pl.Trainer, batch_size: int) -> None:
 
 
 def warn_of_separate_batches(model: nn.Module, trainer: pl.Trainer, config: dict[str, Any]) -> None:
-    """Says which parts see only their own process's samples, and so give other gradients than one process would.
+    """Warns of parts that see only the samples of their own process, so that gradients differ from one process's.
 
-    Batch normalisation does, unless it is synchronised, which exists on GPUs only. Any other module that does says so
-    by a text `per_process`, which names what it computes on its process's samples alone.
+    Batch norm does so unless it is synchronised, which is possible only on GPUs. Other such modules declare
+    `per_process`, a text that names the computed quantity.
 
     Args:
-        model: With its networks.
-        trainer: What it will be trained by.
+        model: The model.
+        trainer: The Trainer of the run.
         config: Resolved; its `trainer.sync_batchnorm` and `data.batch_size` are read.
 
     Raises:
-        UserError: If synchronised batch norm is asked for on CPUs, nothing is learned that could be shared, or a
-            process's share is too small for a network.
+        UserError: If synchronised batch norm is asked for on CPUs, no parameter has a gradient, or a process's share
+            is too small for batch norm.
     """
     from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -93,17 +93,17 @@ def warn_of_separate_batches(model: nn.Module, trainer: pl.Trainer, config: dict
             "trainer.sync_batchnorm=true works on GPUs only, and this run is on CPUs. Leave it out, or take networks "
             "without batch norm."
         )
-    if not asked:  # synchronised, the shares are one batch
+    if not asked:  # synchronised batch norm sees one batch
         checks.check_batch_norm(model, share)
     if norms and not asked:
         sentences.append(
             f"Batch norm in the {' and '.join(norms)} normalises over each process's own {share} samples, so "
-            f"that {world} processes train otherwise than one; on GPUs trainer.sync_batchnorm=true "
+            f"{world} processes train differently from one; on GPUs trainer.sync_batchnorm=true "
             "makes it one batch."
         )
     sentences += [
-        f"{type(part).__name__} computes {part.per_process} over each process's own {share} samples, so that "
-        f"{world} processes train otherwise than one."
+        f"{type(part).__name__} computes {part.per_process} over each process's own {share} samples, so "
+        f"{world} processes train differently from one."
         for part in model.modules()
         if getattr(part, "per_process", None)
     ]
@@ -112,14 +112,14 @@ def warn_of_separate_batches(model: nn.Module, trainer: pl.Trainer, config: dict
 
 
 def hand_over(number: int, handler: Any, first: bool) -> None:
-    """After the checkpoint of a run that a signal stopped: passes on what was a request to come back later.
+    """Requeues the job of a run that SIGUSR1 or SIGUSR2 stopped, after the run's checkpoint.
 
-    Clusters send SIGUSR1 or SIGUSR2 before a job's time is up. It goes to whoever waited for it before training
-    (submitit, which puts the job back and ends the program), else, in a job of SLURM, to SLURM.
+    Clusters send these signals before a job's time is up. The handler from before training is called, if there is one
+    (submitit's requeues the job and ends the program); otherwise, in a SLURM job, SLURM is asked.
 
     Args:
         number: The signal.
-        handler: What handled it before training.
+        handler: The signal's handler from before training.
         first: Whether this is the first process of the run.
     """
     if number not in (getattr(signal, "SIGUSR1", None), getattr(signal, "SIGUSR2", None)):
@@ -131,7 +131,7 @@ def hand_over(number: int, handler: Any, first: bool) -> None:
 
 
 def requeue() -> str:
-    """Asks SLURM to put this job back into its queue; says how that went."""
+    """Asks SLURM to put this job back into its queue. Returns a message with the result."""
     env = os.environ
     job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}" if "SLURM_ARRAY_JOB_ID" in env else ""
     job = job or env["SLURM_JOB_ID"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.config import checks, speed
-from genlab.config.instantiate import build_model, instantiate
+from genlab.config.instantiate import build_data, build_model, instantiate
 from genlab.errors import Interrupted, NotFinite, TrainingStopped, UserError
 from genlab.files import FolderLock, free_mib, remove_temporaries
 from genlab.runs import folder, processes
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 log = logging.getLogger("genlab")
 ALWAYS = {  # arguments of every Trainer
     "max_epochs": -1,  # the stream of batches has no end: `max_steps` alone ends training
-    "enable_progress_bar": False,  # ours is a callback
+    "enable_progress_bar": False,  # genlab's is a callback
     "enable_model_summary": False,
     "enable_checkpointing": True,
-    "use_distributed_sampler": False,  # streams take their process's share themselves
-    "limit_val_batches": 0,  # scores are taken by a callback, on its own clock
+    "use_distributed_sampler": False,  # the streams give each process its share
+    "limit_val_batches": 0,  # a callback computes the scores, at its own interval
 }
-TINY_SAMPLE = 256  # numbers in a sample
-HEALTH = {"on_nan": "stop", "max_rollbacks": 3}  # of runs from before there was a choice
+TINY_SAMPLE = 256  # values in a sample
+HEALTH = {"on_nan": "stop", "max_rollbacks": 3}  # for configs that are older than these keys
 
 
 @dataclass
 class Parts:
-    """The built parts of a config: all that a run, a benchmark or a test needs."""
+    """The built parts of a config, for runs, benchmarks and tests."""
 
     config: dict[str, Any]
     data: ArrayData
@@ -62,7 +62,7 @@ class Result:
     Attributes:
         model: The trained model.
         scores: Test scores by name, as in `run.json`.
-        monitored: The monitored score on validation data at its best, None where nothing is monitored.
+        monitored: Best monitored score on validation data; None if nothing is monitored.
     """
 
     model: GenerativeModel
@@ -75,10 +75,10 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
 
     Args:
         config: Plain containers, as `genlab.config.composition.compose` and `runs.read_config` give them.
-        rollbacks: How often the run was rolled back: each time it goes on with other seeds.
+        rollbacks: Number of rollbacks of the run; each changes the seeds.
 
     Raises:
-        UserError: If parts do not fit each other or take no such arguments.
+        UserError: If parts do not fit each other, or an argument is unknown.
     """
     _import_torchvision()
     checks.check(config)
@@ -92,11 +92,10 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     if rollbacks and "seed" in data_config:
         data_config = {**data_config, "seed": rollback_seed(data_config["seed"], rollbacks)}
     with _mistakes_named(config):
-        data: ArrayData = instantiate(data_config)
-        pl.seed_everything(seed, verbose=False)  # the same first weights on every process
+        data = build_data({**config, "data": data_config})
+        pl.seed_everything(seed, verbose=False)  # the same initial weights on every process
         model = build_model(config["model"])
-    if model.wants_groups and not data.grouped:
-        raise UserError(model.wants_groups)
+    checks.check_columns(model, data.column_names, config["choices"])
     model.spec, model.run_config = data.spec, config
     freeze_first_stage(model)
     checks.warn_of_unbounded_critic(model, config["choices"])
@@ -131,10 +130,10 @@ def make_trainer(
     Args:
         parts: From `build`.
         run_dir: The run folder.
-        resume_step: Iteration that the checkpoint to resume from was written at.
-        random_states: Whether random streams go on as that checkpoint has them; else the seed starts them.
-        spent: Seconds that are taken off `max_time`.
-        **overrides: Arguments of the Trainer that win over the config's.
+        resume_step: Iteration of the checkpoint to resume from.
+        random_states: Whether the random states of that checkpoint are restored; otherwise the seed sets them.
+        spent: Seconds to subtract from `max_time`.
+        **overrides: Arguments of the Trainer in place of the config's.
     """
     import pytorch_lightning as pl
 
@@ -182,15 +181,15 @@ def make_trainer(
 
 @contextmanager
 def session(config: dict[str, Any], run_dir: Path, one_device: bool = False) -> Iterator[FolderLock]:
-    """Holds a run's resources: threads, the folder's lock, signals as interrupts.
+    """Holds a run's resources: number of threads, the folder's lock, signals as interrupts.
 
     Args:
         config: Plain containers.
-        run_dir: Where everything goes.
+        run_dir: The run folder.
         one_device: Whether this is one of several jobs of a sweep, which must not start processes of its own.
 
     Raises:
-        UserError: If such a job wants several devices, or another process trains in the folder.
+        UserError: If a job of a sweep asks for several devices, or another process trains in the folder.
     """
     import torch
 
@@ -219,7 +218,7 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
 
 
 def ready(config: dict[str, Any], resume: Path | None = None) -> tuple[Parts, dict[str, Any] | None]:
-    """The parts of a run with the weights that it starts from, and the checkpoint that it goes on from, if any."""
+    """The parts of a run with their initial weights, and the checkpoint to resume from, if any."""
     from genlab.callbacks.health import Rollbacks
     from genlab.runs.first_stage import attach_first_stage, load_first_stage
 
@@ -240,12 +239,12 @@ def ready(config: dict[str, Any], resume: Path | None = None) -> tuple[Parts, di
 def _prepare(
     config: dict[str, Any], run_dir: Path, resume: Path | None, one_device: bool, lock: FolderLock
 ) -> tuple[Parts, pl.Trainer, folder.RunRecord | None]:
-    """All that comes before the first iteration: parts, weights to start from, data, and the run folder at last."""
+    """Prepares the first iteration: parts, initial weights, data, and last the run folder."""
     parts, checkpoint = ready(config, resume)
     config = parts.config
-    began = (run_dir / "config.yaml").is_file()  # and came to no checkpoint: its curves are hidden
+    began = (run_dir / "config.yaml").is_file()  # by a start without a checkpoint, whose curves are then hidden
     resume_step = (0 if began else None) if checkpoint is None else int(checkpoint["global_step"])
-    if checkpoint is not None:  # says in a sentence what does not fit
+    if checkpoint is not None:  # with clear errors for weights that do not fit
         folder.load_weights(parts.model, checkpoint, resume or Path())
         folder.load_averages(parts.model, checkpoint, resume or Path())
     trainer = make_trainer(parts, run_dir, resume_step)
@@ -261,12 +260,12 @@ def _prepare(
     processes.warn_of_separate_batches(parts.model, trainer, config)
     if not trainer.is_global_zero:
         return parts, trainer, None
-    _prepare_data(parts, trainer)  # before anything is written: files may be missing or broken
+    _prepare_data(parts, trainer)  # before anything is written: data files may be missing or broken
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         folder.lock(run_dir, lock)
         if resume is None:
-            folder.check_unused(run_dir)  # once more, now that nobody else can come in between
+            folder.check_unused(run_dir)  # again, now under the lock
         remove_temporaries(run_dir)
         record = folder.RunRecord(run_dir, config)
         folder.write_config(run_dir, config)
@@ -292,7 +291,7 @@ def _prepare_data(parts: Parts, trainer: pl.Trainer) -> None:
 def _fit(
     parts: Parts, trainer: pl.Trainer, record: folder.RunRecord | None, run_dir: Path, resume: Path | None
 ) -> Result:
-    """Trains to the end, rolled back where a NaN turns up and that is asked for, and reports."""
+    """Trains to the end, with rollbacks on NaN if the config asks for them, and reports."""
     from genlab.floats import without_tf32
 
     status, started = "failed", time.monotonic()
@@ -308,18 +307,18 @@ def _fit(
                 if health["on_nan"] != "rollback" or good is None:
                     raise
                 if parts.rollbacks >= health["max_rollbacks"]:
-                    text = f"{error} It was rolled back health.max_rollbacks={parts.rollbacks} times already."
+                    text = f"{error} The run was rolled back health.max_rollbacks={parts.rollbacks} times already."
                     raise NotFinite(text) from error
                 resume = good
                 parts, trainer = _rolled_back(parts, good, run_dir, record, error, time.monotonic() - started)
-        parts.model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU, and it is still to be judged
+        parts.model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU; the judge comes next
         status = "done" if _is_finished(trainer) else "interrupted"
         return _finish(parts, trainer, run_dir, record)
     except Interrupted:  # a second signal while training, or a first one afterwards
         done = status == "done"
         status = status if done else "killed"
         if record and done:
-            print(f"Training is done, its scores are not: python scripts/evaluate.py run={run_dir}")
+            print(f"Training is done, but not its scores: python scripts/evaluate.py run={run_dir}")
         elif record:
             print(f"Stopped at once. Go on from the last checkpoint: python train.py resume={run_dir}")
         raise
@@ -330,14 +329,14 @@ def _fit(
         raise TrainingStopped(f"Training stopped: {reason}{tail}") from error
     finally:
         if record:
-            with suppress(OSError):  # the disk may be full, which has been said then
+            with suppress(OSError):  # a full disk has been reported already
                 record.write(status=status)
 
 
 def _rolled_back(
     parts: Parts, good: Path, run_dir: Path, record: folder.RunRecord | None, error: NotFinite, spent: float
 ) -> tuple[Parts, pl.Trainer]:
-    """The run as its last good checkpoint has it, with other seeds for the data's order and the noise."""
+    """Builds the run anew from its last good checkpoint, with other seeds for the data's order and the noise."""
     from genlab.callbacks.health import rollback_seed
 
     count, config = parts.rollbacks + 1, parts.config
@@ -348,7 +347,7 @@ def _rolled_back(
         most = {**HEALTH, **config["health"]}["max_rollbacks"]
         log.warning("%s Back to iteration %d with another seed (rollback %d of %d).", error, step, count, most)
         _prepare_data(parts, trainer)
-        # A run that is killed and resumed comes to the same rollback again.
+        # A run that is killed and resumed repeats this rollback: the new note replaces the old one.
         past = record.content.get("rollbacks", [])[: count - 1]
         note = {"to_iteration": step, "seed": rollback_seed(config["seed"], count), "reason": str(error)}
         record.write(rollbacks=[*past, note])
@@ -356,7 +355,7 @@ def _rolled_back(
 
 
 def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: folder.RunRecord | None) -> Result:
-    """Scores the test split, draws the pictures, prints the summary; or says how to resume what was interrupted."""
+    """Scores the test split, draws the pictures, prints the summary; for an interrupted run its resume command."""
     from genlab.callbacks.checkpoints import CleanStop
     from genlab.callbacks.scores import judged
     from genlab.runs import summary
@@ -396,7 +395,7 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: folder.Run
 
 
 def _is_finished(trainer: pl.Trainer) -> bool:
-    """Whether the run has had all its iterations, or all its CPU time."""
+    """Whether the run has used up its iterations or its CPU time."""
     from genlab.callbacks.checkpoints import CleanStop
 
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -405,7 +404,7 @@ def _is_finished(trainer: pl.Trainer) -> bool:
 
 
 def _check_cpu_time_left(config: dict[str, Any], checkpoint: dict[str, Any] | None, run_dir: Path) -> None:
-    """Refuses to go on with a run that has had its CPU time.
+    """Refuses to resume a scored run that has used up its CPU time.
 
     Raises:
         UserError: If it has.
@@ -426,7 +425,7 @@ def _checkpoints(trainer: pl.Trainer) -> Checkpoints:
 
 @contextmanager
 def _mistakes_named(config: dict[str, Any]) -> Iterator[None]:
-    """Adds to a mistake found while building which composition it was found in."""
+    """Adds the composition to the message of an error raised in the block."""
     try:
         yield
     except (UserError, FileNotFoundError, PermissionError) as error:
@@ -436,7 +435,7 @@ def _mistakes_named(config: dict[str, Any]) -> Iterator[None]:
 
 
 def _default_threads(config: dict[str, Any]) -> int:
-    """All cores, but one for tiny samples, where threads cost more than they bring, most of all beside other work."""
+    """All cores; one for tiny samples, for which threads cost more than they gain, above all beside other work."""
     import torch
 
     size = math.prod(config["data"].get("shape") or [10**6])
@@ -452,12 +451,12 @@ def _strategy(trainer: dict[str, Any]) -> Any:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes, before any process group exists (the others find its files there)."""
+    """Whether this is the first process, the only one that writes; usable before a process group exists."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def _unwritable(error: OSError, run_dir: Path) -> str:
-    """A sentence for a file that could not be written (or read): which, why, and how much room there is."""
+    """The message for a file that could not be written (or read): its path, the reason, and the free space."""
     path = Path(error.filename or run_dir)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return f"{str(error).rstrip('.')}."
@@ -466,7 +465,7 @@ def _unwritable(error: OSError, run_dir: Path) -> str:
 
 @contextmanager
 def _errors_of_threads_elsewhere() -> Iterator[None]:
-    """Threads that write in the background hand their OSError to the next call; their own traceback is left out."""
+    """Hides the traceback of an OSError in a background writer, which raises it again in its next call."""
     before = threading.excepthook
 
     def hook(failed: Any) -> None:
@@ -481,10 +480,10 @@ def _errors_of_threads_elsewhere() -> Iterator[None]:
 
 
 def _seconds(max_time: str | None, spent: float = 0.0) -> float | None:
-    """Seconds of a "HH:MM:SS" or "DD:HH:MM:SS", less those that are spent.
+    """Seconds of a "HH:MM:SS" or "DD:HH:MM:SS", minus `spent`.
 
     Raises:
-        UserError: If it is neither.
+        UserError: If the text has neither form.
     """
     if max_time is None:
         return None
@@ -496,7 +495,7 @@ def _seconds(max_time: str | None, spent: float = 0.0) -> float | None:
 
 
 def _cpu_seconds(config: dict[str, Any]) -> float | None:
-    """The run's CPU time; runs from before there was such a limit have none.
+    """The limit on the run's CPU seconds; None without one, as in configs older than the key.
 
     Raises:
         UserError: If it is not positive.
@@ -515,7 +514,7 @@ def _headline(parts: Parts, run_dir: Path, resume_step: int | None) -> str:
 
 
 def _quiet() -> None:
-    """Silences what Lightning says about things that genlab does on purpose."""
+    """Silences Lightning's messages about choices that genlab makes on purpose."""
     for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -533,10 +532,10 @@ def _quiet() -> None:
 
 
 def _stop_asking_for_gpus() -> None:
-    """Where there is no GPU, undoes that Lightning has torch look for one by way of its driver's library.
+    """Without a GPU, unsets the variable by which Lightning makes torch look for GPUs through NVML.
 
-    Adam of torch 2.15 looks in each step, which takes a third longer for it on a small network. What that way is for,
-    that processes can be forked before CUDA starts, needs a GPU to matter.
+    Adam of torch 2.15 looks for GPUs in each step, which makes a step of a small network a third longer. The purpose of
+    NVML, to fork processes before CUDA starts, matters only with a GPU.
     """
     import torch
 
@@ -545,10 +544,10 @@ def _stop_asking_for_gpus() -> None:
 
 
 def _import_torchvision() -> None:
-    """Says in a sentence what a CPU-only torch beside the registry's torchvision fails with.
+    """Explains the import error of a CPU-only torch beside torchvision's standard build.
 
     Raises:
-        UserError: If torch and torchvision do not belong together.
+        UserError: If the builds of torch and torchvision differ.
     """
     try:
         import torchvision  # noqa: F401

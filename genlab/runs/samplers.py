@@ -1,4 +1,4 @@
-"""Builds samplers, fits them to a run, and keeps what was fitted."""
+"""Builds samplers, fits them to a run, and keeps the fits."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("genlab")
 FORMAT = 1  # of the files in samplers/
-FIT_SEED = 2020  # of what is drawn in a fit: one fit serves all seeds of sampling
+FIT_SEED = 2020  # of the draws in a fit; one fit serves all seeds of sampling
 
 
 def build_sampler(name: str, settings: Mapping[str, Any] | None = None) -> Sampler:
     """A sampler by the name of its config, not yet fitted.
 
     Raises:
-        UserError: If name or settings are not right.
+        UserError: If the name or a setting is unknown, or a value has a wrong type.
     """
     from genlab.config.instantiate import check_allowed, check_signatures, instantiate
 
@@ -44,14 +44,14 @@ def ready_sampler(
     data_root: str | None = None,
     allow_targets: tuple[str, ...] = (),
 ) -> Sampler:
-    """A sampler that is fitted to a checkpoint: from what was kept beside it, or fitted now and kept.
+    """A sampler fitted to a checkpoint. A kept fit is loaded; otherwise the sampler is fitted now, and the fit kept.
 
     Args:
-        name: Of the config.
-        settings: What is changed in it.
+        name: Name of the sampler's config.
+        settings: Changes of its settings.
         model: The model of the checkpoint.
-        checkpoint: Its file; `samplers/<name>-<hash>.pt` lies in the folder above.
-        data_root: Where the run's data lie on this machine.
+        checkpoint: Its file; the fit is kept as `samplers/<name>-<hash>.pt` in the run folder.
+        data_root: Folder of the run's data on this machine.
         allow_targets: As for `genlab.load`.
 
     Raises:
@@ -92,7 +92,7 @@ def _plain(value: Any) -> Any:
 
 
 def _take_kept(sampler: Sampler, path: Path, fitted_by: dict[str, Any]) -> bool:
-    """Loads what was kept, if it is readable and was fitted with the same settings."""
+    """Loads a kept fit, if it is readable and has the same settings. Returns whether it did."""
     import torch
 
     if not path.is_file():
@@ -103,14 +103,14 @@ def _take_kept(sampler: Sampler, path: Path, fitted_by: dict[str, Any]) -> bool:
             return False
         sampler.load_state_dict(kept["state"])
         sampler.report = dict(kept["report"])
-    except Exception as error:  # torch raises whatever the damage leads to
+    except Exception as error:  # damage can raise any error in torch
         log.warning("%s cannot be read (%s); the sampler is fitted anew.", path, str(error).partition("\n")[0][:100])
         return False
     return True
 
 
 def _keep(sampler: Sampler, path: Path, fitted_by: dict[str, Any]) -> None:
-    """Writes plain containers and tensors; a folder that may not be written to costs only the keeping."""
+    """Writes a fit as plain containers and tensors; if the folder is not writable, only warns."""
     import torch
 
     from genlab.files import write_atomic
@@ -130,23 +130,23 @@ def _keep(sampler: Sampler, path: Path, fitted_by: dict[str, Any]) -> None:
 
 
 def _real_samples(sampler: Sampler, model: GenerativeModel, root: str | None, allow: tuple[str, ...]) -> Tensor:
-    """Samples of the run's own data as the model knows them, always the same ones.
+    """Normalised samples of the run's own data, the same in every call.
 
     Raises:
         UserError: If they cannot be read.
     """
     import torch
 
-    from genlab.data.stream import normalise
     from genlab.runs.folder import load_data
 
     try:
-        store = load_data(model.run_config, root, allow).split(sampler.split)
+        data = load_data(model.run_config, root, allow)
+        store = data.split(sampler.split)
     except UserError as error:
         without = " Or do without them, less well: sampler.calibrate=false sampler.d_steps=0"
         raise UserError(
-            f"sampler={sampler.name} is fitted to the run's data, which are not there. {error}"
+            f"sampler={sampler.name} is fitted to the run's data, which cannot be read. {error}"
             + (without if sampler.needs_data == "optional" else "")
         ) from error
     rows = torch.randperm(len(store), generator=torch.Generator().manual_seed(FIT_SEED))[: sampler.data_samples]
-    return normalise(store.gather(rows.sort().values))
+    return data.spec.x.normalise(store.gather(rows.sort().values))

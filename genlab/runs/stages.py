@@ -14,7 +14,7 @@ from genlab.runs.running import Result, build, train
 
 
 def describe_stages(config: dict[str, Any]) -> Result:
-    """Describes each stage; the one before it is there untrained."""
+    """Describes each stage, on the untrained model of the stage before it."""
     before: dict[str, Any] | None = None
     results = []
     for name, stage in stage_configs(config):
@@ -29,12 +29,12 @@ def describe_stages(config: dict[str, Any]) -> Result:
 def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
     """Trains the stages in turn in `run_dir/<name>`, each on the one before as its `first_stage`.
 
-    A stage that is done is passed over, one that was interrupted goes on: this is also how such a run is resumed.
+    Finished stages are skipped and an interrupted one is resumed, so this also resumes the run as a whole.
     """
     runs.write_config(run_dir, config)
     result: Result | None = None
     before: Path | None = None
-    # What the user's own config builds is trusted.
+    # The targets of the user's own config are trusted.
     own = [node["_target_"] for part in ("model", "stages") for _, node in targets(config[part])]
     for name, stage in stage_configs(config):
         folder = run_dir / name

@@ -1,4 +1,4 @@
-"""Starts a config: a training, one in stages, or a dry run of either."""
+"""Starts a resolved config: a training, a training in stages, or a dry run of either."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from genlab.runs.stages import describe_stages, train_stages
 
 
 def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one_device: bool = False) -> Result:
-    """Trains a resolved config in a run folder, or says what it would train.
+    """Trains a resolved config in a run folder, or describes it (`dry_run`).
 
     Args:
         config: Plain containers.
-        run_dir: Where everything goes.
-        resume: A checkpoint of the same run to go on from.
+        run_dir: The run folder.
+        resume: A checkpoint of the same run to resume from.
         one_device: Whether this is one of several jobs of a sweep, which must not start processes of its own.
 
     Raises:
-        UserError: If something the user asked for cannot be done.
-        TrainingStopped: If training broke off; the last good checkpoint is whole.
+        UserError: If the config cannot be run.
+        TrainingStopped: If training broke off; the last good checkpoint is intact.
         SystemExit: With 128 + n when signal n ended the run, after its checkpoint.
     """
     if not config.get("stages") and not config["dry_run"]:

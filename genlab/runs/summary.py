@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def write_pictures(parts: Parts, run_dir: Path) -> None:
-    """Draws `curves.png` from the run's metrics, where they were kept."""
+    """Draws `curves.png` from the run's metrics, if there are any."""
     from genlab.looks.curves import read_metrics
 
     if (run_dir / "metrics.csv").is_file():
@@ -25,8 +25,8 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
     """Prints the closing table.
 
     Args:
-        parts: What ran.
-        run_dir: Where it is.
+        parts: Parts of the run.
+        run_dir: Folder of the run.
         record: The content of `run.json`.
         scores: Test scores by name.
     """
@@ -40,7 +40,7 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
     composed = "  ".join(f"{k}={choices[k]}" for k in ("model", *PARTS, "data") if k in choices)
     table.add_row("ran", f"{composed}  seed={record['seed']}")
     wall = timedelta(seconds=round(session["wall_seconds"]))
-    speed = f"{record['images_per_second']:,.0f} img/s, " if record["images_per_second"] else ""  # without progress
+    speed = f"{record['images_per_second']:,.0f} img/s, " if record["images_per_second"] else ""  # 0: not measured
     table.add_row("length", f"{record['iterations']} iterations, {speed}{wall} in all")
     for line in getattr(parts.judge, "lines", lambda _: [])(scores):
         table.add_row(*line)

@@ -1,4 +1,4 @@
-"""Sweeps that go on: what of a sweep is done, what is half done, and the command that made it."""
+"""Resuming of sweeps: the state of each job, and the command that made the sweep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genlab.config.stages import stage_configs
 from genlab.errors import UserError
 from genlab.runs import folder as runs
 
-# What a run may have changed when it goes on: lengths and places.
+# Keys that may change when a run is resumed: lengths and places.
 RESUMABLE = (
     "trainer.max_steps",
     "max_time",
@@ -36,8 +36,8 @@ class Earlier:
 
     Attributes:
         done: Whether nothing is left to train.
-        checkpoint: To go on from; None for a run in stages, which finds its own.
-        score: The monitored one, if there is any yet.
+        checkpoint: Checkpoint to resume from; None for a run in stages, which finds its own.
+        score: Monitored score; None if there is none yet.
     """
 
     done: bool
@@ -51,27 +51,27 @@ def is_sweep(path: str) -> bool:
 
 
 def command(folder: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments that made a sweep, in its folder: its jobs then go on, each from where it is.
+    """The arguments that made a sweep, with its folder as the target, so that each job is resumed.
 
     Args:
-        folder: The sweep's.
-        arguments: What else was typed: lengths and places, and keys of Hydra such as `hydra.launcher.n_jobs=4`.
+        folder: Folder of the sweep.
+        arguments: Further arguments: lengths and places, and keys of Hydra such as `hydra.launcher.n_jobs=4`.
 
     Raises:
-        UserError: If something else was typed, or the sweep is a search, whose jobs follow from each other.
+        UserError: If there are other arguments, or the sweep is a search, whose later jobs depend on earlier scores.
     """
     hydra = yaml.safe_load((Path(folder) / SWEEP_FILE).read_text())["hydra"]
     if not str(hydra["sweeper"]["_target_"]).endswith(".BasicSweeper"):
         raise UserError(
-            f"{folder} is a search, whose later trials follow from the scores of the earlier ones. It goes on with its "
-            "study: the same command with hydra.sweeper.storage=sqlite:///study.db hydra.sweeper.study_name=NAME."
+            f"{folder} is a search, whose later trials depend on the scores of the earlier ones. To continue it, "
+            "repeat its command with hydra.sweeper.storage=sqlite:///study.db hydra.sweeper.study_name=NAME."
         )
     typed = [a for a in arguments if a not in ("-m", "--multirun")]
     for argument in typed:
         key = argument.partition("=")[0]
         if key not in RESUMABLE and not key.startswith(("hydra.", "hydra/")):
             raise UserError(
-                f"A sweep that goes on keeps its own jobs, so {argument!r} cannot be changed; it takes "
+                f"A resumed sweep keeps its own jobs, so {argument!r} cannot be changed; it takes "
                 f"{', '.join(RESUMABLE)}, and keys of hydra."
             )
     sources = hydra["runtime"]["config_sources"]
@@ -81,7 +81,7 @@ def command(folder: str, arguments: Sequence[str]) -> list[str]:
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config that identifies a run: without lengths, places and where it came from."""
+    """The part of a config that identifies a run: without lengths, places and the config of a first stage."""
     kept = copy.deepcopy(config)
     for key in RESUMABLE:
         *path, last = key.split(".")
@@ -108,14 +108,14 @@ def with_lengths(saved: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]
 
 
 def earlier(run_dir: Path, config: dict[str, Any]) -> Earlier | None:
-    """The state of a job's folder after an earlier start, None if there is nothing to go on from.
+    """The state of a job's folder after an earlier start, None if there is nothing to resume.
 
     Args:
-        run_dir: The job's.
-        config: What it is asked to be now, resolved.
+        run_dir: Folder of the job.
+        config: Its newly composed config, resolved.
 
     Raises:
-        UserError: If another job was done there.
+        UserError: If the folder holds a run of another composition.
     """
     if not (run_dir / "config.yaml").is_file():
         return None
@@ -135,9 +135,9 @@ def earlier(run_dir: Path, config: dict[str, Any]) -> Earlier | None:
 
 
 def _is_done(run_dir: Path, config: dict[str, Any]) -> bool:
-    """Whether a run has had its iterations or its CPU time; quickly so if it has been scored, too.
+    """Whether a run has used up its iterations or its CPU time, by `run.json` or else by its checkpoint.
 
-    One that has had its time and no scores is not done: it goes on for one more iteration, and is scored then.
+    A run that has used up its CPU time but has no scores is not done: it trains one more iteration and is then scored.
     """
     record, steps, seconds = runs.record_of(run_dir), config["trainer"]["max_steps"], config.get("max_cpu_time")
     if (record.get("sessions") or [{}])[-1].get("status") == "done":

@@ -1,4 +1,4 @@
-"""Base of all samplers: their view of a model, fitting, drawing, and a state of plain tensors."""
+"""Base of all samplers: the model methods they call, fitting, drawing, and a state of plain tensors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from genlab.batch import Batch
 from genlab.errors import UserError
 
-WITHOUT = {  # what a model lacks that cannot do this
+WITHOUT = {  # the reason, in messages, by missing capability
     "sample": "it cannot draw samples",
     "decode": "it cannot turn a given latent into a sample",
     "encode": "it has no encoder",
@@ -20,7 +21,7 @@ WITHOUT = {  # what a model lacks that cannot do this
 
 
 class Model(Protocol):
-    """The methods of a model that a sampler calls; every `GenerativeModel` has them. `can` tells its capabilities."""
+    """The methods of a `GenerativeModel` that a sampler calls; `can` tests for the optional ones."""
 
     def can(self, capability: str) -> bool:
         """Whether the model offers "sample", "encode", "decode" or "score_logits"."""
@@ -31,7 +32,7 @@ class Model(Protocol):
         ...
 
     def inference(self, gradients: bool = False) -> AbstractContextManager[None]:
-        """Averaged weights and eval mode; with `gradients` they flow to what the capabilities are given."""
+        """Context with averaged weights and eval mode; with `gradients`, inputs of the capabilities get gradients."""
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -40,17 +41,17 @@ class Model(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         ...
 
     @property
     def latent_prior(self) -> str:
-        """The distribution of `noise`: "normal" (standard), or "uniform" on [-1, 1]."""
+        """The distribution of `noise`: "normal" (standard) or "uniform" on [-1, 1]."""
         ...
 
     @property
     def sample(self) -> Callable[..., Tensor]:
-        """`sample(n, y=None, rng=None)`: [n, ...]."""
+        """`sample(n, given=None, rng=None)`: samples [n, ...]."""
         ...
 
     @property
@@ -70,21 +71,20 @@ class Model(Protocol):
 
 
 class Sampler:
-    """A way of drawing from a trained model, which it never changes: not a weight, not a buffer, not a random stream.
+    """Draws from a trained model without changing its weights, buffers or random streams.
 
-    A subclass says what it `needs`, may `_fit` something to model and data, and writes `_sample`. Everything that it
-    learns is in `state_dict`, plain tensors, so that it can be kept beside the checkpoint.
+    A subclass sets `needs` and defines `_sample`. If it must be fitted to the model or to data, it also defines `_fit`.
+    Its `state_dict` holds all fitted values as plain tensors and is saved beside the checkpoint.
 
     Attributes:
-        name: Under which the command line knows it.
-        needs: The capabilities that a model must have.
-        fitted_by: The settings that its fit depends on; empty for samplers that need no fit. Another value of one of
-            them asks for another fit.
-        needs_data: Whether the fit uses real samples: "no"; "optional", if it can do without, worse; or "yes".
-        split: Which split these come from.
-        data_samples: How many of them at most.
-        grows: Whether drawing changes what it knows, so that batches must be drawn one after the other.
-        report: What is to be said about the last fit and the last draw (acceptance, ...): numbers by name.
+        name: Name on the command line.
+        needs: Capabilities that the model must have.
+        fitted_by: Settings that the fit depends on; a changed setting needs a new fit. Empty without a fit.
+        needs_data: Whether the fit uses real samples: "no", "optional" (without them the fit is worse) or "yes".
+        split: Split of these samples.
+        data_samples: Largest number of these samples.
+        grows: Whether drawing changes the state, so that batches must be drawn one after the other.
+        report: Figures of the last fit and the last draw by name, such as the acceptance rate.
     """
 
     name: ClassVar[str]
@@ -100,51 +100,51 @@ class Sampler:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it is ready to draw."""
+        """Whether the sampler is ready to draw."""
         return True
 
     def fit(self, model: Model, data: Tensor | None = None, rng: torch.Generator | None = None) -> None:
-        """Learns what it must know before it can draw; nothing for most.
+        """Fits the sampler to the model and real samples; most samplers need no fit.
 
         Args:
             model: A trained model.
-            data: Real samples [N, ...] as the model knows them; None where there are none.
-            rng: What the fit draws from.
+            data: Real samples [N, ...] in the model's format, or None.
+            rng: Random stream of the fit.
 
         Raises:
-            UserError: If the model lacks something, or data are needed and there are none.
+            UserError: If the model lacks a capability, or required samples are missing.
         """
         self.check(model)
         if data is None and self.needs_data == "yes":
             raise UserError(f"sampler={self.name} is fitted to codes of real samples, and there are none.")
         self._fit(model, data, generator(rng))
 
-    def sample(self, model: Model, n: int, y: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+    def sample(self, model: Model, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Draws n samples, [n, ...].
 
         Args:
-            model: The model that it was fitted to.
-            n: How many.
-            y: Classes [n], for models that know them and samplers that pass them on.
-            rng: What is drawn from; without one, it is seeded from torch's global stream, as in `model.sample`.
+            model: The model that the sampler was fitted to.
+            n: Number of samples.
+            given: Conditions [n], for models that are given columns and `sampler=prior`.
+            rng: Random stream; None: a new one, seeded from torch's global stream, as in `model.sample`.
 
         Raises:
-            UserError: If the model lacks something, the sampler was not fitted, or it knows no classes.
+            UserError: If the model lacks a capability, the sampler is not fitted, or it does not support conditions.
         """
         self.check(model)
         if n < 1:
             raise UserError(f"A sampler draws at least one sample, got n={n}.")
-        if y is not None and self.name != "prior":
-            raise UserError(f"sampler={self.name} knows no classes. Leave y out, or try sampler=prior.")
+        if given is not None and self.name != "prior":
+            raise UserError(f"sampler={self.name} takes no {', '.join(given.columns)}. Try sampler=prior.")
         if not self.is_fitted:
             raise UserError(f"sampler={self.name} must be fitted before it can draw: call its `fit` first.")
-        return self._sample(model, n, y, generator(rng))
+        return self._sample(model, n, given, generator(rng))
 
     def check(self, model: Model) -> None:
         """Refuses a model that the sampler cannot draw from.
 
         Raises:
-            UserError: Names the first thing that is missing.
+            UserError: If the model lacks a capability; the message names the first one.
         """
         for capability in self.needs:
             if not model.can(capability):
@@ -162,50 +162,50 @@ class Sampler:
             )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The fitted values: plain tensors by name."""
+        """The fitted values, plain tensors by name."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `state_dict` gave.
+        """Restores the fitted values from a `state_dict`.
 
         Raises:
-            UserError: If it belongs to another sampler, or to another setting of this one.
+            UserError: If the state belongs to another sampler or to other settings.
         """
         expect_keys(self, state, set())
 
     def _fit(self, model: Model, data: Tensor | None, rng: torch.Generator) -> None:
-        """The work of `fit`, after its checks."""
+        """The fit itself; `fit` calls it after its checks."""
 
-    def _sample(self, model: Model, n: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
-        """The work of `sample`, after its checks."""
+    def _sample(self, model: Model, n: int, given: Batch | None, rng: torch.Generator) -> Tensor:
+        """The drawing itself; `sample` calls it after its checks."""
         raise NotImplementedError
 
 
 def generator(rng: torch.Generator | None) -> torch.Generator:
-    """The stream to draw from; a new one, seeded from torch's global stream, where none is given."""
+    """`rng`, or a new stream seeded from torch's global stream if it is None."""
     return rng if rng is not None else torch.Generator().manual_seed(new_seed(None))
 
 
 def new_seed(rng: torch.Generator | None) -> int:
-    """A seed for whatever cannot draw from a torch stream itself."""
+    """A seed drawn from `rng` (None: the global stream), for code that cannot draw from a torch stream itself."""
     return int(torch.randint(2**31 - 1, (), generator=rng, device=None if rng is None else rng.device))
 
 
 def randn_like(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Standard normal draws of the shape, type and place of x, whatever the stream's own place."""
+    """Standard normal draws with the shape, type and device of x; `rng` may be on another device."""
     return torch.randn(x.shape, generator=rng, device=rng.device, dtype=x.dtype).to(x.device)
 
 
 def rand_like(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Uniform draws in [0, 1) of the shape, type and place of x."""
+    """Uniform draws in [0, 1) with the shape, type and device of x; `rng` may be on another device."""
     return torch.rand(x.shape, generator=rng, device=rng.device, dtype=x.dtype).to(x.device)
 
 
 def expect_keys(sampler: Sampler, state: Mapping[str, Any], wanted: set[str]) -> None:
-    """Refuses a state that does not hold what it must.
+    """Refuses a state whose keys are not `wanted`.
 
     Raises:
-        UserError: Names the first difference.
+        UserError: If the keys differ; the message names the first difference.
     """
     odd = sorted(set(state) ^ wanted)
     if odd:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.floats import in_float64
 from genlab.sampling.base import Model, Sampler, expect_keys, rand_like, randn_like
@@ -18,11 +19,11 @@ class DDLS(Sampler):
     """Discriminator-driven latent sampling. Che et al. (2020), arXiv:2003.06060, Algorithm 1.
 
     Langevin dynamics in latent space on the energy E(z) = -log p_0(z) - d(G(z)), with d the discriminator's calibrated
-    log-ratio: z <- z - step_size / 2 grad E(z) + sqrt(step_size) n, n ~ N(0, I). As it stands the chain is biased by
-    the step; with `metropolis` each step is accepted or not so that it is not (MALA, Roberts & Tweedie, 1996).
+    log-ratio: z <- z - step_size / 2 grad E(z) + sqrt(step_size) n, n ~ N(0, I). The finite step size biases the chain;
+    with `metropolis`, an accept-reject step removes the bias (MALA, Roberts & Tweedie, 1996).
 
-    It can be no better than d, and needs d o G smooth: with the rough discriminator of a small GAN on 25 Gaussians
-    samples get worse (docs/results-drs.md), and the correction does not mend that.
+    The method can be no better than d, and d(G(z)) must be smooth. With the rough discriminator of a small GAN on 25
+    Gaussians the samples get worse (docs/results-drs.md), with `metropolis` too.
     """
 
     name = "ddls"
@@ -43,14 +44,14 @@ class DDLS(Sampler):
         """Sets the chain.
 
         Args:
-            steps: Its length, from a draw of the prior on.
+            steps: Steps of the chain, which starts at a draw from the prior.
             step_size: epsilon of the paper; the noise has the standard deviation sqrt(step_size).
-            metropolis: Whether steps are corrected.
+            metropolis: Whether steps are accepted or rejected.
             calibrate: Whether the logits are calibrated on real samples, see `LogRatio`.
             d_steps: Steps of further training of a copy of the discriminator; 0 for none.
-            d_lr: Their size.
-            batch_size: Samples of each kind per step of training.
-            data_samples: Real samples for both cures, at most.
+            d_lr: Learning rate of this training.
+            batch_size: Real samples, and drawn samples, per training step.
+            data_samples: Largest number of real samples for calibration and training.
 
         Raises:
             UserError: If a value is out of its range.
@@ -68,27 +69,27 @@ class DDLS(Sampler):
         self._is_fitted = False
 
     def check(self, model: Model) -> None:
-        """As in the base; latents must be standard normal too."""
+        """As in the base class; the latents must also be standard normal."""
         super().check(model)
         self.check_normal(model)
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the ratio is known."""
+        """Whether the log-ratio is fitted."""
         return self._is_fitted
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The ratio's state."""
+        """The state of the log-ratio."""
         return self.ratio.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """As in the base."""
+        """As in the base class."""
         expect_keys(self, {k: 0 for k in state if not k.startswith("weights.")}, {"slope", "offset"})
         self.ratio.load_state_dict(state)
         self._is_fitted = True
 
     def energy(self, model: Model, z: Tensor) -> tuple[Tensor, Tensor]:
-        """E(z) without its constant, [N] in float64, and its gradient, [N, Z]."""
+        """E(z) without the constant of log p_0, [N] in float64, and its gradient, [N, Z]."""
         with torch.enable_grad(), model.inference(gradients=True):
             z = z.detach().requires_grad_(True)
             x = model.decode(z)
@@ -101,7 +102,7 @@ class DDLS(Sampler):
         self.report = dict(self.ratio.report)
         self._is_fitted = True
 
-    def _sample(self, model: Model, n: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
+    def _sample(self, model: Model, n: int, given: Batch | None, rng: torch.Generator) -> Tensor:
         z = model.noise(n, rng)
         energy, slope = self.energy(model, z)
         self.report["energy_start"] = float(energy.mean())
@@ -115,7 +116,7 @@ class DDLS(Sampler):
             forward = self._log_proposal(proposal, z, slope)
             backward = self._log_proposal(z, proposal, new_slope)
             log_accept = energy - new_energy + backward - forward
-            good = rand_like(log_accept, rng).log() < log_accept  # false for NaN: a step into nowhere is not taken
+            good = rand_like(log_accept, rng).log() < log_accept  # false for NaN: steps to non-finite energies fail
             energy = torch.where(good, new_energy, energy)
             accepted += int(good.sum()) / n
             good = good.to(z.device)
@@ -123,7 +124,7 @@ class DDLS(Sampler):
             slope = torch.where(good[:, None], new_slope, slope)
         if not bool(z.isfinite().all()):
             raise UserError(
-                f"The chain ran away with sampler.step_size={self.step_size}. Try a smaller one, or "
+                f"The chain diverged with sampler.step_size={self.step_size}. Try a smaller step size, or "
                 f"sampler.metropolis=true."
             )
         self.report["energy_end"] = float(energy.mean())
@@ -133,6 +134,6 @@ class DDLS(Sampler):
         return model.decode(z)
 
     def _log_proposal(self, end: Tensor, start: Tensor, slope: Tensor) -> Tensor:
-        """log q(end | start) without its constant, [N]; `slope` is the gradient at the start."""
+        """log q(end | start) without its constant, [N]; `slope` is the gradient of the energy at the start."""
         way = in_float64(end) - in_float64(start) + 0.5 * self.step_size * in_float64(slope)
         return -way.square().sum(dim=1) / (2 * self.step_size)

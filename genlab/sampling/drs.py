@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.sampling.base import Model, Sampler, expect_keys, rand_like
 from genlab.sampling.ratio import LogRatio, draws
@@ -16,10 +17,10 @@ from genlab.sampling.ratio import LogRatio, draws
 class DRS(Sampler):
     """Discriminator rejection sampling. Azadi et al. (2019), arXiv:1810.06758, Algorithm 1.
 
-    A sample is kept with a probability that grows with its calibrated log-ratio D(x) = log p_data(x) / p_model(x):
-    sigmoid(F), F = D(x) - D_M - log(1 - exp(D(x) - D_M - epsilon)) - gamma (Eq. 8), where D_M is the largest ratio
-    seen. With epsilon = gamma = 0 that is exp(D(x) - D_M), plain rejection sampling, exact and in practice keeps
-    next to nothing; gamma as a percentile of F keeps a share of about 1 - percentile / 100.
+    A sample is accepted with probability sigmoid(F), F = D(x) - D_M - log(1 - exp(D(x) - D_M - epsilon)) - gamma
+    (Eq. 8). D(x) = log p_data(x) / p_model(x) is its calibrated log-ratio and D_M the largest log-ratio seen. With
+    epsilon = gamma = 0 the probability is exp(D(x) - D_M): plain rejection sampling, which is exact but accepts almost
+    nothing in practice. With gamma a percentile of F, about 1 - percentile / 100 of the samples are accepted.
 
     D_M grows while drawing, as in the paper, and is part of the state.
     """
@@ -46,15 +47,15 @@ class DRS(Sampler):
 
         Args:
             gamma_percentile: gamma is this percentile of F over each batch; None for the fixed `gamma`.
-            gamma: Fixed gamma, used without a percentile.
-            epsilon: Keeps F finite at the maximum.
-            burn_in: Draws among which D_M is first looked for.
+            gamma: Fixed gamma, used if `gamma_percentile` is None.
+            epsilon: Positive constant that keeps F finite at the maximum.
+            burn_in: Number of draws from which the first D_M is taken.
             calibrate: Whether the logits are calibrated on real samples, see `LogRatio`.
             d_steps: Steps of further training of a copy of the discriminator; 0 for none.
-            d_lr: Their size.
-            batch_size: Candidates per batch, and samples of each kind per step of training.
-            data_samples: Real samples for both cures, at most.
-            max_tries: Candidates per wanted sample after which drawing gives up.
+            d_lr: Learning rate of this training.
+            batch_size: Candidates per batch; also real samples, and drawn samples, per training step.
+            data_samples: Largest number of real samples for calibration and training.
+            max_tries: Number of candidates per wanted sample after which drawing stops with an error.
 
         Raises:
             UserError: If a value is out of its range.
@@ -80,24 +81,24 @@ class DRS(Sampler):
         return self.maximum is not None
 
     def score(self, log_ratio: Tensor) -> Tensor:
-        """F of log-ratios [N] before gamma is taken away, float64; infinite at the maximum for epsilon = 0."""
+        """F + gamma of log-ratios [N], float64; infinite at the maximum for epsilon = 0."""
         assert self.maximum is not None
         below = log_ratio - self.maximum.to(log_ratio.device)
         return below - torch.log(-torch.expm1(below - self.epsilon))
 
     def accept_probability(self, log_ratio: Tensor) -> Tensor:
-        """sigmoid(F) of a batch of log-ratios [N], float64; none may exceed the maximum."""
+        """sigmoid(F) of a batch of log-ratios [N], float64; no log-ratio may exceed D_M."""
         score = self.score(log_ratio)
         gamma = self.gamma if self.gamma_percentile is None else torch.quantile(score, self.gamma_percentile / 100)
         return torch.sigmoid(score - gamma)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The ratio's state and `maximum`."""
+        """The state of the log-ratio, and `maximum`."""
         assert self.maximum is not None
         return {**self.ratio.state_dict(), "maximum": self.maximum}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """As in the base."""
+        """As in the base class."""
         expect_keys(self, {k: 0 for k in state if not k.startswith("weights.")}, {"slope", "offset", "maximum"})
         self.ratio.load_state_dict(state)
         self.maximum = state["maximum"].cpu()
@@ -106,11 +107,11 @@ class DRS(Sampler):
         self.ratio.fit(model, data, rng)
         ratios = torch.cat([self.ratio(model, x).cpu() for x in draws(model, self.burn_in, rng)])
         if not bool(ratios.isfinite().all()):
-            raise UserError("The discriminator gives logits that are not finite, from which no sample can be judged.")
+            raise UserError("The discriminator's logits are not finite, so that no sample can be accepted or rejected.")
         self.maximum = ratios.max()
         self.report = {**self.ratio.report, "mean_ratio": float(ratios.exp().mean()), "maximum": float(self.maximum)}
 
-    def _sample(self, model: Model, n: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
+    def _sample(self, model: Model, n: int, given: Batch | None, rng: torch.Generator) -> Tensor:
         kept: list[Tensor] = []
         found = tried = 0
         while found < n:
@@ -124,7 +125,7 @@ class DRS(Sampler):
             found, tried = found + len(good), tried + len(x)
             if found < n and tried >= self.max_tries * n:
                 raise UserError(
-                    f"Of {tried} candidates {found} were accepted, since one of them has a ratio of "
+                    f"Of {tried} candidates only {found} were accepted, because the largest density ratio is "
                     f"e^{float(self.maximum):.1f}. Try sampler.gamma_percentile=80."
                 )
         self.report["acceptance"] = found / tried

@@ -1,4 +1,4 @@
-"""Densities fitted to the codes of an autoencoding model after training, and drawn from in place of its prior."""
+"""Samplers that fit a density to the codes of a trained autoencoder and draw from it in place of the prior."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.sampling.base import Model, Sampler, expect_keys, new_seed
 
-HELD_OUT = 0.1  # share of the codes that the densities are judged by
+HELD_OUT = 0.1  # share of the codes that are held out to evaluate the density
+FLOWS = {"nsf": "NSF", "maf": "MAF"}  # classes of zuko
 
 
 class Codes(Sampler):
-    """Base of the two: encodes real samples, fits a density to the codes, decodes what is drawn from it.
+    """Base of both samplers: encodes real samples, fits a density to the codes and decodes draws from it.
 
-    Ghosh et al. (2020), arXiv:1903.12436, section 4, "ex-post density estimation": where the codes of an encoder do not
-    fill the prior, draws from the prior decode to what the decoder has never seen.
+    Ghosh et al. (2020), arXiv:1903.12436, section 4, "ex-post density estimation": if the codes do not fill the prior,
+    some draws from the prior are latents on which the decoder was never trained.
 
-    The report has the mean log-likelihood (nats) of held-out codes under the fit, and under one Gaussian.
+    `report` has the mean log-likelihood (nats) of held-out codes under the fit, and under a single Gaussian.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("encode", "decode")
     needs_data = "yes"
 
     def log_prob(self, codes: Tensor) -> Tensor:
-        """log density [N], in nats, of codes [N, Z]."""
+        """Log-densities [N], in nats, of codes [N, Z]."""
         raise NotImplementedError
 
     def draw(self, n: int, rng: torch.Generator) -> Tensor:
@@ -36,14 +38,14 @@ class Codes(Sampler):
         raise NotImplementedError
 
     def fit_codes(self, codes: Tensor, rng: torch.Generator) -> None:
-        """Fits the density to codes [N, Z] and notes its figures in `report`.
+        """Fits the density to codes [N, Z] and fills `report`.
 
         Raises:
-            UserError: If they are too few or not finite.
+            UserError: If the codes are too few or not finite.
         """
         codes = codes.detach().cpu().double()
         if not bool(codes.isfinite().all()):
-            raise UserError("The encoder gives codes that are not finite, to which nothing can be fitted.")
+            raise UserError("The encoder's codes are not finite, so that no density can be fitted to them.")
         order = torch.randperm(len(codes), generator=rng, device=rng.device).cpu()
         held = max(1, round(HELD_OUT * len(codes)))
         if len(codes) - held < self.fewest(codes.shape[1]):
@@ -58,7 +60,7 @@ class Codes(Sampler):
         }
 
     def fewest(self, dim: int) -> int:
-        """How many codes of Z = `dim` numbers the fit takes at least."""
+        """Smallest number of codes for a fit in Z = `dim` dimensions."""
         raise NotImplementedError
 
     def _fit_codes(self, codes: Tensor, held_out: Tensor, rng: torch.Generator) -> None:
@@ -69,18 +71,18 @@ class Codes(Sampler):
         codes = torch.cat([model.encode(x.to(model.device)).cpu() for x in data[: self.data_samples].split(256)])
         if codes.ndim != 2:
             raise UserError(
-                f"sampler={self.name} fits codes [N, Z], and those of {type(model).__name__} have the shape "
+                f"sampler={self.name} needs codes of shape [N, Z]; those of {type(model).__name__} have the shape "
                 f"[N, {', '.join(str(size) for size in codes.shape[1:])}]."
             )
         self.fit_codes(codes, rng)
 
-    def _sample(self, model: Model, n: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
-        like = model.noise(1, rng)  # the type and the place that the decoder expects
+    def _sample(self, model: Model, n: int, given: Batch | None, rng: torch.Generator) -> Tensor:
+        like = model.noise(1, rng)  # has the type and device of the decoder's input
         return model.decode(self.draw(n, rng).to(like))
 
 
 class GMM(Codes):
-    """A mixture of Gaussians with full covariances, fitted by scikit-learn's expectation maximisation."""
+    """A mixture of Gaussians with full covariances, fitted by scikit-learn's expectation-maximisation."""
 
     name = "gmm"
     fitted_by: ClassVar[tuple[str, ...]] = ("k", "regularisation", "data_samples")
@@ -89,9 +91,9 @@ class GMM(Codes):
         """Sets the mixture.
 
         Args:
-            k: Components.
-            regularisation: Added to the variances, relative to the mean variance of the codes.
-            data_samples: Real samples that are encoded, at most.
+            k: Number of components.
+            regularisation: Constant added to the variances, as a fraction of the mean variance of the codes.
+            data_samples: Largest number of real samples that are encoded.
 
         Raises:
             UserError: If a value is out of its range.
@@ -108,15 +110,15 @@ class GMM(Codes):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there is a mixture."""
+        """Whether the mixture is fitted."""
         return len(self.weights) > 0
 
     def fewest(self, dim: int) -> int:
-        """Codes that are needed, by the number of components."""
+        """One code per component, and at least 2."""
         return max(self.k, 2)
 
     def log_prob(self, codes: Tensor) -> Tensor:
-        """As in the base."""
+        """As in the base class."""
         codes = codes.to(self.means)
         parts = [
             torch.distributions.MultivariateNormal(mean, scale_tril=scale, validate_args=False).log_prob(codes)
@@ -125,7 +127,7 @@ class GMM(Codes):
         return torch.logsumexp(torch.stack(parts) + self.weights.log()[:, None], dim=0)
 
     def draw(self, n: int, rng: torch.Generator) -> Tensor:
-        """As in the base."""
+        """As in the base class."""
         chosen = torch.multinomial(self.weights.to(rng.device), n, replacement=True, generator=rng).cpu()
         eps = torch.randn(n, self.means.shape[1], generator=rng, device=rng.device, dtype=self.means.dtype).cpu()
         return self.means[chosen] + (self.scales[chosen] @ eps[:, :, None]).squeeze(2)
@@ -135,7 +137,7 @@ class GMM(Codes):
         return {"weights": self.weights, "means": self.means, "scales": self.scales}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """As in the base."""
+        """As in the base class."""
         expect_keys(self, state, {"weights", "means", "scales"})
         self.weights, self.means, self.scales = (state[key].cpu() for key in ("weights", "means", "scales"))
 
@@ -154,8 +156,8 @@ class Flow(Codes):
     """A normalizing flow from zuko (the extra `flows`).
 
     "nsf": neural spline flow, Durkan et al. (2019), arXiv:1906.04032; "maf": masked autoregressive flow, Papamakarios,
-    Pavlakou & Murray (2017), arXiv:1705.07057. Codes are standardised first. Of all steps, the weights that were best
-    on the held-out codes are kept.
+    Pavlakou & Murray (2017), arXiv:1705.07057. Codes are standardised first. Every 50 steps the flow is evaluated on
+    the held-out codes; the best weights are kept.
     """
 
     name = "flow"
@@ -184,18 +186,18 @@ class Flow(Codes):
         Args:
             kind: "nsf" or "maf".
             transforms: Layers of the flow.
-            hidden: Widths of the hidden layers of each layer's network.
-            steps: Steps of Adam; the step size falls to zero along a cosine.
-            lr: The first step size.
+            hidden: Widths of the hidden layers in the network of each flow layer.
+            steps: Steps of Adam, with a cosine schedule of the learning rate down to zero.
+            lr: Initial learning rate.
             batch_size: Codes per step.
-            data_samples: Real samples that are encoded, at most.
+            data_samples: Largest number of real samples that are encoded.
 
         Raises:
             UserError: If zuko is missing or a value is out of its range.
         """
         super().__init__()
-        if kind not in ("nsf", "maf"):
-            raise UserError(f"sampler.kind must be nsf or maf, got {kind!r}.")
+        if kind not in FLOWS:
+            raise UserError(f"sampler.kind must be {' or '.join(FLOWS)}, got {kind!r}.")
         if transforms < 1 or steps < 1 or batch_size < 1 or not lr > 0 or not hidden or min(hidden) < 1:
             raise UserError(
                 f"sampler.transforms, sampler.steps, sampler.batch_size and the widths in sampler.hidden must be at "
@@ -210,48 +212,48 @@ class Flow(Codes):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there is a flow."""
+        """Whether the flow is fitted."""
         return self.flow is not None
 
     def fewest(self, dim: int) -> int:
-        """Codes that are needed."""
+        """20 codes, whatever `dim`."""
         return 20
 
     def log_prob(self, codes: Tensor) -> Tensor:
-        """As in the base."""
+        """As in the base class."""
         assert self.flow is not None
         with torch.no_grad():
             x = (codes.to(self.mean) - self.mean) / self.std
             return self.flow().log_prob(x.float()).double() - self.std.log().sum()
 
     def draw(self, n: int, rng: torch.Generator) -> Tensor:
-        """As in the base."""
+        """As in the base class."""
         assert self.flow is not None
-        # Not the flow's own `sample`: it draws from the global stream.
+        # The flow's own `sample` would draw from torch's global stream.
         eps = torch.randn(n, len(self.mean), generator=rng, device=rng.device).cpu()
         with torch.no_grad():
             return self.flow().transform.inv(eps).double() * self.std + self.mean
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`mean`, `std`, and `flow.<name>` of the flow's weights."""
+        """`mean`, `std`, and the flow's weights as `flow.<name>`."""
         assert self.flow is not None
         weights = {f"flow.{name}": weight for name, weight in self.flow.state_dict().items()}
         return {"mean": self.mean, "std": self.std, **weights}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """As in the base."""
+        """As in the base class."""
         flow = self._build(len(state["mean"]) if "mean" in state else 1, 0)
         names = {f"flow.{name}" for name in flow.state_dict()}
         expect_keys(self, state, {"mean", "std", *names})
         try:
             flow.load_state_dict({name.removeprefix("flow."): state[name] for name in names})
-        except RuntimeError as error:  # widths
-            raise UserError(f"This is no state of sampler={self.name} as it is set: its layers differ.") from error
+        except RuntimeError as error:  # the layers have other widths
+            raise UserError(f"The state does not fit sampler={self.name} as it is set: its layers differ.") from error
         self.mean, self.std, self.flow = state["mean"].cpu(), state["std"].cpu(), flow
 
     def _build(self, dim: int, seed: int) -> torch.nn.Module:
-        """A flow of codes of `dim` numbers, with random weights that depend on the seed alone."""
-        make = self._zuko.flows.NSF if self.kind == "nsf" else self._zuko.flows.MAF
+        """A flow in `dim` dimensions, with initial weights that depend on the seed alone."""
+        make = getattr(self._zuko.flows, FLOWS[self.kind])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return make(dim, transforms=self.transforms, hidden_features=self.hidden)
@@ -269,7 +271,7 @@ class Flow(Codes):
                 loss = -flow().log_prob(x[rows]).mean()
                 optimizer.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)  # splines have steep moments
+                torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)  # splines occasionally have large gradients
                 optimizer.step()
                 scheduler.step()
                 if step % 50 == 0 or step == self.steps:
@@ -284,7 +286,7 @@ class Flow(Codes):
 
 
 def gaussian_log_prob(codes: Tensor, held_out: Tensor) -> Tensor:
-    """log density [M], in nats, of codes [M, Z] under the Gaussian fitted to codes [N, Z]."""
+    """Log-densities [M], in nats, of `held_out` [M, Z] under the Gaussian fitted to `codes` [N, Z]."""
     covariance = torch.cov(codes.T, correction=0).reshape(codes.shape[1], codes.shape[1])
     covariance = covariance + 1e-6 * covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(len(covariance)).to(
         codes
@@ -297,7 +299,7 @@ def _copied(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _import_zuko() -> Any:
-    """The package.
+    """Imports zuko.
 
     Raises:
         UserError: If it is not installed.

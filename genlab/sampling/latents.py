@@ -1,4 +1,4 @@
-"""Ways through latent space: interpolations, walks along one latent, and the latent that gives a wanted sample."""
+"""Interpolations and traversals in latent space, and the search for the latent of a given sample."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from genlab.floats import in_float64
 
-PRIORS = ("normal", "uniform")  # standard normal; uniform on [-1, 1]
+PRIORS = ("normal", "uniform")  # standard normal, uniform on [-1, 1]
 
 
 def lerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """The straight way from a to b.
+    """Linear interpolation from a to b.
 
     Args:
         a: Starts, [N, Z].
         b: Ends, [N, Z].
-        t: Places on the way, [T]; 0 is exactly a, 1 exactly b.
+        t: Positions, [T]; 0 gives exactly a, 1 exactly b.
 
     Returns:
         [N, T, Z].
@@ -29,29 +29,29 @@ def lerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     """
     if a.shape != b.shape or a.ndim != 2 or t.ndim != 1:
         raise ValueError(
-            f"Ends [N, Z] and places [T] wanted, got {tuple(a.shape)}, {tuple(b.shape)}, {tuple(t.shape)}."
+            f"a and b must be [N, Z] and t [T], got {tuple(a.shape)}, {tuple(b.shape)} and {tuple(t.shape)}."
         )
     t = t.to(a)[None, :, None]
     return torch.where(t == 1, b[:, None], a[:, None] * (1 - t) + b[:, None] * t)
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """The way from a to b along the arc between them, for standard normal latents, whose norms hardly differ.
+    """Spherical interpolation from a to b, for standard normal latents, whose norms hardly differ.
 
-    White (2016), arXiv:1609.04468: sin((1 - t) w) / sin w * u + sin(t w) / sin w * v with the angle w of the unit
-    vectors u = a / |a| and v = b / |b|. The paper puts a and b themselves in place of u and v; then the norm falls
-    below both ends where the angle is obtuse and the norms differ, so here it is interpolated by itself, linearly. For
-    ends of one norm the two are the same.
+    White (2016), arXiv:1609.04468: sin((1 - t) w) / sin w * u + sin(t w) / sin w * v, where w is the angle between the
+    unit vectors u = a / |a| and v = b / |b|. The paper has a and b themselves in place of u and v. If their norms
+    differ and w is obtuse, its norms fall below both ends; here the norm is interpolated separately, linearly. Both
+    versions agree if a and b have the same norm.
 
-    Where there is no one arc (equal, opposite or zero ends; a latent of one dimension) the way is straight.
+    Without a unique arc (equal, opposite or zero ends, or Z = 1) the interpolation is linear.
 
     Args:
         a: Starts, [N, Z].
         b: Ends, [N, Z].
-        t: Places on the way, [T]; 0 is exactly a, 1 exactly b.
+        t: Positions, [T]; 0 gives exactly a, 1 exactly b.
 
     Returns:
-        [N, T, Z], each with a norm between those of its ends.
+        [N, T, Z]; on an arc, the norms lie between those of the ends.
 
     Raises:
         ValueError: If the shapes differ.
@@ -61,7 +61,7 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     norm_x, norm_y = x.norm(dim=2, keepdim=True), y.norm(dim=2, keepdim=True)
     tiny = torch.finfo(torch.float64).tiny
     u, v = x / norm_x.clamp_min(tiny), y / norm_y.clamp_min(tiny)
-    # Not the arc cosine of u.v, which knows no angle below 1e-8.
+    # The arc cosine of u.v would round angles below 1e-8 to 0.
     angle = 2 * torch.atan2((u - v).norm(dim=2, keepdim=True), (u + v).norm(dim=2, keepdim=True))
     sine = angle.sin()
     is_arc = (sine > 1e-6) & (norm_x > 0) & (norm_y > 0)
@@ -73,32 +73,32 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 
 def interpolate(a: Tensor, b: Tensor, steps: int, prior: str) -> Tensor:
-    """Equally spaced latents from a to b that the prior could have drawn: on the arc, or straight for a uniform one.
+    """Equally spaced latents from a to b that are likely under the prior: `slerp` for a normal one, else `lerp`.
 
     Args:
         a: Starts, [N, Z].
         b: Ends, [N, Z].
-        steps: How many, both ends included; at least 2.
+        steps: Number of latents, both ends included; at least 2.
         prior: One of `PRIORS`.
 
     Returns:
         [N, steps, Z].
     """
     if prior not in PRIORS or steps < 2:
-        raise ValueError(f"A prior of {PRIORS} and at least 2 steps wanted, got {prior!r} and {steps}.")
+        raise ValueError(f"prior must be one of {PRIORS} and steps at least 2, got {prior!r} and {steps}.")
     t = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device)
     return slerp(a, b, t) if prior == "normal" else lerp(a, b, t)
 
 
 def traverse(z: Tensor, dims: Tensor, steps: int, prior: str, reach: float | None = None) -> Tensor:
-    """Latents that differ from one in one dimension each.
+    """Traversals: copies of z with one dimension varied at a time.
 
     Args:
-        z: The point that the walks go through, [Z].
-        dims: Which latents are moved, [D].
-        steps: Values of each, equally spaced from -reach to reach.
+        z: The latent that is varied, [Z].
+        dims: Dimensions that are varied, [D].
+        steps: Number of values of each, equally spaced from -reach to reach.
         prior: One of `PRIORS`.
-        reach: Default 3 standard deviations of a normal latent, and the bounds of a uniform one.
+        reach: Largest value; None: 3 for a normal prior (standard deviations), 1 for a uniform one (its bound).
 
     Returns:
         [D, steps, Z].
@@ -111,7 +111,7 @@ def traverse(z: Tensor, dims: Tensor, steps: int, prior: str, reach: float | Non
 
 
 def activity(codes: Tensor) -> Tensor:
-    """How much each latent says about the data: the variance [Z] of its code over samples, from codes [N, Z].
+    """Activity of each latent: the variance [Z] over samples of its code, from codes [N, Z].
 
     Burda et al. (2016), arXiv:1509.00519, section 5.2: a unit is active if the variance of its posterior mean exceeds
     0.01.
@@ -128,22 +128,22 @@ def find_latents(
     lr: float = 0.1,
     bound: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The latents whose samples come nearest to the given ones: minimises mean |x - G(z)| over z.
+    """Latents whose samples are nearest to the given ones: minimises mean |x - G(z)| over z.
 
-    As Berthelot, Schumm & Metz (2017), arXiv:1703.10717, section 4.3, with Adam. The search starts at the best of some
-    prior draws, and its step falls to zero along a cosine: the slope of an absolute difference does not, and a constant
-    step would circle around the answer.
+    Berthelot, Schumm & Metz (2017), arXiv:1703.10717, section 4.3, here with Adam. The search starts at the best of
+    some prior draws. The learning rate falls to zero along a cosine: near the minimum the gradient of an absolute
+    difference does not vanish, and a constant step would oscillate around it.
 
     Args:
-        decode: Maps latents [N, Z] to samples [N, ...], with gradients; each sample by its own latent alone.
-        x: Wanted samples, [N, ...].
+        decode: Maps latents [N, Z] to samples [N, ...], differentiable; each sample depends on its own latent alone.
+        x: Target samples, [N, ...].
         starts: Prior draws, [M, Z].
-        steps: Of Adam.
-        lr: Its first step size, in units of the latent.
-        bound: Latents are kept within [-bound, bound], for priors that know no others.
+        steps: Steps of Adam.
+        lr: Initial learning rate, in units of the latent.
+        bound: Latents are clamped to [-bound, bound], for bounded priors; None: no bound.
 
     Returns:
-        The best latents seen, [N, Z], and their distances mean |x - G(z)|, [N].
+        The best latents found, [N, Z], and their distances mean |x - G(z)|, [N].
     """
     targets = x.detach()
     with torch.no_grad():
@@ -162,7 +162,7 @@ def find_latents(
                 best, best_z = torch.where(better, distance, best), torch.where(better[:, None], z, best_z)
             if step == steps:
                 break
-            # The sum: each latent has a gradient of its own sample alone, whatever the others are.
+            # The gradient of the sum: for each latent, that of its own distance, independent of N.
             (z.grad,) = torch.autograd.grad(distance.sum(), z)
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
             optimizer.step()
@@ -173,14 +173,14 @@ def find_latents(
 
 
 def go_through(z: Tensor, groups: Sequence[range]) -> Tensor:
-    """Latents whose one-hot parts go through their classes while the rest stays.
+    """Traversals of one-hot parts: copies of latents with such a part set to each of its classes.
 
     Args:
         z: Latents [N, Z].
-        groups: Where the one-hot parts lie, all of one size K.
+        groups: Dimensions of the one-hot parts, all of one size K.
 
     Returns:
-        [N, K, Z] of one group: a row for each latent. [G, K, Z] of several: the first latent, a row for each group.
+        For one group [N, K, Z], a row per latent. For G > 1 groups [G, K, Z], a row per group, of the first latent.
     """
     rows = [(each, groups[0]) for each in z] if len(groups) == 1 else [(z[0], group) for group in groups]
     walks = []

@@ -1,4 +1,4 @@
-"""Sampling from the prior, as it is or truncated."""
+"""Sampling from the prior, full or truncated."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.floats import in_float64
 from genlab.sampling.base import Model, Sampler
 
 
 class Prior(Sampler):
-    """The model's own way: `model.sample`."""
+    """The model's own `sample`."""
 
     name = "prior"
 
-    def _sample(self, model: Model, n: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
-        return model.sample(n, y=y, rng=rng)
+    def _sample(self, model: Model, n: int, given: Batch | None, rng: torch.Generator) -> Tensor:
+        return model.sample(n, given=given, rng=rng)
 
 
 class Truncated(Sampler):
-    """Latents nearer to the centre: fewer strange samples, less variety.
+    """Truncation: latents nearer to the centre give fewer failed samples and less variety.
 
-    Either of two tricks. `threshold` is that of Brock, Donahue & Simonyan (2019), arXiv:1809.11096, section 3.1: each
-    coordinate of a standard normal latent that falls outside [-threshold, threshold] is drawn again. `psi` is that of
-    Karras, Laine & Aila (2019), arXiv:1812.04948, appendix B, with z in the place of w: latents are multiplied by psi.
+    There are two versions. `threshold`: Brock, Donahue & Simonyan (2019), arXiv:1809.11096, section 3.1; each
+    coordinate of a standard normal latent outside [-threshold, threshold] is drawn again. `psi`: Karras, Laine & Aila
+    (2019), arXiv:1812.04948, appendix B, with z in place of w; latents are multiplied by psi.
     """
 
     name = "truncated"
     needs: ClassVar[tuple[str, ...]] = ("decode",)
 
     def __init__(self, threshold: float | None = None, psi: float | None = None) -> None:
-        """Chooses the trick; exactly one of the two is a number.
+        """Chooses the version; exactly one of the two arguments must be given.
 
         Args:
-            threshold: Largest coordinate, in standard deviations, above 0.
+            threshold: Largest absolute coordinate, in standard deviations, above 0.
             psi: Factor of the latents, from 0 (all equal) to 1 (the prior).
 
         Raises:
-            UserError: If not exactly one is given, or it is out of its range.
+            UserError: If none or both are given, or the value is out of its range.
         """
         super().__init__()
         if (threshold is None) == (psi is None):
@@ -56,7 +57,7 @@ class Truncated(Sampler):
         self.threshold, self.psi = threshold, psi
 
     def check(self, model: Model) -> None:
-        """As in the base; latents must be standard normal too."""
+        """As in the base class; the latents must also be standard normal."""
         super().check(model)
         self.check_normal(model)
 
@@ -66,11 +67,11 @@ class Truncated(Sampler):
         if self.psi is not None:
             return self.psi * z
         assert self.threshold is not None
-        # Drawing again until all are inside would take thousands of rounds for a small threshold. Instead each normal
-        # draw becomes the uniform number Phi(z), and that the truncated normal's quantile: one draw, the same law.
+        # For a small threshold, redrawing until all coordinates are inside takes thousands of rounds. Instead Phi(z),
+        # which is uniform, is mapped to the quantile of the truncated normal: one draw, the same distribution.
         mass = math.erf(self.threshold / math.sqrt(2))
         inside = math.sqrt(2) * torch.erfinv(mass * torch.erf(in_float64(z) / math.sqrt(2)))
         return inside.to(z)
 
-    def _sample(self, model: Model, n: int, y: Tensor | None, rng: torch.Generator) -> Tensor:
+    def _sample(self, model: Model, n: int, given: Batch | None, rng: torch.Generator) -> Tensor:
         return model.decode(self.latents(model, n, rng))

@@ -1,4 +1,4 @@
-"""How much likelier a sample is under the data than under the model, read from a discriminator and calibrated."""
+"""The density ratio of data and model at a sample, from the calibrated logits of a discriminator."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from genlab.sampling.base import Model
 
 log = logging.getLogger("genlab")
-HELD_OUT = 0.2  # share of the real samples that the calibration has for itself
+HELD_OUT = 0.2  # share of the real samples kept for calibration if the discriminator is trained on the others
 FEWEST = 20
 
 
 class LogRatio:
-    """log p_data(x) / p_model(x) = a * D(x) + b, of a discriminator's logits D.
+    """log p_data(x) / p_model(x) = a * D(x) + b, from a discriminator's logits D.
 
-    At its optimum the discriminator of a sigmoid GAN is this ratio itself. A trained one seldom is: it was trained
-    against a generator that has moved on (and whose average is sampled from), and the logits of other losses have
-    another scale. Two cures, both without touching the model:
+    The optimal logit of a sigmoid GAN is this log-ratio itself. A trained discriminator is seldom optimal: it was
+    trained against an earlier generator (and samples come from the averaged one), and the logits of other losses have
+    another scale. There are two corrections; neither changes the model:
 
-    - `d_steps` goes on training the discriminator with the generator frozen, by the sigmoid cross-entropy, as Azadi et
-      al. (2019), arXiv:1810.06758, section 4 ask for. A copy of its weights is trained, in eval mode: batch
-      normalisation keeps its statistics, so that each sample is judged by itself.
-    - a and b are fitted by logistic regression of real against drawn samples on the logits (Platt, 1999), on real
-      samples that the copy was not trained on.
+    - The discriminator is trained for `d_steps` further steps on the sigmoid cross-entropy with the generator frozen,
+      as in Azadi et al. (2019), arXiv:1810.06758, section 4. A copy of its weights is trained, in eval mode: batch
+      normalisation uses its running statistics, so that a logit depends on its own sample only.
+    - a and b are fitted by logistic regression of real against drawn samples on the logits (Platt, 1999). Its real
+      samples are not used in the training of the copy.
 
     Attributes:
         slope: a.
@@ -43,13 +43,13 @@ class LogRatio:
     """
 
     def __init__(self, calibrate: bool, d_steps: int, d_lr: float, batch_size: int) -> None:
-        """Chooses the cures.
+        """Chooses the corrections.
 
         Args:
-            calibrate: Whether a and b are fitted; 1 and 0 otherwise.
-            d_steps: Steps of Adam that the copy is trained for.
-            d_lr: Their size.
-            batch_size: Real, and drawn, samples per step.
+            calibrate: Whether a and b are fitted; otherwise they are 1 and 0.
+            d_steps: Steps of Adam for the copy; 0: no copy.
+            d_lr: Learning rate of Adam.
+            batch_size: Real samples, and drawn samples, per step.
 
         Raises:
             UserError: If a number is out of its range.
@@ -70,11 +70,11 @@ class LogRatio:
 
         Args:
             model: A model with `sample` and `score_logits`.
-            data: Real samples [N, ...]; without them the raw logits are used, with a warning.
-            rng: What is drawn from.
+            data: Real samples [N, ...]; None: the raw logits are used, with a warning.
+            rng: Random stream.
 
         Raises:
-            UserError: If the samples are too few.
+            UserError: If there are fewer than `FEWEST` samples, a logit is not finite, or no weights can be trained.
         """
         rng = generator(rng)
         self.slope, self.offset, self.weights = torch.ones_like(self.slope), torch.zeros_like(self.offset), {}
@@ -82,8 +82,8 @@ class LogRatio:
         if data is None:
             if self.calibrate or self.d_steps:
                 log.warning(
-                    "Without real samples the discriminator's logits are taken as they are: "
-                    "they may be far from the ratio of the densities."
+                    "Without real samples the discriminator's logits are used as they are: "
+                    "they may be far from the log-ratio of the densities."
                 )
             return
         if len(data) < FEWEST:
@@ -98,8 +98,8 @@ class LogRatio:
             self.slope, self.offset = logistic_regression(real, drawn)
             if self.slope <= 0:
                 log.warning(
-                    "The discriminator gives drawn samples the higher logits (slope %.3g): it is untrained "
-                    "or was trained against another generator. Train it on with sampler.d_steps=3000.",
+                    "The discriminator's logits are higher for drawn than for real samples (slope %.3g): it is "
+                    "untrained or was trained against another generator. Train it further with sampler.d_steps=3000.",
                     float(self.slope),
                 )
             ratio = self._affine(drawn)
@@ -107,20 +107,20 @@ class LogRatio:
             self.report = {
                 "slope": float(self.slope),
                 "offset": float(self.offset),
-                # 2 log 2 where it cannot tell them apart; the mean ratio over the model's own samples should be 1.
+                # 2 log 2 if it cannot tell real from drawn; the mean ratio over the model's samples should be 1.
                 "cross_entropy": float(loss),
                 "mean_ratio": float(ratio.exp().mean()),
             }
 
     def __call__(self, model: Model, x: Tensor) -> Tensor:
-        """The log-ratio [N] of samples [N, ...], float64; for its gradient see `with_slope`."""
+        """The log-ratios [N] of samples [N, ...], float64; for gradients see `with_slope`."""
         return self._affine(self._logits(model, x))
 
     def with_slope(self, model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-ratio [N] of samples [N, ...], float64, and its gradient in them, [N, ...].
+        """The log-ratios [N] of samples [N, ...], float64, and their gradients in the samples, [N, ...].
 
-        The backward pass runs while the copy's weights are in place: autograd keeps references to the weights of
-        convolutions and norms, and once these were put back it would mix the two networks.
+        The backward pass runs while the copy's weights are in place. Autograd refers to the parameters of convolutions
+        and norms; after the swap back it would mix the weights of both networks.
         """
         with torch.enable_grad(), model.inference(gradients=True), self._own_weights(model):
             x = x.detach().requires_grad_(True)
@@ -134,7 +134,7 @@ class LogRatio:
         return {"slope": self.slope, "offset": self.offset, **copied}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores `slope`, `offset` and the copy's weights from a `state_dict`."""
         self.slope, self.offset = state["slope"].cpu(), state["offset"].cpu()
         prefix = "weights."
         self.weights = {k[len(prefix) :]: v.detach().clone() for k, v in state.items() if k.startswith(prefix)}
@@ -149,7 +149,7 @@ class LogRatio:
 
     @contextmanager
     def _own_weights(self, model: Model) -> Iterator[None]:
-        """Inside, the discriminator holds the copy's weights; the model's own are put aside, not written to."""
+        """Within the block, the discriminator has the copy's weights; the model's own tensors are not written to."""
         if not self.weights:
             yield
             return
@@ -159,7 +159,7 @@ class LogRatio:
         pairs = [(parameters[name], weight) for name, weight in self.weights.items()]
         with (
             model.inference()
-        ):  # averages come in first, if there are any; within a block with gradients, nothing changes
+        ):  # first the averaged weights, if any; within an outer `inference` block this changes nothing
             own = [parameter.data for parameter, _ in pairs]
             for parameter, weight in pairs:
                 parameter.data = weight.data.to(parameter.device)
@@ -170,7 +170,7 @@ class LogRatio:
                     parameter.data = data
 
     def _train_copy(self, model: Model, data: Tensor, rng: torch.Generator) -> None:
-        """Goes on with Algorithm 1 of Goodfellow et al. (2014) for the discriminator alone."""
+        """Trains the copy: the discriminator's updates in Algorithm 1 of Goodfellow et al. (2014)."""
         names, parameters = _score_parameters(model, data[:2].to(model.device))
         if not parameters:
             raise UserError(f"{type(model).__name__}'s discriminator has no weights to train. Try sampler.d_steps=0.")
@@ -181,7 +181,7 @@ class LogRatio:
         for _ in range(self.d_steps):
             rows = torch.randint(len(data), (self.batch_size,), generator=rng, device=rng.device)
             x_real = data[rows.to(data.device)].to(model.device)
-            x_fake = model.sample(self.batch_size, rng=rng)  # before the copy comes in: the generator as it is
+            x_fake = model.sample(self.batch_size, rng=rng)  # outside the block below: with the model's own weights
             with torch.enable_grad(), model.inference(gradients=True), self._own_weights(model):
                 for parameter in parameters:
                     parameter.requires_grad_(True)
@@ -197,7 +197,7 @@ class LogRatio:
 
 
 def _score_parameters(model: Model, x: Tensor) -> tuple[list[str], list[torch.nn.Parameter]]:
-    """The weights that the logits depend on, found by their gradients: a sampler knows no names of networks."""
+    """Names and parameters that the logits depend on, found by their gradients, because networks differ in name."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     with torch.enable_grad(), model.inference(gradients=True):
         for _, parameter in named:
@@ -211,7 +211,7 @@ def _score_parameters(model: Model, x: Tensor) -> tuple[list[str], list[torch.nn
 
 
 def draws(model: Model, n: int, rng: torch.Generator, batch_size: int = 256) -> Iterator[Tensor]:
-    """n samples of the model, batch by batch."""
+    """n samples of the model, in batches."""
     for start in range(0, n, batch_size):
         yield model.sample(min(batch_size, n - start), rng=rng)
 
@@ -221,9 +221,9 @@ def logistic_regression(real: Tensor, drawn: Tensor, ridge: float = 1e-4) -> tup
 
     Args:
         real: Logits [N] of real samples.
-        drawn: Logits [M] of drawn ones; each set has half of the weight, so that the log-odds are a log-ratio.
-        ridge: Weight of the squared slope (of standardised logits) and offset; keeps them finite where the two sets
-            can be parted.
+        drawn: Logits [M] of drawn samples. Both sets have half of the weight, so that the log-odds are a log-ratio.
+        ridge: Weight of the squared slope (of standardised logits) and offset; keeps them finite if a threshold
+            separates the two sets.
 
     Returns:
         Slope and offset, float64 scalars on the CPU.
@@ -233,11 +233,11 @@ def logistic_regression(real: Tensor, drawn: Tensor, ridge: float = 1e-4) -> tup
     """
     x = torch.cat((real, drawn)).cpu().double()
     if not bool(x.isfinite().all()):
-        raise UserError("The discriminator gives logits that are not finite, which cannot be calibrated.")
+        raise UserError("The discriminator's logits are not finite and cannot be calibrated.")
     y = torch.cat((torch.ones(len(real)), torch.zeros(len(drawn)))).double()
     weight = torch.where(y == 1, 0.5 / len(real), 0.5 / len(drawn))
     mean, std = x.mean(), x.std(correction=0)
-    if std == 0:  # it tells nothing
+    if std == 0:  # constant logits carry no information
         return torch.zeros_like(mean), torch.zeros_like(mean)
     design = torch.stack(((x - mean) / std, torch.ones_like(x)), dim=1)
     penalty = ridge * torch.eye(2, dtype=torch.float64)
@@ -252,7 +252,7 @@ def logistic_regression(real: Tensor, drawn: Tensor, ridge: float = 1e-4) -> tup
         gradient = design.T @ (weight * (p - y)) + penalty @ theta
         hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + penalty
         step = torch.linalg.solve(hessian, gradient)
-        length = 1.0  # halved where a whole Newton step overshoots
+        length = 1.0  # halved while the Newton step raises the objective
         while objective(theta - length * step) > objective(theta) and length > 1e-6:
             length /= 2
         theta = theta - length * step

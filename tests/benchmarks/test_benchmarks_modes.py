@@ -123,10 +123,10 @@ def test_arguments():
     ("argument", "words"),
     [
         ("rows=gan,nope", ["'nope'", "lsgan", "all"]),
-        ("rows=gan,gan", ["twice"]),
+        ("rows=gan,gan", ["duplicate"]),
         ("data=digits", ["'digits'", "highdim"]),
         ("seeds=a", ["seeds=0,1,2"]),
-        ("seeds=1,1", ["different"]),
+        ("seeds=1,1", ["distinct"]),
         ("seconds=0", ["positive", "seconds=60"]),
         ("seconds=nan", ["positive"]),
         ("n_jobs=-2", ["n_jobs=2"]),

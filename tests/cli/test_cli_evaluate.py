@@ -16,9 +16,10 @@ import genlab
 from genlab.cli import evaluate, train_classifier
 from genlab.cli.evaluate import evaluate_images, evaluate_run
 from genlab.config.composition import compose
+from genlab.data.columns import Rows
 from genlab.errors import UserError
 from genlab.judging.cards import differences
-from genlab.judging.judge import FROM_LABELS, ImageJudge
+from genlab.judging.judge import ImageJudge
 from genlab.judging.records import find_runs
 from genlab.judging.subject import Scoring
 from genlab.models.base import GenerativeModel, inference
@@ -229,14 +230,15 @@ def test_a_sampler_that_is_fitted_to_images(runs, tmp_path):
 class OfClass(GenerativeModel):
     """Images that are as bright as the class that was asked for."""
 
-    conditional = True
+    given = ("y",)
 
     def __init__(self):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(()))
 
     @inference
-    def sample(self, n, y=None, rng=None):
+    def sample(self, n, given=None, rng=None):
+        y = given.y
         assert y.shape == (n,)
         return (y / 4.5 - 1).view(-1, 1, 1, 1) * self.scale + 0.02 * self.randn(n, 1, 8, 8, rng=rng)
 
@@ -252,13 +254,13 @@ def test_a_model_of_classes_is_asked_for_the_real_ones(runs):
     wanted = torch.bincount(data.split("test").y, minlength=10) / len(data.split("test"))
     assert ((asked - 3000 * wanted).square() / (3000 * wanted)).sum() < 27.9  # chi-square of 9, one in a thousand
     jobs[0].work()
-    assert jobs[0].record()["cards"]["fid"]["y"] == FROM_LABELS
+    assert jobs[0].record()["cards"]["fid"]["given"] == "y of rows of the split"
     judge = ImageJudge(num_samples=100)
     assert judge.final(OfClass(), data)["test/rarest_class/classifier-digits"] >= 0
-    assert judge.cards["classifier-digits"]["y"] == FROM_LABELS
+    assert judge.cards["classifier-digits"]["given"] == "y of rows of the split"
     unlabelled = load_data(genlab.load(runs / "gan").run_config)
-    unlabelled.split("test").y = None
-    with pytest.raises(UserError, match="OfClass draws samples of given classes, and the data have no labels"):
+    unlabelled.split("test").columns["y"] = Rows(torch.full_like(unlabelled.split("test").y, -1))
+    with pytest.raises(UserError, match="digits has no row of the test split in which y is known"):
         Scoring(OfClass(), unlabelled, options, Prior).draw(30)
 
 
@@ -340,14 +342,14 @@ def test_two_processes_judge_their_training_as_one(two):
         (["run={runs}/gan", "scores=[likelihood]"], "GAN on image data offers sample"),
         (["run={runs}/gan", "split=dev"], "split must be train, val or test"),
         (["run={runs}/gan", "sede=3"], "Did you mean seed=?"),
-        (["run={runs}/gan", "extractor=clasifier"], "one of classifier, inception, random, or a file"),
+        (["run={runs}/gan", "extractor=clasifier"], "one of classifier, inception, random, or a classifier file"),
         (["run={runs}/gan", "extractor=inception"], "inception_weights=PATH"),
         (["run={runs}/gan", "real=x"], "not both"),
         (["run={runs}/gan", "sampler=dsr"], "There is no sampler 'dsr'"),
         (["run={runs}/gan", "sampler=drs", "sampler.gama=1"], "Did you mean sampler.gamma"),
         (["run={runs}/gan", "sampler=gmm"], "sampler=gmm does not fit GAN: it has no encoder"),
-        (["run={runs}/gan", "precision=bfloat16"], "the others always work in float32"),
-        (["real=x.npz", "fake=y.npz", "sampler=prior"], "images are drawn already"),
+        (["run={runs}/gan", "precision=bfloat16"], "all others work in float32"),
+        (["real=x.npz", "fake=y.npz", "sampler=prior"], "the images of real= fake= exist already"),
         (["real=x.npz"], "both real=PATH and fake=PATH"),
     ],
 )

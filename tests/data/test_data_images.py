@@ -78,13 +78,13 @@ def test_digits_splits_are_fixed_disjoint_and_whole():
     data = Digits(batch_size=64, image_size=8, channels=1, num_classes=10)
     stores = [data.split(name) for name in ("train", "val", "test")]
     assert [len(s) for s in stores] == [1258, 180, 359]
-    assert all(s.x.shape[1:] == (1, 8, 8) and s.x.dtype == torch.uint8 for s in stores)
+    assert all(s.values("x").shape[1:] == (1, 8, 8) and s.values("x").dtype == torch.uint8 for s in stores)
     from sklearn.datasets import load_digits
 
     raw = load_digits()
     expected = np.rint(raw.images * 255 / 16).astype(np.uint8)
     assert (expected.min(), expected.max()) == (0, 255)
-    ours = torch.cat([torch.cat((s.x.flatten(1), s.y[:, None].to(torch.uint8)), 1) for s in stores]).numpy()
+    ours = torch.cat([torch.cat((s.values("x").flatten(1), s.y[:, None].to(torch.uint8)), 1) for s in stores]).numpy()
     theirs = np.concatenate((expected.reshape(1797, 64), raw.target[:, None].astype(np.uint8)), 1)
     # As multisets of (image, label): each image is in exactly one split.
     np.testing.assert_array_equal(np.array(sorted(ours.tolist())), np.array(sorted(theirs.tolist())))
@@ -123,7 +123,7 @@ def test_first_level_folders_are_classes(kind, tmp_path):
     # The label belongs to the image.
     train = data.split("train")
     dogs = {np.array(Image.open(p)).transpose(2, 0, 1).tobytes() for p in (tmp_path / "pets/dog/big").iterdir()}
-    for x, y in zip(train.x, train.y, strict=True):
+    for x, y in zip(train.values("x"), train.y, strict=True):
         assert (x.numpy().tobytes() in dogs) == (y == 1)
 
 
@@ -276,10 +276,10 @@ def test_mnist_is_read_through_torchvision(tmp_path):
         write_idx(tmp_path / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", np.arange(len(x)) % 10)
     data = MNIST(root=tmp_path, image_size=28, channels=1, batch_size=4, num_classes=10)
     assert data.describe()["sizes"] == {"train": 27, "val": 3, "test": 12}
-    torch.testing.assert_close(data.split("test").x[:, 0], torch.from_numpy(images["t10k"].astype(np.uint8)))
+    torch.testing.assert_close(data.split("test").values("x")[:, 0], torch.from_numpy(images["t10k"].astype(np.uint8)))
     assert data.split("test").y.tolist() == [k % 10 for k in range(12)]
     larger = MNIST(root=tmp_path, image_size=32, channels=1, batch_size=4)
-    assert larger.split("train").x.shape == (27, 1, 32, 32)
+    assert larger.split("train").values("x").shape == (27, 1, 32, 32)
 
 
 def test_cifar10_is_brought_to_channels_first(tmp_path, monkeypatch):
@@ -294,7 +294,7 @@ def test_cifar10_is_brought_to_channels_first(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "CIFAR10", Fake)
     data = CIFAR10(root=tmp_path, image_size=32, channels=3, batch_size=4)
-    np.testing.assert_array_equal(data.split("test").x.numpy(), pixels[:5].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(data.split("test").values("x").numpy(), pixels[:5].transpose(0, 3, 1, 2))
     assert data.describe()["sizes"] == {"train": 18, "val": 2, "test": 5}
     assert data.spec.class_names[3] == "cat"
 
@@ -330,7 +330,7 @@ def test_celeba_takes_the_central_square_and_the_official_splits(kind, tmp_path)
         (base / "img_align_celeba").rmdir()
     data = CelebA(root=tmp_path, image_size=16, channels=3, batch_size=2, labels=False)
     assert data.describe()["sizes"] == {"train": 3, "val": 2, "test": 1}
-    assert int(data.split("train").x.min()) == 255
+    assert int(data.split("train").values("x").min()) == 255
     (base / "list_eval_partition.txt").write_text("000009.png 0\n")
     with pytest.raises(UserError, match="1 of CelebA's images are not in .*000009.png"):
         CelebA(root=tmp_path, **SMALL).setup()
@@ -344,7 +344,7 @@ def test_mnist10k_from_the_official_files(shared_data):
     assert counts.tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]  # the official test set's
     assert data.describe()["name"] == "MNIST-10k"
     # The mean grey of the official test set is 0.1325 of white.
-    mean = torch.cat([s.x.double().flatten() for s in stores]).mean() / 255
+    mean = torch.cat([s.values("x").double().flatten() for s in stores]).mean() / 255
     assert abs(mean - 0.1325) < 5e-4
 
 
@@ -355,7 +355,7 @@ def test_omniglot_from_its_zip(shared_data):
     assert sizes == {"train": 2176, "val": 272, "test": 272}
     assert data.spec.num_classes == len(data.spec.class_names) == 5
     assert data.spec.class_names[0] == "Balinese"
-    x = data.split("train").x.double() / 255
+    x = data.split("train").values("x").double() / 255
     assert 0.9 < float(x.mean()) < 0.99  # black strokes on white
 
 
@@ -367,12 +367,12 @@ def test_omniglot_small_from_both_zips(shared_data):
     counts = sum(store.y.bincount(minlength=8) for store in stores.values())
     assert counts.tolist() == [480, 440, 480, 940, 800, 520, 840, 340]
     assert all((store.y.bincount(minlength=8) > 15).all() for store in stores.values())
-    x = stores["train"].x.double() / 255
+    x = stores["train"].values("x").double() / 255
     assert 0.03 < x.mean() < 0.15 and x[:, :, 0].mean() < 0.05
     rows = [{row.numpy().tobytes() for row in store.gather(torch.arange(len(store)))} for store in stores.values()]
     assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]
     dynamic = OmniglotSmall(root=shared_data, image_size=28, channels=1, batch_size=20, binarize="dynamic")
-    assert dynamic.split("test").x.unique().tolist() == [0, 255]
+    assert dynamic.split("test").values("x").unique().tolist() == [0, 255]
     assert dynamic.stream().batch(0).x.unique().tolist() == [-1, 1]
 
 

@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
+from genlab.batch import Batch
 from genlab.config.instantiate import instantiate
 from genlab.data.images import Digits
 from genlab.data.module import ArrayData
-from genlab.data.spec import Batch
 from genlab.data.store import ArrayStore
 from genlab.data.stream import Stream
 from genlab.data.toy import Grid, HighDim, Ring, SwissRoll
@@ -33,7 +33,7 @@ class Counting(ArrayData):
 
     def _load(self, download: bool) -> dict[str, ArrayStore]:
         self.loads = getattr(self, "loads", 0) + 1
-        return {"all": ArrayStore((25 * torch.arange(10)).to(torch.uint8).view(10, 1, 1, 1).expand(10, 1, 4, 4))}
+        return {"all": ArrayStore({"x": (25 * torch.arange(10)).to(torch.uint8).view(10, 1, 1, 1).expand(10, 1, 4, 4)})}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_spec_is_there_before_any_file_is_read():
 def test_the_split_is_a_fixed_random_choice():
     """Pinned: another choice would make figures of two versions of genlab incomparable."""
     data = Counting(batch_size=2, image_size=4, channels=1, seed=3)
-    numbers = {name: (data.split(name).x[:, 0, 0, 0] // 25).tolist() for name in ("train", "val", "test")}
+    numbers = {name: (data.split(name).values("x")[:, 0, 0, 0] // 25).tolist() for name in ("train", "val", "test")}
     assert numbers == {"train": [0, 3, 4, 5, 6, 7, 8, 9], "val": [2], "test": [1]}
 
 
@@ -124,11 +124,11 @@ def test_binarised_digits(binarize):
     stream = data.train_dataloader()
     assert set(stream.batch(0).x.unique().tolist()) == {-1.0, 1.0}
     for name in ("val", "test"):
-        assert set(data.split(name).x.unique().tolist()) == {0, 255}
+        assert set(data.split(name).values("x").unique().tolist()) == {0, 255}
         assert data.split(name).fingerprint() == digits(binarize="static", seed=4).split(name).fingerprint()
-        means = data.split(name).x.double().mean(), grey.split(name).x.double().mean()
+        means = data.split(name).values("x").double().mean(), grey.split(name).values("x").double().mean()
         torch.testing.assert_close(*means, rtol=0.02, atol=0)  # the mean grey is kept
-    fixed = set(data.split("train").x.unique().tolist()) == {0, 255}
+    fixed = set(data.split("train").values("x").unique().tolist()) == {0, 255}
     assert fixed == (binarize == "static")
 
 
@@ -170,7 +170,7 @@ class Recorder(pl.LightningModule):
         self.seen = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        self.seen.append(batch.index.tolist())
+        self.seen.append(batch["index"].tolist())
         return self.weight * batch.x.mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -203,7 +203,7 @@ def test_lightning_takes_the_stream_and_resumes_at_the_next_batch(tmp_path):
 
 
 def points(data, split: str = "train") -> torch.Tensor:
-    return data.split(split).x.double()
+    return data.split(split).values("x").double()
 
 
 @pytest.mark.parametrize(("make", "modes"), [(Ring, 8), (Grid, 25)])
@@ -291,7 +291,7 @@ def test_each_config_fits_its_class(path):
     assert set(config) <= set(inspect.signature(cls).parameters)
     plain = {key: value for key, value in config.items() if not (isinstance(value, str) and "${" in value)}
     data = cls(**instantiate(plain))  # the facts in the yaml agree with those in the class
-    assert data.spec.kind == config["kind"]
+    assert data.spec.x.kind == config["kind"]
     assert data.spec.num_classes == config["num_classes"]
     assert isinstance(data.batch_size, int)
     family = {"image": ("dcgan", "images"), "points": ("mlp", "points")}[config["kind"]]
@@ -323,7 +323,7 @@ def test_a_trainer_less_module_streams_from_the_start():
 def test_few_labels_are_equally_many_of_each_class_and_judges_see_all():
     data = digits(num_labelled=50, label_seed=3)
     batches = [data.stream().batch(i) for i in range(200)]  # two epochs and a half
-    index, y = (torch.cat([getattr(b, name) for b in batches]) for name in ("index", "y"))
+    index, y = (torch.cat([b[name] for b in batches]) for name in ("index", "y"))
     kept = index[y >= 0].unique()
     truth = data.split("train").y
     assert len(kept) == 50 and torch.equal(y[y >= 0], truth[index[y >= 0]])
@@ -355,7 +355,7 @@ def test_few_labels_fill_up_from_other_classes_where_one_runs_out():
         def _load(self, download: bool) -> dict[str, ArrayStore]:
             store = super()._load(download)["all"]
             y = torch.tensor([0, 1, 1, 1, 1, 1, 1, -1, 1, 1])
-            return {split: store.with_labels(y) for split in ("train", "val", "test")}
+            return {split: store.with_column("y", y) for split in ("train", "val", "test")}
 
     def data(n):
         return Uneven(batch_size=2, image_size=4, channels=1, num_labelled=n)

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
+from genlab.batch import Batch
 from genlab.config.composition import compose
 from genlab.data.shapes import CLASSES, FACTORS, RADII, REACH, Shapes, coverage, render
-from genlab.data.spec import Batch, DataSpec
-from genlab.data.stream import normalise
+from genlab.data.spec import DataSpec
 from genlab.errors import UserError
+from genlab.fields.image import from_uint8
 
 AREA = {"ellipse": 0.6 * math.pi, "rectangle": 4 * 0.6 / 1.36, "triangle": 1.08}  # in squares of the radius
 
@@ -39,7 +40,7 @@ def grouped(**arguments):
 
 
 def fields(batch):
-    return [batch.x, batch.y, batch.factor, batch.group]
+    return list(batch.columns.values())
 
 
 def assert_same(a, b):
@@ -105,27 +106,26 @@ def test_splits_are_independent_pictures_that_no_seed_moves():
     assert a.describe() == b.describe() and a.describe()["sizes"] == {"train": 60, "val": 1000, "test": 2000}
     assert not torch.equal(a.stream().batch(0).x, b.stream().batch(0).x)
     batch = next(iter(a.batches("test", batch_size=2000)))
-    assert batch.group is None and batch.factor.shape == (2000, 5)
-    assert batch.factor.abs().max() <= 1 and batch.factor.mean(dim=0).abs().max() < 0.05
-    joint = torch.corrcoef(torch.cat([batch.factor, batch.y[:, None].float()], dim=1).T)
+    assert "group" not in batch and batch["factor"].shape == (2000, 5)
+    assert batch["factor"].abs().max() <= 1 and batch["factor"].mean(dim=0).abs().max() < 0.05
+    joint = torch.corrcoef(torch.cat([batch["factor"], batch.y[:, None].float()], dim=1).T)
     assert (joint - torch.eye(6)).abs().max() < 0.08
-    torch.testing.assert_close(batch.x, normalise(render(batch.factor, batch.y, (8, 8))), rtol=0, atol=0)
+    torch.testing.assert_close(batch.x, from_uint8(render(batch["factor"], batch.y, (8, 8))), rtol=0, atol=0)
 
 
 def test_streams_and_subsets_keep_factors_beside_their_pictures():
     data = Shapes(batch_size=8, image_size=8, num_train=60, limit_train=20)
     assert data.spec.factor_names == FACTORS and len(data.split("train")) == 20
     for batch in (data.stream().batch(3), next(data.first_batches()), data.stream(rank=1, world_size=2).batch(0)):
-        assert batch.group is None
-        torch.testing.assert_close(batch.x, normalise(render(batch.factor, batch.y, (8, 8))), rtol=0, atol=0)
+        assert "group" not in batch
+        torch.testing.assert_close(batch.x, from_uint8(render(batch["factor"], batch.y, (8, 8))), rtol=0, atol=0)
     assert Shapes(batch_size=8, image_size=8, labels=False).stream().batch(0).y is None
 
 
-def test_a_spec_from_before_there_were_factors_is_read():
-    facts = DataSpec("image", (1, 8, 8), factor_names=("x",)).to_dict()
-    assert DataSpec.from_dict(facts).factor_names == ("x",)
-    del facts["factor_names"]
-    assert DataSpec.from_dict(facts).factor_names is None
+def test_a_spec_with_factors_survives_plain_containers():
+    spec = DataSpec.of("image", (1, 8, 8), factor_names=("x",))
+    assert DataSpec.from_dict(spec.to_dict()) == spec and spec.factor_names == ("x",)
+    assert spec.with_field("factor", None).factor_names is None
 
 
 # ----------------------------------------------------------------------------------------------------- grouped batches
@@ -135,19 +135,23 @@ def test_exactly_one_factor_varies_and_the_batch_says_which():
     seen = []
     for i in range(60):
         batch = grouped().stream().batch(i)
-        varies = [*(batch.factor.std(dim=0) > 0).tolist(), len(batch.y.unique()) > 1]
-        if batch.group < 5 or any(varies):  # eight draws of one class may happen
-            assert [k for k, moves in enumerate(varies) if moves] == [int(batch.group)]
-        torch.testing.assert_close(batch.x, normalise(render(batch.factor, batch.y, (8, 8))), rtol=0, atol=0)
-        seen.append(int(batch.group))
+        varies = [*(batch["factor"].std(dim=0) > 0).tolist(), len(batch.y.unique()) > 1]
+        if batch["group"][0] < 5 or any(varies):  # eight draws of one class may happen
+            assert [k for k, moves in enumerate(varies) if moves] == [int(batch["group"][0])]
+        torch.testing.assert_close(batch.x, from_uint8(render(batch["factor"], batch.y, (8, 8))), rtol=0, atol=0)
+        seen.append(int(batch["group"][0]))
     assert set(seen) == set(range(6))
-    assert len({float(grouped().stream().batch(i).factor[0].sum()) for i in range(5)}) == 5  # fresh values
+    assert len({float(grouped().stream().batch(i)["factor"][0].sum()) for i in range(5)}) == 5  # fresh values
 
 
 def test_the_ratio_weighs_the_factors():
     stream = grouped(ratio={"light": 3, "shape": 1}).stream()
-    groups = torch.stack([stream.batch(i).group for i in range(200)])
-    assert set(groups.tolist()) == {4, 5} and 120 < (groups == 4).sum() < 180
+    groups = torch.stack([stream.batch(i)["group"] for i in range(200)])
+    assert (
+        set(groups[:, 0].tolist()) == {4, 5}
+        and (groups == groups[:, :1]).all()
+        and 120 < (groups[:, 0] == 4).sum() < 180
+    )
 
 
 def test_a_grouped_batch_is_a_function_of_its_number():
@@ -164,17 +168,17 @@ def test_two_processes_share_each_batch_and_its_group():
     data.batches_per_step = 2
     for i in range(4):
         whole, halves = data.stream().batch(i), [data.stream(rank=r, world_size=2).batch(i) for r in range(2)]
-        assert all(torch.equal(half.group, whole.group) and len(half) == 8 for half in halves)
+        assert all(torch.equal(half["group"], whole["group"][:8]) and len(half) == 8 for half in halves)
         for name in ("x", "factor", "y"):
-            a, b = (getattr(half, name) for half in halves)
-            torch.testing.assert_close(getattr(whole, name), torch.cat([a[:4], b[:4], a[4:], b[4:]]), rtol=0, atol=0)
+            a, b = (half[name] for half in halves)
+            torch.testing.assert_close(whole[name], torch.cat([a[:4], b[:4], a[4:], b[4:]]), rtol=0, atol=0)
 
 
 def test_a_grouped_batch_moves_whole():
     batch = grouped().stream().batch(0)
     assert batch.to("cpu") is batch
     moved = batch.to("meta")
-    assert isinstance(moved, Batch) and moved.group.device.type == moved.factor.device.type == "meta"
+    assert isinstance(moved, Batch) and moved["group"].device.type == moved["factor"].device.type == "meta"
 
 
 def test_no_global_stream_is_moved():

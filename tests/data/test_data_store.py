@@ -13,10 +13,13 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from genlab.data import columns as columns_module
 from genlab.data import decode as decode_module
 from genlab.data import store as store_module
-from genlab.data.store import ArrayStore, ImageEntry, cached_array, fit_image, prepare_images, resize_images
+from genlab.data.columns import Ragged, Rows
+from genlab.data.store import ArrayStore, ImageEntry, cached_array, prepare_images, resize_images
 from genlab.errors import UserError
+from genlab.fields.decoding import fit_image
 
 
 def picture(seed: int, size: tuple[int, int] = (8, 8), channels: int = 3) -> np.ndarray:
@@ -42,7 +45,7 @@ def entries_of(n: int = 6) -> list[ImageEntry]:
 def test_images_of_the_right_size_are_kept_bit_for_bit(tmp_path):
     store = prepare_images(entries_of(), (8, 8), 3, tmp_path)
     expected = np.stack([picture(k).transpose(2, 0, 1) for k in range(6)])
-    torch.testing.assert_close(store.x, torch.from_numpy(expected))
+    torch.testing.assert_close(store.values("x"), torch.from_numpy(expected))
     assert store.y.tolist() == [0, 1, 0, 1, 0, 1]
     assert store.index is None
 
@@ -53,13 +56,14 @@ def test_grey_rgb_size_and_centre_crop(tmp_path):
     pixels[:, 10:20] = (200, 100, 50)
     wide = [entry("wide.png", encode(pixels))]
     store = prepare_images(wide, (5, 5), 3, tmp_path)
-    assert store.x.shape == (1, 3, 5, 5)
+    assert store.values("x").shape == (1, 3, 5, 5)
     expected = torch.tensor([200, 100, 50], dtype=torch.uint8).view(3, 1, 1).expand(3, 5, 5)
-    torch.testing.assert_close(store.x[0], expected, rtol=0, atol=0)  # nothing of the dark sides gets in
+    torch.testing.assert_close(store.values("x")[0], expected, rtol=0, atol=0)  # nothing of the dark sides gets in
     grey = prepare_images(wide, (5, 7), 1, tmp_path)
-    assert grey.x.shape == (1, 1, 5, 7)
-    assert abs(int(grey.x[0, 0, 2, 3]) - 124) <= 1  # Lanczos rings a little; 0.299 * 200 + 0.587 * 100 + 0.114 * 50
-    assert int(grey.x[0, 0, 2, 0]) < 124  # seven wide and five high shows some of the sides
+    assert grey.values("x").shape == (1, 1, 5, 7)
+    # Lanczos rings a little; 0.299 * 200 + 0.587 * 100 + 0.114 * 50
+    assert abs(int(grey.values("x")[0, 0, 2, 3]) - 124) <= 1
+    assert int(grey.values("x")[0, 0, 2, 0]) < 124  # seven wide and five high shows some of the sides
     assert grey.y is None
 
 
@@ -79,7 +83,7 @@ def test_sixteen_bit_greys_keep_their_upper_byte_and_photographs_stand_upright()
 def test_a_cut_off_image_is_broken_in_every_format(form, tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as some libraries set it
     data = encode(picture(0, (40, 40)), form)
-    assert prepare_images([entry("whole", data)], (40, 40), 3, tmp_path).x.shape == (1, 3, 40, 40)
+    assert prepare_images([entry("whole", data)], (40, 40), 3, tmp_path).values("x").shape == (1, 3, 40, 40)
     with pytest.raises(UserError, match=r"1 of 1 images cannot be read: cut \(.*data.skip_broken=true"):
         prepare_images([entry("cut", data[: len(data) // 2])], (40, 40), 3, tmp_path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
@@ -140,7 +144,7 @@ def test_the_second_call_decodes_nothing(tmp_path, monkeypatch):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
     forbid_decoding(monkeypatch)
     again = prepare_images(entries_of(), (8, 8), 3, tmp_path)
-    torch.testing.assert_close(again.x, first.x, rtol=0, atol=0)
+    torch.testing.assert_close(again.values("x"), first.values("x"), rtol=0, atol=0)
     assert again.fingerprint() == first.fingerprint()
 
 
@@ -170,23 +174,23 @@ def test_a_damaged_cache_is_made_anew(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="genlab"):
         again = prepare_images(entries_of(), (8, 8), 3, tmp_path)
     assert "made anew" in caplog.text
-    torch.testing.assert_close(again.x, first.x, rtol=0, atol=0)
+    torch.testing.assert_close(again.values("x"), first.values("x"), rtol=0, atol=0)
     with path.open("rb") as file:
-        np.testing.assert_array_equal(np.load(file), first.x.numpy())
+        np.testing.assert_array_equal(np.load(file), first.values("x").numpy())
 
 
 def test_a_memory_map_holds_the_same_and_writes_never_reach_the_file(tmp_path, monkeypatch):
     in_memory = prepare_images(entries_of(), (8, 8), 3, tmp_path / "a")
     mapped = prepare_images(entries_of(), (8, 8), 3, tmp_path / "b", memory_limit=0)
-    torch.testing.assert_close(mapped.x, in_memory.x, rtol=0, atol=0)
+    torch.testing.assert_close(mapped.values("x"), in_memory.values("x"), rtol=0, atol=0)
     assert mapped.fingerprint() == in_memory.fingerprint()
     assert len(list((tmp_path / "b").iterdir())) == 2
-    mapped.x.zero_()
+    mapped.values("x").zero_()
     forbid_decoding(monkeypatch)
     for _ in range(2):
         again = prepare_images(entries_of(), (8, 8), 3, tmp_path / "b", memory_limit=0)
-        torch.testing.assert_close(again.x, in_memory.x, rtol=0, atol=0)
-        again.x.zero_()
+        torch.testing.assert_close(again.values("x"), in_memory.values("x"), rtol=0, atol=0)
+        again.values("x").zero_()
 
 
 def test_a_failure_leaves_no_file_behind_a_memory_map(tmp_path):
@@ -215,53 +219,87 @@ def test_one_thread_and_many_give_the_same(tmp_path):
     many = [entry(f"{k:03}.png", encode(picture(k, (9, 13)))) for k in range(150)]
     a = prepare_images(many, (6, 6), 3, tmp_path / "a", workers=1)
     b = prepare_images(many, (6, 6), 3, tmp_path / "b", workers=8)
-    torch.testing.assert_close(a.x, b.x, rtol=0, atol=0)
+    torch.testing.assert_close(a.values("x"), b.values("x"), rtol=0, atol=0)
 
 
 def test_arrays_are_resized_as_files_are(tmp_path):
     images = np.stack([picture(k) for k in range(4)]).transpose(0, 3, 1, 2)
     files = prepare_images([entry(f"{k}.png", encode(picture(k))) for k in range(4)], (16, 12), 3, tmp_path)
     for _ in range(2):
-        torch.testing.assert_close(resize_images(images, (16, 12), 3, cache_dir=tmp_path).x, files.x, rtol=0, atol=0)
+        resized = resize_images(images, (16, 12), 3, cache_dir=tmp_path)
+        torch.testing.assert_close(resized.values("x"), files.values("x"), rtol=0, atol=0)
     untouched = resize_images(images, (8, 8), 3, cache_dir=tmp_path)
-    torch.testing.assert_close(untouched.x, torch.from_numpy(images.copy()), rtol=0, atol=0)
-    assert resize_images(images, (8, 8), 1, cache_dir=tmp_path).x.shape == (4, 1, 8, 8)
+    torch.testing.assert_close(untouched.values("x"), torch.from_numpy(images.copy()), rtol=0, atol=0)
+    assert resize_images(images, (8, 8), 1, cache_dir=tmp_path).values("x").shape == (4, 1, 8, 8)
 
 
 @pytest.mark.parametrize("view", [False, True])
 def test_a_subset_holds_its_samples_whether_copied_or_viewed(view, monkeypatch):
-    monkeypatch.setattr(store_module, "_COPY_LIMIT", 0 if view else 2**20)
+    monkeypatch.setattr(columns_module, "_COPY_LIMIT", 0 if view else 2**20)
     x = torch.arange(20, dtype=torch.uint8).view(10, 1, 1, 2)
-    store = ArrayStore(x, torch.arange(10))
+    store = ArrayStore({"x": x, "y": torch.arange(10)})
     part = store.subset(torch.tensor([7, 2, 5]))
     inner = part.subset(torch.tensor([2, 0]))
     assert (part.index is not None) == view
     assert len(inner) == 2
-    assert inner.nbytes == 4
+    assert inner.nbytes == 4 + 16  # two images and two labels
     torch.testing.assert_close(inner.gather(torch.tensor([1, 0])), x[[7, 5]])
-    assert inner.labels(torch.tensor([1, 0])).tolist() == [7, 5]
-    torch.testing.assert_close(inner.to("cpu").x, x[[5, 7]])
+    assert inner.gather(torch.tensor([1, 0]), "y").tolist() == [7, 5]
+    torch.testing.assert_close(inner.to("cpu").values("x"), x[[5, 7]])
 
 
 def test_the_fingerprint_follows_pixels_labels_and_order():
     x = torch.arange(8, dtype=torch.uint8).view(4, 1, 1, 2)
     y = torch.arange(4)
     prints = [
-        ArrayStore(x, y).fingerprint(),
-        ArrayStore(x).fingerprint(),
-        ArrayStore(x.flip(0), y).fingerprint(),
-        ArrayStore(x, y.flip(0)).fingerprint(),
-        ArrayStore(x, y[:3], torch.tensor([0, 1, 2])).fingerprint(),
+        ArrayStore({"x": x, "y": y}).fingerprint(),
+        ArrayStore({"x": x}).fingerprint(),
+        ArrayStore({"x": x.flip(0), "y": y}).fingerprint(),
+        ArrayStore({"x": x, "y": y.flip(0)}).fingerprint(),
+        ArrayStore({"x": Rows(x, torch.tensor([0, 1, 2])), "y": y[:3]}).fingerprint(),
     ]
     assert len(set(prints)) == 5
-    assert ArrayStore(x.clone(), y.clone()).fingerprint() == prints[0]
+    assert ArrayStore({"x": x.clone(), "y": y.clone()}).fingerprint() == prints[0]
 
 
-def test_wrong_types_are_refused():
-    with pytest.raises(ValueError, match="uint8"):
-        ArrayStore(torch.zeros(3, 2, dtype=torch.float64))
-    with pytest.raises(ValueError, match="Labels"):
-        ArrayStore(torch.zeros(3, 2), torch.zeros(4, dtype=torch.int64))
+def test_columns_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"equally long, got \{'x': 3, 'y': 4\}"):
+        ArrayStore({"x": torch.zeros(3, 2), "y": torch.zeros(4, dtype=torch.int64)})
+
+
+def test_columns_are_added_replaced_and_left_out():
+    store = ArrayStore({"x": torch.zeros(3, 2)})
+    more = store.with_column("y", torch.arange(3))
+    assert more.y.tolist() == [0, 1, 2] and store.y is None and "y" in more and "y" not in store
+    assert more.with_column("y", torch.arange(3) + 5).y.tolist() == [5, 6, 7]
+    assert list(more.with_column("y", None).columns) == ["x"]
+
+
+def test_sequences_are_joined_and_padded():
+    sequences = [torch.tensor([1, 2, 3]), torch.tensor([], dtype=torch.int64), torch.tensor([4]), torch.tensor([5, 6])]
+    column = Ragged.of(sequences)
+    assert column.flat.tolist() == [1, 2, 3, 4, 5, 6] and column.offsets.tolist() == [0, 3, 3, 4, 6]
+    assert len(column) == 4 and column.lengths.tolist() == [3, 0, 1, 2]
+    found = column.gather(torch.tensor([3, 1, 0]))
+    assert found.values.tolist() == [[5, 6, 0], [0, 0, 0], [1, 2, 3]] and found.length.tolist() == [2, 0, 3]
+    assert column.gather(torch.tensor([2]), 3).values.tolist() == [[4, 0, 0]]
+    part = column.subset(torch.tensor([3, 0]))
+    assert part.flat.tolist() == [5, 6, 1, 2, 3] and part.offsets.tolist() == [0, 2, 5]
+    assert column.parts() != part.parts() and column.parts() == Ragged.of(sequences).parts()
+
+
+@pytest.mark.parametrize("offsets", [[0, 2, 1, 3], [1, 3], [0, 2]])
+def test_offsets_that_cut_nothing_are_refused(offsets):
+    with pytest.raises(ValueError, match="Offsets must"):
+        Ragged(torch.zeros(3), torch.tensor(offsets))
+
+
+def test_sequences_are_padded_to_the_longest_of_all_processes():
+    """Both halves of a batch have one shape, whichever holds the longest."""
+    store = ArrayStore({"x": torch.zeros(3, 2), "c": Ragged.of([torch.ones(1), torch.ones(4), torch.ones(2)])})
+    whole = torch.tensor([0, 2, 1])
+    assert store.rows(whole[:2], whole)["c"].values.shape == (2, 4)
+    assert store.rows(whole[:2])["c"].values.shape == (2, 2)
 
 
 # --- One preparation at a time, whole or not at all -------------------------------------------------------------------

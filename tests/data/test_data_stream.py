@@ -5,19 +5,21 @@ import itertools
 import pytest
 import torch
 
-from genlab.data.spec import Batch, DataSpec
+from genlab.batch import Batch
+from genlab.data.spec import DataSpec
 from genlab.data.store import ArrayStore
-from genlab.data.stream import FixedBatches, NamedStreams, Stream, binarise, normalise, resident_limit
+from genlab.data.stream import FixedBatches, MergedStreams, Stream, binarise, resident_limit
 from genlab.errors import UserError
+from genlab.fields.image import from_uint8
 from genlab.seeding import fixed_choice
 
-SPEC = DataSpec("image", (1, 2, 3), num_classes=4)
+SPEC = DataSpec.of("image", (1, 2, 3), num_classes=4)
 
 
 def make_store(n: int) -> ArrayStore:
     """Image number k has the pixels 6k .. 6k+5 (mod 256) and the label k."""
     x = (torch.arange(n * 6) % 256).to(torch.uint8).view(n, 1, 2, 3)
-    return ArrayStore(x, torch.arange(n))
+    return ArrayStore({"x": x, "y": torch.arange(n)})
 
 
 def stream(n: int = 22, batch_size: int = 4, **arguments) -> Stream:
@@ -30,7 +32,7 @@ def take(source, n: int) -> list[Batch]:
 
 def assert_same(a: Batch, b: Batch) -> None:
     for name in ("x", "y", "index"):
-        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0)
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("n", [22, 64, 3])  # three samples: one batch spans several epochs
@@ -40,7 +42,7 @@ def test_a_stream_started_at_k_is_the_tail_of_one_started_at_0(n, start):
     tail = take(stream(n, flip=True, binarize=True, batches_per_step=2, start=start), 6)
     for a, b in zip(whole[start:], tail, strict=True):
         assert_same(a, b)
-    assert not torch.equal(whole[0].index, whole[1].index)
+    assert not torch.equal(whole[0]["index"], whole[1]["index"])
 
 
 def test_a_batch_is_the_same_whatever_was_drawn_before():
@@ -66,8 +68,8 @@ def test_seed_and_name_change_the_order_and_labels_follow_their_images():
     assert not torch.equal(base.indices(0), stream(seed=4).indices(0))
     assert not torch.equal(base.indices(0), stream(name="unlabelled").indices(0))
     batch = base.batch(2)
-    torch.testing.assert_close(batch.y, batch.index)  # the label of image k is k
-    torch.testing.assert_close(batch.x, normalise(base.store.x[batch.index]), rtol=0, atol=0)
+    torch.testing.assert_close(batch.y, batch["index"])  # the label of image k is k
+    torch.testing.assert_close(batch.x, from_uint8(base.store.values("x")[batch["index"]]), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -81,9 +83,9 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(n, world):
         parts = [share.batch(i) for share in shares]
         assert all(len(part) == n * 8 // world for part in parts)
         for name in ("x", "y", "index"):
-            chunks = [getattr(part, name).chunk(n) for part in parts]
+            chunks = [part[name].chunk(n) for part in parts]
             joined = torch.cat([chunks[r][c] for c in range(n) for r in range(world)])
-            torch.testing.assert_close(joined, getattr(whole, name), rtol=0, atol=0)
+            torch.testing.assert_close(joined, whole[name], rtol=0, atol=0)
 
 
 def changing(i):
@@ -100,9 +102,9 @@ def test_the_number_of_chunks_may_change(world):
     used = 0
     for i in range(12):
         parts = [s.batch(i) for s in streams]
-        chunks = [part.index.chunk(changing(i)) for part in parts]
+        chunks = [part["index"].chunk(changing(i)) for part in parts]
         found = torch.cat([chunks[r][c] for c in range(changing(i)) for r in range(world)])
-        expected = torch.cat([plain.batch(used + c).index for c in range(changing(i))])
+        expected = torch.cat([plain.batch(used + c)["index"] for c in range(changing(i))])
         assert torch.equal(found, expected)
         used += changing(i)
     late = stream(rank=0, batches_per_step=changing, start=9, **options)
@@ -123,7 +125,7 @@ def test_flips_mirror_about_half_of_the_images_and_nothing_else():
 
 def test_images_are_in_range_and_come_back_to_their_bytes():
     x = torch.arange(256, dtype=torch.uint8)
-    y = normalise(x)
+    y = from_uint8(x)
     assert y.dtype == torch.float32
     assert y[0] == -1.0
     assert y[255] == 1.0
@@ -133,7 +135,7 @@ def test_images_are_in_range_and_come_back_to_their_bytes():
 
 def test_dynamic_binarisation_draws_each_pixel_from_its_grey_value():
     x = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3).repeat(4000, 1, 1, 1)
-    s = Stream(ArrayStore(x), DataSpec("image", (1, 1, 3)), 4000, seed=0, binarize=True)
+    s = Stream(ArrayStore({"x": x}), DataSpec.of("image", (1, 1, 3)), 4000, seed=0, binarize=True)
     first, second = s.batch(0).x, s.batch(1).x
     assert set(first.unique().tolist()) == {-1.0, 1.0}
     share = (first > 0).float().mean(dim=(0, 1, 2))
@@ -157,16 +159,12 @@ def test_the_global_random_state_is_neither_read_nor_moved():
 
 def test_points_stay_as_they_are():
     x = torch.randn(10, 2, generator=torch.Generator().manual_seed(0)) * 5
-    s = Stream(ArrayStore(x), DataSpec("points", (2,), value_range=None), 5, seed=0)
+    s = Stream(ArrayStore({"x": x}), DataSpec.of("points", (2,)), 5, seed=0)
     batch = s.batch(0)
-    torch.testing.assert_close(batch.x, x[batch.index], rtol=0, atol=0)
+    torch.testing.assert_close(batch.x, x[batch["index"]], rtol=0, atol=0)
     assert batch.y is None
     batch.x.zero_()
     assert x.abs().sum() > 0  # a batch is a copy
-
-
-def test_labels_can_be_left_out():
-    assert stream(with_labels=False).batch(0).y is None
 
 
 def test_a_permutation_is_computed_once_per_epoch(monkeypatch):
@@ -199,56 +197,57 @@ def test_a_gpu_keeps_what_takes_a_quarter_of_its_free_memory(monkeypatch):
     assert resident_limit(torch.device("mps")) == 2 * 2**30
 
 
-def test_named_streams_give_named_batches_with_orders_of_their_own():
+def test_merged_streams_give_one_batch_with_orders_of_their_own():
     streams = {name: stream(name=name) for name in ("a", "b")}
-    both = NamedStreams(streams)
+    both = MergedStreams(streams)
     assert both.state_dict() == {}
     for i, batch in enumerate(itertools.islice(both, 8)):
-        assert list(batch) == ["a", "b"]
-        for name, part in batch.items():
-            assert_same(part, streams[name].batch(i))
-    assert not torch.equal(both.batch(0)["a"].index, both.batch(0)["b"].index)
+        assert list(batch.columns) == ["a", "a.y", "a.index", "b", "b.y", "b.index"]
+        for name in streams:
+            assert_same(
+                Batch({"x": batch[name], **{k: batch[f"{name}.{k}"] for k in ("y", "index")}}), streams[name].batch(i)
+            )
+    assert not torch.equal(both.batch(0)["a.index"], both.batch(0)["b.index"])
 
 
 def test_fixed_batches_are_the_store_in_order_and_shared_by_processes():
     store = make_store(10)
-    batches = FixedBatches(store, 4)
+    batches = FixedBatches(store, SPEC, 4)
     assert len(batches) == 3
     for _ in range(2):  # iterable again
-        torch.testing.assert_close(torch.cat([b.index for b in batches]), torch.arange(10))
-    torch.testing.assert_close(torch.cat([b.x for b in batches]), normalise(store.x), rtol=0, atol=0)
-    some = FixedBatches(store, 4, limit=6)
+        torch.testing.assert_close(torch.cat([b["index"] for b in batches]), torch.arange(10))
+    torch.testing.assert_close(torch.cat([b.x for b in batches]), from_uint8(store.values("x")), rtol=0, atol=0)
+    some = FixedBatches(store, SPEC, 4, limit=6)
     assert [len(b) for b in some] == [4, 2]
-    assert torch.equal(torch.cat([b.index for b in some]), fixed_choice(10, 6))
-    shares = [FixedBatches(store, 4, rank=r, world_size=2) for r in range(2)]
-    assert [b.index.tolist() for b in shares[0]] == [[0, 1, 2, 3], [8, 9]]
-    assert [b.index.tolist() for b in shares[1]] == [[4, 5, 6, 7]]
+    assert torch.equal(torch.cat([b["index"] for b in some]), fixed_choice(10, 6))
+    shares = [FixedBatches(store, SPEC, 4, rank=r, world_size=2) for r in range(2)]
+    assert [b["index"].tolist() for b in shares[0]] == [[0, 1, 2, 3], [8, 9]]
+    assert [b["index"].tolist() for b in shares[1]] == [[4, 5, 6, 7]]
 
 
 def test_a_batch_moves_only_when_it_must():
-    batch = Batch(torch.zeros(3, 2), y=torch.ones(3))
+    batch = Batch({"x": torch.zeros(3, 2), "y": torch.ones(3)})
     assert len(batch) == 3
     assert batch.to("cpu") is batch
     moved = batch.to("meta")
     assert moved.x.device.type == moved.y.device.type == "meta"
-    assert moved.c is None
 
 
 def test_a_spec_survives_plain_containers_and_refuses_nonsense():
-    spec = DataSpec("image", (3, 8, 8), num_classes=2, class_names=("cat", "dog"))
+    spec = DataSpec.of("image", (3, 8, 8), num_classes=2, class_names=("cat", "dog"))
     plain = spec.to_dict()
-    assert plain["shape"] == [3, 8, 8]
+    assert plain["x"]["shape"] == [3, 8, 8]
     assert DataSpec.from_dict(plain) == spec
-    points = DataSpec("points", (2,), value_range=None)
+    points = DataSpec.of("points", (2,))
     assert DataSpec.from_dict(points.to_dict()) == points
     with pytest.raises(UserError, match="'points' cannot be shown"):
         points.render(torch.zeros(1, 2))
-    with pytest.raises(UserError, match="data.kind"):
-        DataSpec("picture", (3, 8, 8))
+    with pytest.raises(UserError, match="'picture' is no kind of column"):
+        DataSpec.of("picture", (3, 8, 8))
     with pytest.raises(UserError, match=r"\[C, H, W\]"):
-        DataSpec("image", (8, 8))
+        DataSpec.of("image", (8, 8))
 
 
 def test_render_gives_the_bytes_back():
     x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    torch.testing.assert_close(DataSpec("image", (1, 16, 16)).render(normalise(x)), x, rtol=0, atol=0)
+    torch.testing.assert_close(DataSpec.of("image", (1, 16, 16)).render(from_uint8(x)), x, rtol=0, atol=0)

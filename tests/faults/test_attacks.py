@@ -173,7 +173,7 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is(run, monkeypatch, capsys):
             new.writestr(info.filename, old.read(info))
     path.write_bytes(packed.getvalue())
     code, said = call("sample", monkeypatch, capsys, f"run={run}")
-    assert code == 2 and "packed records" in said
+    assert code == 2 and "compressed records" in said
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.npy"])

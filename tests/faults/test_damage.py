@@ -89,7 +89,7 @@ def change(run, how):
     ("how", "words"),
     [
         (lambda c: c["genlab"].pop("ema"), "not written by genlab"),
-        (lambda c: c["genlab"]["ema"].clear(), "kept moving averages, and it holds none"),
+        (lambda c: c["genlab"]["ema"].clear(), "kept moving averages, but the file holds none"),
         (lambda c: c["genlab"]["ema"].popitem(), "averages do not fit"),
         (lambda c: c["state_dict"].popitem(), "does not fit"),
         (lambda c: c.pop("global_step"), "it has no global_step"),
@@ -166,7 +166,7 @@ def test_two_runs_never_write_to_one_folder(run, monkeypatch, capfd):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         assert re.search(
-            rf"being trained in by process {other.pid} on .* since", refused(monkeypatch, capfd, "resume=run", LONGER)
+            rf"in use by process {other.pid} on .* since", refused(monkeypatch, capfd, "resume=run", LONGER)
         )
         assert {p: p.read_bytes() for p in before} == before
         other.kill()
@@ -179,7 +179,7 @@ def test_two_new_runs_in_one_folder(tmp_path, monkeypatch, capfd):
     Path("run").mkdir()
     with FolderLock(Path("run")) as lock:
         assert lock.take()
-        assert "being trained in by process" in refused(monkeypatch, capfd, *LINE, "hydra.run.dir=run")
+        assert "in use by process" in refused(monkeypatch, capfd, *LINE, "hydra.run.dir=run")
         assert [p.name for p in Path("run").iterdir()] == [".lock"]
     assert main(monkeypatch, *LINE, "hydra.run.dir=run") == 0
 

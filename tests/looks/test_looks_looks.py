@@ -94,7 +94,7 @@ def test_points_are_drawn_as_ways_in_the_plane(runs, capsys):
     drawn = visualize({"run": runs["points"], "n": 2})
     assert list(drawn) == ["interpolations", "traversals", "reconstructions", "latent_map"]
     assert all(read(path).std() > 10 for path in drawn.values())
-    assert "for images, not points" in capsys.readouterr().err
+    assert "needs images, got points data" in capsys.readouterr().err
 
 
 def test_one_seed_draws_one_picture(runs, tmp_path):
@@ -199,7 +199,7 @@ def test_a_model_without_an_encoder_shows_the_latents_that_move_it(runs, seen):
     look.traversals()
     (groups, _, note, labels), _ = seen["image_sheet"]
     values = [float(label.partition(":")[2]) for label in labels]
-    assert groups[0][1].shape[:2] == (4, 11) and "move it most" in note
+    assert groups[0][1].shape[:2] == (4, 11) and "change it most" in note
     assert values == sorted(values, reverse=True) and values[-1] > 0
 
 

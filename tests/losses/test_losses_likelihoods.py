@@ -164,7 +164,7 @@ def best_linear_vae(x):
     likelihood = Gaussian(learned=True).double()
     with torch.no_grad():
         likelihood.log_sigma.copy_(0.5 * sigma2.log())
-    model = VAE(encoder, Linear(w, mean), likelihood, Z, 2 * Z, torch.optim.Adam).double()
+    model = VAE(encoder, Linear(w, mean), likelihood, Z, 2 * Z).double()
     log_likelihood = -0.5 * (D * math.log(2 * math.pi) + variances[:Z].log().sum() + (D - Z) * sigma2.log() + D)
     return model, log_likelihood
 

@@ -65,4 +65,4 @@ def test_numbers_that_do_not_fit_are_refused():
 def test_the_closing_table_has_a_row_where_there_are_factors():
     assert factor_lines({"fid": 1.0}) == []
     values = factor_scores(SIGNS, SIGNS, NAMES)
-    assert factor_lines(values) == [("factors", "1.00  (|corr| with the latent that tells most: a 1.00, b 1.00)")]
+    assert factor_lines(values) == [("factors", "1.00  (|corr| with the most correlated latent: a 1.00, b 1.00)")]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from genlab.fields.image import to_rgb, to_uint8
+from genlab.fields.drawing import image_grid, save_png, to_rgb
+from genlab.fields.image import to_uint8
 from genlab.files import write_atomic
-from genlab.looks.images import image_grid, save_png
 from genlab.metrics.files import tensors_checksum
 
 

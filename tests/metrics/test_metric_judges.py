@@ -35,7 +35,7 @@ class Set(ArrayData):
 
     def _load(self, download):
         x = images(120, self.spec.shape[1], self.spec.shape[0])
-        return {"all": ArrayStore(x, torch.arange(120) % 2 if self.labelled else None)}
+        return {"all": ArrayStore({"x": x}).with_column("y", torch.arange(120) % 2 if self.labelled else None)}
 
 
 class Photographs(Set):
@@ -47,12 +47,12 @@ class Unlabelled(Set):
 
 
 class Sampler:
-    device = torch.device("cpu")
+    device, given = torch.device("cpu"), ()
 
     def __init__(self, draw):
         self.draw = draw
 
-    def sample(self, n, y=None, rng=None):
+    def sample(self, n, given=None, rng=None):
         return self.draw(torch.randn(n, 1, 8, 8, generator=rng).clamp(-1, 1))
 
 
@@ -200,7 +200,7 @@ def test_data_without_labels_have_fid_and_a_best_checkpoint(kind, asked, caplog)
     assert not any(name.startswith("val/is") for name in scores)
     assert ("has no labels" in caplog.text) == (asked == "classifier")
     final = judge.final(Sampler(lambda x: x), data)
-    assert any("hardly sees that classes are missing" in text for _, text in judge.lines(final))
+    assert any("hardly detects missing classes" in text for _, text in judge.lines(final))
     assert judge.cards["random-vgg"]["n_fake"] == 60
 
 
@@ -290,7 +290,7 @@ def test_no_image_that_is_judged_has_taught_the_judge(learned, tmp_path, monkeyp
     rest = {bytes(image.tobytes()) for image in images(100).numpy()} - taught
     assert len(taught) == len(rest) == 50 and half["cards"]["fid"]["n_real"] == 50
     assert {bytes(image.numpy()) for image in learned["data"].x_test} == rest
-    assert any("learned from 50 of the real images" in note for note in half["notes"])
+    assert any("trained on 50 of the real images" in note for note in half["notes"])
     assert not learned["recipe"].flip
     apart = evaluate_images({**options, "train": "train.npz"})
     assert apart["cards"]["fid"]["n_real"] == 100 and len(learned["data"].x_train) == 64
@@ -298,7 +298,7 @@ def test_no_image_that_is_judged_has_taught_the_judge(learned, tmp_path, monkeyp
     np.savez("bare.npz", x=x)
     bare = evaluate_images({**options, "real": "bare.npz"})
     assert "fid/random-vgg" in bare["scores"] and any("untrained" in note for note in bare["notes"])
-    with pytest.raises(UserError, match="20 real images or more that the judge has not seen, got 15"):
+    with pytest.raises(UserError, match="20 real images or more that the classifier has not seen, got 15"):
         np.savez("few.npz", x=x[:30], y=y[:30])
         evaluate_images({**options, "real": "few.npz"})
     assert Path("outputs/scores").is_dir()

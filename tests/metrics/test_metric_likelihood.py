@@ -40,7 +40,7 @@ def linear_gaussian(mean_scale=1.0, extra_logvar=0.0):
         decoder.weight.copy_(w), decoder.bias.copy_(b)
         encoder.weight.copy_(torch.cat([mean_scale * gain, torch.zeros(LATENT, DIM)]))
         encoder.bias.copy_(torch.cat([-mean_scale * gain @ b, logvar + extra_logvar]))
-    model = VAE(encoder, decoder, Gaussian(SIGMA), LATENT, 2 * LATENT, torch.optim.Adam)
+    model = VAE(encoder, decoder, Gaussian(SIGMA), LATENT, 2 * LATENT)
     marginal = torch.distributions.MultivariateNormal(b, w @ w.T + SIGMA**2 * torch.eye(DIM))
     x = marginal.sample((COUNT,))
     return model, x, marginal.log_prob(x).double()
@@ -151,7 +151,7 @@ def test_a_collapsed_posterior_has_no_active_units(samples):
     torch.manual_seed(0)
     encoder, decoder = nn.Linear(DIM, 40), nn.Linear(20, DIM)
     nn.init.zeros_(encoder.weight), nn.init.zeros_(encoder.bias)
-    model = VAE(encoder, decoder, Gaussian(SIGMA), 20, 40, torch.optim.Adam)
+    model = VAE(encoder, decoder, Gaussian(SIGMA), 20, 40)
     bounds = importance_bounds(model, torch.randn(600, DIM).split(200), samples=samples)
     scores = likelihood_scores(bounds)
     assert scores.get("active_units") == (0 if samples >= 30 else None)  # None: too few draws to tell

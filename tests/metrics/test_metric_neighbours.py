@@ -35,5 +35,5 @@ def test_it_agrees_with_sklearn_however_the_set_is_cut(images):
 def test_small_and_empty_sets(images):
     places, _ = nearest(images[:2], [images[:1], images[1:3]], k=9)
     assert places.shape == (2, 3)
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="is empty"):
         nearest(images[:2], [])

@@ -366,7 +366,7 @@ def test_importing_metrics_costs_torch_alone():
 
     code = (
         "import sys, genlab.metrics.classifier, genlab.metrics.inception, genlab.metrics.scores, genlab.metrics.toy,"
-        "genlab.metrics.diversity, genlab.looks.images, genlab.judging.judge\n"
+        "genlab.metrics.diversity, genlab.fields.drawing, genlab.judging.judge\n"
         "found = {'torchmetrics', 'torch_fidelity', 'sklearn', 'PIL', 'torchvision', 'pytorch_lightning', 'hydra',"
         "'genlab.data', 'genlab.models'} & set(sys.modules)\n"
         "assert not found, found"

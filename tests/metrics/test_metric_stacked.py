@@ -64,7 +64,7 @@ def test_stacks_are_of_images_of_their_split_and_always_the_same():
     for split, n in (("train", 500), ("val", 10_000), ("test", 26_000)):
         store, source = data.split(split), grey.split(split)
         assert len(store) == n
-        known = {image.numpy().tobytes(): int(y) for image, y in zip(source.x, source.y, strict=True)}
+        known = {image.numpy().tobytes(): int(y) for image, y in zip(source.values("x"), source.y, strict=True)}
         x, y = store.gather(torch.arange(200)), store.y[:200]
         labels = torch.tensor(
             [[known[c.numpy().tobytes()] for c in image] for image in x]
@@ -98,12 +98,12 @@ def test_the_grey_set_is_chosen_by_config(source):
 class Drawn:
     """Samples that are real stacks, or copies of one of them."""
 
-    device = torch.device("cpu")
+    device, given = torch.device("cpu"), ()
 
     def __init__(self, x):
         self.x, self.at = x, 0
 
-    def sample(self, n, y=None, rng=None):
+    def sample(self, n, given=None, rng=None):
         self.at += n
         return self.x[(torch.arange(self.at - n, self.at)) % len(self.x)].float() / 127.5 - 1
 

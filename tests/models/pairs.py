@@ -18,7 +18,7 @@ class Line(ArrayData):
     name, kind, own_shape = "line", "points", (1,)
 
     def _load(self, download):
-        return {"all": ArrayStore(2 * torch.randn(2000, 1, generator=torch.Generator().manual_seed(0)))}
+        return {"all": ArrayStore({"x": 2 * torch.randn(2000, 1, generator=torch.Generator().manual_seed(0))})}
 
 
 class Plane(ArrayData):
@@ -29,7 +29,7 @@ class Plane(ArrayData):
 
     def _load(self, download):
         e = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
-        return {"all": ArrayStore(e @ self.A.T)}
+        return {"all": ArrayStore({"x": e @ self.A.T})}
 
 
 class Scale(nn.Module):

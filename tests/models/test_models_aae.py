@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.testing import assert_close
 
+from genlab.batch import Batch
 from genlab.contracts import CAPABILITIES
 from genlab.errors import UserError
 from genlab.losses.adversarial import Minimax
@@ -241,15 +242,15 @@ def test_what_it_offers_works(name, tmp_path):
     offered = {c for c in CAPABILITIES if model.can(c)}
     extra = {"semi": {"cluster", "classify"}, "clusters": {"cluster"}}
     assert offered == {"sample", "encode", "decode", "reconstruct"} | extra.get(name, set())
-    assert getattr(model, "conditional", False) == (name.split()[0] in ("informed", "supervised", "semi"))
+    assert bool(model.given) == (name.split()[0] in ("informed", "supervised", "semi"))
     if model.one_hot_latents:
         classes = 5 if name == "clusters" else 8
         walks = go_through(model.noise(3, rng(2)), model.one_hot_latents)
         sheet = model.decode(walks.flatten(0, 1)).unflatten(0, (3, classes))
         assert sheet.shape == (3, classes, 2) and not torch.equal(sheet[:, 0], sheet[:, 1])
-    if getattr(model, "conditional", False):
+    if model.given:
         y = torch.tensor([1, 1, 3])
-        a, b = (model.sample(3, y=each, rng=rng(3)) for each in (y, torch.tensor([1, 1, 4])))
+        a, b = (model.sample(3, Batch({"y": each}), rng(3)) for each in (y, torch.tensor([1, 1, 4])))
         assert torch.equal(a[:2], b[:2]) and not torch.equal(a[2], b[2])
     if "cluster" in offered:
         assert model.cluster(x).shape == (5, model.categories)

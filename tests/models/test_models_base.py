@@ -81,7 +81,7 @@ def test_an_iteration_gets_fresh_batches_for_each_update(tmp_path):
     fitted = fit(METHODS["wgan_gp"], 3, tmp_path, [batches])
     assert fitted.model.batches_per_step == fitted.data.batches_per_step == 5
     assert [b.x.shape for b in batches.seen] == 3 * [(40, 2)]
-    indices = torch.cat([b.index for b in batches.seen])
+    indices = torch.cat([b["index"] for b in batches.seen])
     assert len(indices.unique()) == 120
 
 
@@ -688,16 +688,16 @@ def test_named_batches(tmp_path):
     }
     batches, tail = Batches(), Batches()
     fitted = fit(POINTS, 40, tmp_path / "whole", [batches], **parts)
-    assert [set(b) for b in batches.seen] == 40 * [{"a", "b"}]
+    assert [set(b.columns) for b in batches.seen] == 40 * [{"a", "a.index", "b", "b.index"}]
     assert_close(fitted.model.a.weight.detach(), -torch.ones(2), rtol=0, atol=0.1)
     assert_close(fitted.model.b.weight.detach(), torch.ones(2), rtol=0, atol=0.1)
-    assert not torch.equal(batches.seen[0]["a"].index, batches.seen[0]["b"].index)
+    assert not torch.equal(batches.seen[0]["a.index"], batches.seen[0]["b.index"])
     fit(POINTS, 20, tmp_path / "run", **parts)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     resumed = fit(POINTS, 40, tmp_path / "run", [tail], resume=last, **parts)
     for name in ("a", "b"):
         for mine, theirs in zip(tail.seen, batches.seen[20:], strict=True):
-            assert torch.equal(mine[name].x, theirs[name].x)
+            assert torch.equal(mine[name], theirs[name])
     assert torch.equal(resumed.model.a.weight, fitted.model.a.weight)
 
 

@@ -250,7 +250,7 @@ def test_reconstructions_become_those_of_their_images(tmp_path):
 @pytest.mark.parametrize(
     ("override", "error", "words"),
     [
-        ("model.encoder_features=7", ValueError, "2 latent_dim = 6, not 7"),
+        ("model.encoder_features=7", UserError, "must give 6 numbers, not 7"),
         ("model.n_critic=0", UserError, "n_critic >= 1"),
         ("model.queue_size=0", UserError, "queue_size"),
     ],
@@ -266,5 +266,5 @@ def test_batch_norm_would_betray_the_keys():
     from genlab.runs.running import build
 
     overrides = ["model=dc_vae", "network=dcgan", "network.critic_norm=batch", "data.image_size=16"]
-    with pytest.raises(UserError, match="Batch norm"):
+    with pytest.raises(UserError, match="without batch norm"):
         build(config(["data=digits", *overrides]))

@@ -26,8 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from genlab import floats
+from genlab.batch import Batch
 from genlab.contracts import CAPABILITIES
-from genlab.data.spec import Batch
 from genlab.engine import start
 from genlab.engine.players import Turn
 from genlab.metrics.ais import _Chains
@@ -263,8 +263,7 @@ class Device:
 
     def batch(self, number):
         """One of the training batches, on the device."""
-        fields = {name: getattr(self.batches[number], name) for name in Batch.__slots__}
-        return Batch(**{name: None if value is None else self.put(value) for name, value in fields.items()})
+        return Batch({name: self.put(value) for name, value in self.batches[number].columns.items()})
 
     @contextlib.contextmanager
     def running(self, copies=False):

@@ -85,7 +85,7 @@ def test_float64_is_refused_on_apples_gpus(accelerator, monkeypatch):
     asked = {"trainer": {"accelerator": accelerator}, "speed": {"precision": "float64"}}
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="speed.precision=float64 is not for Apple's GPUs.*trainer=cpu"):
+    with pytest.raises(UserError, match="Apple's GPUs do not support speed.precision=float64.*trainer=cpu"):
         speed.resolve(asked, model)
     asked["speed"]["precision"] = "float32"
     assert speed.resolve(asked, model)[1] == "32-true"

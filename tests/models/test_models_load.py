@@ -52,7 +52,7 @@ def test_a_checkpoint_is_plain(run):
     assert_plain(section)
     assert_plain({k: v for k, v in checkpoint.items() if k != "genlab"})
     assert len(section["random"]) == 1 and set(section["ema"]) == set(run.model.averages.sources())
-    assert section["config"]["choices"]["model"] and section["spec"]["shape"] == [2]
+    assert section["config"]["choices"]["model"] and section["spec"]["x"]["shape"] == [2]
 
 
 def test_a_loaded_model_is_the_trained_one(run):
@@ -107,7 +107,9 @@ def test_a_newer_format(tampered):
     def change(checkpoint):
         checkpoint["genlab"]["format"] = CHECKPOINT_FORMAT + 1
 
-    with pytest.raises(UserError, match=f"has format {CHECKPOINT_FORMAT + 1}; this genlab reads up to"):
+    with pytest.raises(
+        UserError, match=f"has format {CHECKPOINT_FORMAT + 1}, of a later genlab; this one reads format"
+    ):
         genlab.load(tampered(change))
 
 

@@ -102,7 +102,7 @@ def test_every_mode_is_reached_through_the_encoder(model, tmp_path):
 def test_the_encoder_must_give_latents(model):
     from genlab.runs.running import build
 
-    with pytest.raises(ValueError, match="latents of size 16, not 3"):
+    with pytest.raises(ValueError, match="must give 16 numbers, not 3"):
         build(config([f"model={model}", *RING, "model.encoder_features=3"]))
 
 

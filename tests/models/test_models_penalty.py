@@ -32,7 +32,7 @@ def test_the_update_is_that_of_loss_plus_penalty(tmp_path):
         step = model.training_step
 
         def note(batch, batch_idx):
-            batch.x = batch.x.double()
+            batch = batch.with_column("x", batch.x.double())
             seen.update(before=snapshot(model)["discriminator"], x=batch.x, model=model)
             critic, x = model.discriminator, batch.x
             (fake,) = [model.generator(torch.randn(len(x), model.latent_dim, generator=model.rng, dtype=x.dtype))]
@@ -52,6 +52,6 @@ def test_the_update_is_that_of_loss_plus_penalty(tmp_path):
 
 def test_batch_normalisation_is_refused():
     asked = ["model=dcgan", "data=digits", "data.image_size=16", "penalty=r1"]
-    with pytest.raises(UserError, match=r"one of each sample.*network\.norm=none"):
+    with pytest.raises(UserError, match=r"gradient per sample.*network\.norm=none"):
         build(config(asked))
     build(config([*asked, "network.norm=none"]))

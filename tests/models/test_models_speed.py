@@ -171,7 +171,7 @@ def test_float16_does_not_fuse(monkeypatch):
     [
         ("speed.preset=faster", "speed.preset must be one of exact, fast"),
         ("speed.precision=bf16", "speed.precision must be one of float32, bfloat16, float16, float64 or null"),
-        ("speed.precision=float16", "is for GPUs. Try speed.precision=bfloat16"),
+        ("speed.precision=float16", "needs a GPU. Try speed.precision=bfloat16"),
     ],
 )
 def test_mistakes_are_sentences(override, words):

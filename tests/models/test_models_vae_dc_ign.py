@@ -6,10 +6,10 @@ from torch import nn
 from torch.testing import assert_close
 
 import genlab
+from genlab.batch import Batch
 from genlab.cli.evaluate import evaluate_run
 from genlab.cli.visualize import visualize
 from genlab.config.composition import compose
-from genlab.data.spec import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Bernoulli
 from genlab.metrics.factors import factor_scores
@@ -39,7 +39,7 @@ class Codes(nn.Module):
 def model(**arguments):
     torch.manual_seed(1)
     decoder = nn.Sequential(nn.Linear(Z, 8), nn.Tanh(), nn.Linear(8, 6))
-    made = DCIGN(Codes(), decoder, Bernoulli(), Z, 2 * Z, torch.optim.Adam, scene_units=SCENE, **arguments)
+    made = DCIGN(Codes(), decoder, Bernoulli(), Z, 2 * Z, scene_units=SCENE, **arguments)
     return made.double()
 
 
@@ -114,7 +114,7 @@ def test_the_terms_make_the_loss_and_clamped_latents_pay_no_kl():
 def test_unclamped_and_judged_it_is_the_vae():
     made = model(clamp=False)
     terms = made.objective(images(), rng())
-    assert terms.keys() == {"loss", "recon", "kl", "elbo"} and not made.wants_groups
+    assert terms.keys() == {"loss", "recon", "kl", "elbo"} and not made.needs
     assert_close(terms["loss"], -terms["elbo"])
 
 
@@ -133,7 +133,7 @@ def test_units_come_to_stand_for_the_factors(seed):
     """The check that clamping is for: a unit for each coordinate, where a VAE would mix them."""
     torch.manual_seed(seed)
     net = [nn.Sequential(nn.Linear(a, 64), nn.ELU(), nn.Linear(64, b)) for a, b in ((64, 6), (3, 64))]
-    made = DCIGN(net[0], net[1], Bernoulli(), 3, 6, torch.optim.Adam, scene_units=2, invariance=1.0)
+    made = DCIGN(net[0], net[1], Bernoulli(), 3, 6, scene_units=2, invariance=1.0)
     optimizer = torch.optim.Adam(made.parameters(), lr=2e-3)
     draws = torch.Generator().manual_seed(seed)
     for i in range(2000):
@@ -181,11 +181,11 @@ def test_it_can_be_dry_run_and_trains_on_a_batch_of_one(clamp, tmp_path, capsys)
 
 def test_data_without_groups_are_refused_before_they_are_read():
     for data in (["data=digits"], ["data=shapes", "data.grouped=false"]):
-        with pytest.raises(UserError, match="data.grouped=true, or model.clamp=false"):
+        with pytest.raises(UserError, match="needs the column group, .*Try data=shapes data.grouped=true"):
             build(compose(["model=dc_ign", *data]))
     build(compose(["model=dc_ign", "data=digits", "model.clamp=false"]))
-    with pytest.raises(UserError, match="data.grouped=true"):
-        model().training_step(Batch(images()), 0)
+    with pytest.raises(UserError, match="no column 'group', only x"):
+        model().training_step(Batch({"x": images()}), 0)
 
 
 @pytest.mark.parametrize(

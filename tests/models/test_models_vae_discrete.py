@@ -181,7 +181,7 @@ def test_draws_follow_the_probabilities(tmp_path):
     with torch.no_grad():
         for p in model.network.parameters():
             p.mul_(1.5)
-    model.spec = type(model.spec)(kind="image", shape=(1, 2, 2))
+    model.spec = type(model.spec).of("image", (1, 2, 2))
     x = model.sample(20_000, rng=rng())
     assert ((x == 1) | (x == -1)).all()
     drawn = model.tokens(x).flatten(1) @ torch.tensor([8, 4, 2, 1])
@@ -194,7 +194,7 @@ def test_draws_follow_the_probabilities(tmp_path):
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 2, 5)])
 def test_tokens_are_the_pixels_levels(shape, tmp_path):
     model = fit([*CNN, "model.levels=256", "data.binarize=none"], 1, tmp_path).model
-    model.spec = type(model.spec)(kind="image", shape=shape)
+    model.spec = type(model.spec).of("image", shape)
     levels = torch.randint(256, (6, *shape), generator=rng())
     x = levels / 127.5 - 1
     tokens = model.tokens(x)

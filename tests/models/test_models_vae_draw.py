@@ -27,7 +27,7 @@ QUIET = ["metrics=none", "callbacks=none", "logger=none", "trainer=cpu", "thread
 
 def model(shape=SHAPE, steps=T, read=2, write=3):
     torch.manual_seed(0)
-    made = DRAW(shape, Bernoulli(), steps, Z, HIDDEN, torch.optim.Adam, read_size=read, write_size=write).double()
+    made = DRAW(shape, Bernoulli(), steps, Z, HIDDEN, read_size=read, write_size=write).double()
     with torch.no_grad():
         made.canvas["start"].normal_()
     return made

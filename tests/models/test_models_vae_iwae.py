@@ -38,7 +38,7 @@ def linear(widen=0.0, k=K, estimator="iwae"):
         encoder.bias.copy_(torch.cat([-gain @ b, -precision.diagonal().log() + widen]))
         likelihood = Gaussian(SIGMA).double()
         likelihood.log_sigma.fill_(math.log(SIGMA))
-    model = IWAE(encoder, decoder, likelihood, Z, torch.optim.Adam, k=k, estimator=estimator).double()
+    model = IWAE(encoder, decoder, likelihood, Z, k=k, estimator=estimator).double()
     marginal = torch.distributions.MultivariateNormal(b, w @ w.T + SIGMA**2 * torch.eye(D, dtype=torch.float64))
     x = b + torch.randn(N, Z, generator=rng, dtype=torch.float64) @ w.T
     x = x + SIGMA * torch.randn(N, D, generator=rng, dtype=torch.float64)
@@ -214,7 +214,7 @@ def test_it_learns(overrides, tmp_path):
         (["model.k=0"], "model.k must be at least 1"),
         (["model.estimator=sleep"], "one of iwae, dreg, vae"),
         (["model.estimator=dreg", "model=iwae_two_layers"], "one stochastic layer"),
-        (["model.encoder_features=9"], "2 \\* latent_dim = 8"),
+        (["model.encoder_features=9"], "must give 8 numbers, not 9"),
     ],
 )
 def test_mistakes(overrides, words, tmp_path):

@@ -23,7 +23,7 @@ QUIET = ["callbacks=none", "logger=none", "trainer=cpu", "threads=1"]
 
 def machine(scale=1.0, **options):
     torch.manual_seed(0)
-    made = RBM(SHAPE, H, torch.optim.SGD, **options).double()
+    made = RBM(SHAPE, H, **options).double()
     with torch.no_grad():
         for p in made.parameters():
             p.copy_(scale * torch.randn(p.shape, dtype=torch.float64))

@@ -128,7 +128,7 @@ def test_without_the_top_level_it_is_a_vqvae(model):
         for parameter in [*model.top_decoder.parameters(), *model.decoder.upsample.parameters()]:
             parameter.zero_()
     parts = Encoder(model.encoder, model.bottom_head), Decoder(model.decoder)
-    plain = VQVAE(*parts, model.bottom_codebook, model.likelihood, torch.optim.Adam).double()
+    plain = VQVAE(*parts, model.bottom_codebook, model.likelihood).double()
     x = images(4)
     ours, theirs = model.objective(x), plain.objective(x)
     assert_close(ours["recon"], theirs["recon"])

@@ -37,7 +37,7 @@ def test_the_critics_schedule(tmp_path):
     assert [len(b.x) // 8 for b in batches.seen] == expected
     order = [who for n in expected for who in [*n * ["critic"], "generator"]]
     assert [who for who, _ in updates.steps] == order
-    indices = torch.cat([b.index for b in batches.seen])
+    indices = torch.cat([b["index"] for b in batches.seen])
     assert len(indices.unique()) == 8 * sum(expected)  # all fresh
 
 

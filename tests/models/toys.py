@@ -7,7 +7,7 @@ from torch import nn
 
 from genlab.data.module import ArrayData
 from genlab.data.store import ArrayStore
-from genlab.data.stream import NamedStreams, Stream
+from genlab.data.stream import MergedStreams, Stream
 from genlab.models.base import GenerativeModel, inference
 
 
@@ -50,7 +50,7 @@ class Walk(GenerativeModel):
         self.generator.weight.fill_(1.0)
 
     @inference
-    def sample(self, n, y=None, rng=None):
+    def sample(self, n, given=None, rng=None):
         return self.generator.weight + 0 * self.noise(n, rng)
 
     def training_step(self, batch, batch_idx):
@@ -79,7 +79,7 @@ class Mean(GenerativeModel):
         self.mean.copy_(torch.cat([next(batches).x for _ in range(4)]).mean(dim=0))
 
     @inference
-    def sample(self, n, y=None, rng=None):
+    def sample(self, n, given=None, rng=None):
         return self.mean.expand(n, 2).clone()
 
     def training_step(self, batch, batch_idx):
@@ -98,7 +98,7 @@ class Unpaired(GenerativeModel):
     def training_step(self, batch, batch_idx):
         for name in ("a", "b"):
             with self.turn(name) as player:
-                loss = (self.get_submodule(name).weight - batch[name].x).square().sum(dim=1).mean()
+                loss = (self.get_submodule(name).weight - batch.tensor(name)).square().sum(dim=1).mean()
                 player.minimise(loss)
             self.record(**{f"{name}_loss": loss})
 
@@ -113,16 +113,16 @@ class TwoDomains(ArrayData):
     def _load(self, download):
         rng = torch.Generator().manual_seed(0)
         x = 0.1 * torch.randn(60, 2, generator=rng)
-        return {"all": ArrayStore(x)}
+        return {"all": ArrayStore({"x": x})}
 
     def train_dataloader(self):
         store = self.split("train")
         start = self.trainer.global_step
         streams = {}
         for name, shift in (("a", -1.0), ("b", 1.0)):
-            domain = ArrayStore(store.gather(torch.arange(len(store))) + shift)
+            domain = ArrayStore({"x": store.values("x") + shift})
             streams[name] = Stream(domain, self.spec, self.batch_size, self.seed, start=start, name=name)
-        return NamedStreams(streams)
+        return MergedStreams(streams)
 
 
 class Prior(GenerativeModel):
@@ -137,7 +137,7 @@ class Prior(GenerativeModel):
         self.add_player("prior", self.prior)
 
     @inference
-    def sample(self, n, y=None, rng=None):
+    def sample(self, n, given=None, rng=None):
         return self.first_stage.decode(self.prior(self.noise(n, rng)))
 
     @inference

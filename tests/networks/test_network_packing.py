@@ -44,7 +44,7 @@ def test_a_pack_depends_on_its_samples_alone():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(UserError, match=r"multiple of it, got 5\. Try data\.batch_size=128"):
+    with pytest.raises(UserError, match=r"multiple of 2, the samples per pack, got 5\. Try data\.batch_size=128"):
         pack(torch.zeros(5, 2), 2)
     with pytest.raises(UserError, match="m must be a positive whole number, got 0"):
         Packed(mlp.Discriminator([2], [8]), 0)

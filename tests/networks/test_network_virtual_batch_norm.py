@@ -86,7 +86,7 @@ def test_every_kind_of_batch_norm_is_replaced(kind, affine):
 
 
 def test_a_network_without_batch_norm_is_refused():
-    with pytest.raises(UserError, match="it has none. Try network.norm=batch"):
+    with pytest.raises(UserError, match="the generator has none. Try network.norm=batch"):
         VirtuallyNormalised(mlp.Generator(5, [2], [8]), (5,), 8)
 
 

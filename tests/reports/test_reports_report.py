@@ -10,7 +10,7 @@ from PIL import Image
 
 from genlab.cli import report as cli
 from genlab.errors import UserError
-from genlab.looks.images import save_png
+from genlab.fields.drawing import save_png
 from genlab.reports.page import html_page
 from genlab.reports.report import cell, collect, draw_boxes, markdown, number
 
@@ -112,7 +112,7 @@ def test_a_run_that_was_scored_twice_counts_once(tmp_path):
     report = collect([str(tmp_path / "runs")])
     assert rows_of(report)[FID].values == [[11.0, 21.0]]
     assert report.compositions[0].spread_of_scorings(FID) == 1.0  # of 10, 11, 12
-    assert "moves between scorings by a std of 1 " in html_page(report)
+    assert "varies between scorings with a std of 1 " in html_page(report)
 
 
 def test_labels_name_what_differs(tmp_path):
@@ -300,14 +300,23 @@ def test_scores_of_training_and_of_evaluate_rank_together(tmp_path):
     own = {"is": {"is_splits": 10, "is_seed": 2020}, "kid": {"kid_subsets": 100}, "pr": {"pr_k": 3, "pr_n_real": 359}}
     bound = {"n_real": 359, "support": "binary", "latent_dim": 8, "iwae_samples": 500, "is_likelihood": True}
     cards = {
-        name: {**COMMON, **JUDGE, **sizes, **own["is"], **own["kid"], **own["pr"], "y": "real", "rarest_n_fake": 2000},
-        "likelihood": {**COMMON, **bound, "y": "real"},
+        name: {
+            **COMMON,
+            **JUDGE,
+            **sizes,
+            **own["is"],
+            **own["kid"],
+            **own["pr"],
+            "given": "real",
+            "rarest_n_fake": 2000,
+        },
+        "likelihood": {**COMMON, **bound, "given": "real"},
     }
     group = {f"{n}/{name}": n for n in ("fid", "is", "kid")} | {f"precision/{name}": "pr", f"rarest_class/{name}": "is"}
     group |= {"elbo": "likelihood", "iwae_500": "likelihood"}
-    theirs = {g: {**COMMON, **JUDGE, **sizes, "y": "real", **own.get(g, {})} for g in ("fid", "kid", "pr")}
-    theirs["is"] = {**COMMON, **JUDGE, "n_fake": 359, "y": "real", **own["is"]}
-    theirs["likelihood"] = {**COMMON, **bound, "y": "none", "latent_dim": 16}
+    theirs = {g: {**COMMON, **JUDGE, **sizes, "given": "real", **own.get(g, {})} for g in ("fid", "kid", "pr")}
+    theirs["is"] = {**COMMON, **JUDGE, "n_fake": 359, "given": "real", **own["is"]}
+    theirs["likelihood"] = {**COMMON, **bound, "given": "none", "latent_dim": 16}
     trained(tmp_path / "a", dict.fromkeys(group, 1.0), cards, "gan")
     evaluated(tmp_path / "b", dict.fromkeys(group, 2.0), group, theirs)
     report = collect([str(tmp_path / "a"), str(tmp_path / "b")])
@@ -327,4 +336,4 @@ def test_an_inception_score_above_the_real_images_is_explained(value, tmp_path):
         cards = {"classifier-digits": {**COMMON, "n_fake": 100, "n_real": 100}}
         trained(tmp_path / folder, {**scores, "is/classifier-digits": own}, cards, model)
     row = next(r for r in collect([str(tmp_path / each) for each in "ab"]).ranked if r.score == "is/classifier-digits")
-    assert row.reference.startswith("real 8.4") and ("knows samples like them best" in row.reference) == (value > 8.4)
+    assert row.reference.startswith("real 8.4") and ("surest of samples like them" in row.reference) == (value > 8.4)

@@ -76,7 +76,7 @@ def test_the_prior_chooses_the_way():
     assert torch.equal(interpolate(a, b, 11, "uniform"), lerp(a, b, T))
     with pytest.raises(ValueError, match="prior"):
         interpolate(a, b, 11, "cauchy")
-    with pytest.raises(ValueError, match="Ends"):
+    with pytest.raises(ValueError, match="a and b must be"):
         lerp(a, b[:, :3], T)
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.runs import running
 from genlab.sampling.ddls import DDLS
@@ -127,7 +128,7 @@ class Uniform(Codes):
         (lambda: Truncated(threshold=0.0), "above 0"),
         (lambda: Truncated(psi=1.5), "from 0 to 1"),
         (lambda: Truncated(psi=0.5).sample(Uniform(), 3), "those of Uniform are uniform"),
-        (lambda: Truncated(psi=0.5).sample(small_gan(), 3, y=torch.zeros(3)), "knows no classes"),
+        (lambda: Truncated(psi=0.5).sample(small_gan(), 3, given=Batch({"y": torch.zeros(3)})), "takes no y"),
         (lambda: Prior().sample(small_gan(), 0), "at least one"),
         (lambda: DDLS(steps=0), "steps"),
         (lambda: DDLS(step_size=0.0), "step_size"),

@@ -1,7 +1,5 @@
 """Models whose laws are known, for the samplers to be held against."""
 
-import functools
-
 import torch
 from torch import nn
 
@@ -24,7 +22,7 @@ class ThreePoints(GenerativeModel):
         self.slope, self.offset, self.latent_dim = slope, offset, 1
 
     @inference
-    def sample(self, n, y=None, rng=None):
+    def sample(self, n, given=None, rng=None):
         return torch.multinomial(Q, n, replacement=True, generator=rng)[:, None].float()
 
     @inference
@@ -40,7 +38,7 @@ class Shifted(GenerativeModel):
         self.mu, self.latent_dim = mu, 1
 
     @inference
-    def sample(self, n, y=None, rng=None):
+    def sample(self, n, given=None, rng=None):
         return self.noise(n, rng)
 
     @inference
@@ -60,7 +58,7 @@ class Codes(GenerativeModel):
         self.latent_dim = dim
 
     @inference
-    def sample(self, n, y=None, rng=None):
+    def sample(self, n, given=None, rng=None):
         return self.noise(n, rng)
 
     @inference
@@ -75,10 +73,9 @@ class Codes(GenerativeModel):
 def small_gan(averaged: bool = True) -> GAN:
     """An untrained GAN on points, with all that could be disturbed: batch norm, spectral norm, averaged weights."""
     torch.manual_seed(0)
-    adam = functools.partial(torch.optim.Adam, lr=1e-3)
     generator = mlp.Generator(2, [2], [8], norm="batch")
     discriminator = mlp.Discriminator([2], [8], spectral_norm=True)
-    model = GAN(generator, discriminator, NonSaturating(), 2, adam, adam)
+    model = GAN(generator, discriminator, NonSaturating(), 2)
     if averaged:
         moved = {f"generator.{k}": v + (0.1 if v.is_floating_point() else 0) for k, v in _state(generator)}
         model.averages.load(moved)
@@ -88,8 +85,7 @@ def small_gan(averaged: bool = True) -> GAN:
 def small_vae() -> VAE:
     """An untrained VAE on points."""
     torch.manual_seed(0)
-    adam = functools.partial(torch.optim.Adam, lr=1e-3)
-    return VAE(mlp.Encoder([2], 4, [8]), mlp.Decoder(2, [2], [8]), Gaussian(1.0), 2, 4, adam)
+    return VAE(mlp.Encoder([2], 4, [8]), mlp.Decoder(2, [2], [8]), Gaussian(1.0), 2, 4)
 
 
 def _state(module: nn.Module):

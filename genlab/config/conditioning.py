@@ -1,0 +1,101 @@
+"""`conditioning=...`: the networks of a model that is given columns are told them. Rewrites the config, once.
+
+A model's yaml names the columns (`given`) and the networks that are told them, with the role of each (`told`: draws,
+judges, encodes or reads). An option of the group names the wrappers for each role, first choice first. The rewritten
+config holds the wrappers, the widened inputs and the fields of the columns as plain numbers, so that a checkpoint is
+loaded without data, and a resumed run wraps nothing twice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from genlab.errors import UserError
+
+if TYPE_CHECKING:
+    from genlab.data.spec import DataSpec
+
+ROLES = ("draws", "judges", "encodes", "reads")  # the last reads the conditions alone
+
+
+def told(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with wrappers around the networks that are told, without the keys `conditioning` and `told`.
+
+    Args:
+        config: Resolved.
+
+    Raises:
+        UserError: If there is nothing to tell, a network has no place for it, or the data do not say what a column is.
+    """
+    rest = {key: value for key, value in config.items() if key != "conditioning"}
+    model, option = dict(config["model"]), config.get("conditioning")
+    given, networks = list(model.get("given") or ()), model.pop("told", None)
+    name, chosen = (config["choices"].get(group) for group in ("model", "conditioning"))
+    if bool(networks) != bool(given) and (networks or option):
+        lacks = "model.told names no network" if given else "model.given names no column"
+        cure = "model.told={generator: draws, discriminator: judges}" if given else "model.given=[y]"
+        raise UserError(f"{lacks}, so that model={name} has nothing to tell. Try '{cure}', or leave both out.")
+    if not given or not networks:
+        if option:
+            raise UserError(
+                f"conditioning={chosen} has nothing to tell: model={name} is given no column. Leave it out."
+            )
+        return {**rest, "model": model}
+    if not option:
+        raise UserError(f"model={name} is given {', '.join(given)}: say how with conditioning=concat, or another.")
+    facts = _facts(given, config, name)
+    for network, role in networks.items():
+        if role not in ROLES:
+            raise UserError(f"model.told.{network} must be one of {', '.join(ROLES)}, got {role!r}.")
+        model[network] = _wrapped(model[network], option.get(role), facts, f"conditioning={chosen}", f"model.{network}")
+    return {**rest, "model": model}
+
+
+def _wrapped(node: Any, wrappers: Any, facts: dict[str, Any], option: str, place: str) -> dict[str, Any]:
+    """A network's config inside the first of the wrappers that fits it."""
+    from genlab.config.instantiate import locate
+
+    found = [wrappers] if isinstance(wrappers, dict) else list(wrappers or ())
+    for wrapper in found:
+        around = locate(wrapper["_target_"], option).around(node, locate(node["_target_"], place), facts)
+        if around is not None:
+            return {**wrapper, **around, "given": facts}
+    names = ", ".join(wrapper["_target_"].rpartition(".")[2] for wrapper in found) or "nothing"
+    raise UserError(
+        f"{option} has no way to tell {place} ({node.get('_target_')}), which takes none of {names}. Try another "
+        "conditioning=, or another network=."
+    )
+
+
+def _facts(given: list[str], config: dict[str, Any], name: Any) -> dict[str, Any]:
+    """The plain facts of the fields of the given columns."""
+    spec = described(config)
+    for column in given:
+        if column not in spec.fields:
+            data = config["choices"].get("data")
+            hint = f"Set data.num_classes=, if data={data} has classes, or take data=digits." if column == "y" else ""
+            hint = "Try data.labels=true." if hint and not config["data"].get("labels", True) else hint
+            columns = ", ".join(spec.fields)
+            raise UserError(f"model={name} is given {column}, and data={data} has {columns}. {hint}".strip())
+    return {column: spec.fields[column].to_dict() for column in given}
+
+
+def described(config: dict[str, Any]) -> DataSpec:
+    """The fields of the columns as the config states them, before any data are read.
+
+    Raises:
+        UserError: If a derived column cannot be made of such data.
+    """
+    from genlab.config.instantiate import instantiate, locate
+    from genlab.data.derive import with_derived
+    from genlab.data.spec import DataSpec
+    from genlab.fields.kinds import make_field
+
+    data = config["data"]
+    if "_target_" in data:
+        locate(data["_target_"], "data")  # a module of one's own may define kinds of its own
+    classes = data.get("num_classes") if data.get("labels", True) else None
+    spec = DataSpec.of(data.get("kind") or "image", data["shape"], classes)
+    for column, facts in (data.get("columns") or {}).items():
+        spec = spec.with_field(column, make_field(facts))
+    return with_derived(spec, {key: instantiate(node) for key, node in (config.get("derive") or {}).items() if node})

@@ -1,0 +1,95 @@
+"""Tokens: sentences of words, or other sequences of numbers from a vocabulary."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from genlab.batch import Column
+from genlab.errors import UserError
+from genlab.fields.base import Field, spread
+from genlab.fields.sequences import apart, cut, random_lengths, together
+from genlab.files import write_text
+
+QUOTED = re.compile(r'\s*"[^"]*"\s*(\|\s*"[^"]*"\s*)*')
+
+
+@dataclass(frozen=True)
+class Tokens(Field):
+    """Numbers of words: int32 in the store, int64 for a model.
+
+    The shape (None,) is that of sentences, a `Seq` [N, T]; a shape (T,) that of sequences of one length, [N, T].
+    `size` is the number of words, `names` are the words.
+    """
+
+    kind: ClassVar[str] = "tokens"
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 1:
+            raise UserError(f"Tokens have the shape [null], or [T] if all are T long, got {list(self.shape)}.")
+        if self.names is not None and self.size not in (None, len(self.names)):
+            raise UserError(f"A vocabulary of {self.size} words needs as many names, got {len(self.names)}.")
+
+    @property
+    def _words(self) -> int:
+        return self.size or len(self.names or ()) or 1
+
+    def check_stored(self, stored: Tensor) -> None:
+        """Refuses what is not int32: all steps joined, [S], or [N, T]."""
+        if stored.dtype != torch.int32 or stored.shape[1:] != self.fixed_shape or stored.dim() < 1:
+            kept = "[S], all sequences joined" if self.ragged else f"[N, {self.shape[0]}]"
+            raise ValueError(f"Tokens must be int32 {kept}, got {stored.dtype} {list(stored.shape)}.")
+
+    def normalise(self, stored: Tensor) -> Tensor:
+        """As int64."""
+        return stored.long()
+
+    def random(self, n: int, rng: torch.Generator) -> Column:
+        """Words, all equally likely."""
+        if not self.ragged:
+            return torch.randint(self._words, (n, *self.fixed_shape), generator=rng)
+        length = random_lengths(n, self.most, rng)
+        return cut(torch.randint(self._words, (n, int(length.max())), generator=rng), length)
+
+    def text(self, values: Column) -> list[str]:
+        """The words, else their numbers, with blanks between them."""
+        return [" ".join(self.names[i] if self.names else str(i) for i in value.tolist()) for value in apart(values)]
+
+    def parse(self, text: str, n: int) -> Column:
+        """Sentences [n] of words with blanks between them; of several, each in quotes, with "|" between them."""
+        if QUOTED.fullmatch(text):
+            typed = re.findall(r'"([^"]*)"', text)
+        else:
+            typed = [text] if "|" in (self.names or ()) else text.split("|")
+        sentences = [self._parsed(sentence) for sentence in typed]
+        rows = spread(len(sentences), n)
+        return together(sentences).rows(rows) if self.ragged else torch.stack(sentences)[rows]
+
+    def _parsed(self, text: str) -> Tensor:
+        if self.names is None:
+            numbers = {str(i): i for i in range(self._words)}
+        else:
+            numbers = {name: i for i, name in enumerate(self.names)}
+            if all(name == name.lower() for name in self.names):
+                text = text.lower()
+        words = text.split()
+        for word in words:
+            if word not in numbers:
+                among = f" from 0 to {self._words - 1}" if self.names is None else ""
+                raise UserError(f"{word!r} is not in the vocabulary of {self._words} words{among}")
+        if not words:
+            raise UserError("a sentence has at least one word, got none")
+        if not self.ragged and len(words) != self.shape[0]:
+            raise UserError(f"a sequence has {self.shape[0]} words, got {len(words)}")
+        if self.most is not None and len(words) > self.most:
+            raise UserError(f"a sentence has at most {self.most} words, got {len(words)}")
+        return torch.tensor([numbers[word] for word in words])
+
+    def write(self, values: Column, path: Path) -> Path:
+        """A text file, one line a value."""
+        return write_text(path.with_name(f"{path.name}.txt"), "".join(f"{line}\n" for line in self.text(values)))
