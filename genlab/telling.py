@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -33,6 +35,10 @@ class Telling:
             return self.conditions
         return self.conditions.rows(torch.arange(n, device=self.model.device) % len(self.conditions))
 
+    def _told(self, method: Callable[..., Any], n: int) -> dict[str, Batch]:
+        """The conditions of n rows as an argument, if the method takes them: not all read what samples are told."""
+        return {"given": self._rows(n)} if "given" in inspect.signature(method).parameters else {}
+
     @property
     def device(self) -> torch.device:
         """The model's."""
@@ -61,39 +67,40 @@ class Telling:
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes of samples [n, ...]."""
-        return self.model.encode(x, self._rows(len(x)))
+        return self.model.encode(x, **self._told(self.model.encode, len(x)))
 
     def decode(self, z: Tensor) -> Tensor:
         """Samples of codes [n, ...]."""
-        return self.model.decode(z, self._rows(len(z)))
+        return self.model.decode(z, **self._told(self.model.decode, len(z)))
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Reconstructions of samples [n, ...]."""
-        return self.model.reconstruct(x, self._rows(len(x)))
+        return self.model.reconstruct(x, **self._told(self.model.reconstruct, len(x)))
 
     def score_logits(self, x: Tensor) -> Tensor:
         """Logits [n] of samples [n, ...]."""
-        return self.model.score_logits(x, self._rows(len(x)))
+        return self.model.score_logits(x, **self._told(self.model.score_logits, len(x)))
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x, z | conditions), [n] nats."""
-        return self.model.log_joint(x, z, self._rows(len(x)))
+        return self.model.log_joint(x, z, **self._told(self.model.log_joint, len(x)))
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z | conditions), [n] nats."""
-        return self.model.log_prior(z, self._rows(len(z)))
+        return self.model.log_prior(z, **self._told(self.model.log_prior, len(z)))
 
     def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """z ~ p(z | conditions), [n, Z]."""
-        return self.model.sample_prior(n, rng=rng, given=self._rows(n))
+        return self.model.sample_prior(n, rng=rng, **self._told(self.model.sample_prior, n))
 
     def sample_posterior(self, x: Tensor, k: int = 1, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """k draws z ~ q(z | x, conditions) of each sample and their log q."""
-        return self.model.sample_posterior(x, k, rng=rng, given=self._rows(len(x)))
+        told = self._told(self.model.sample_posterior, len(x))
+        return self.model.sample_posterior(x, k, rng=rng, **told)
 
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
         """The terms of the objective on samples [n, ...]."""
-        return self.model.objective(x, rng, given=self._rows(len(x)))
+        return self.model.objective(x, rng, **self._told(self.model.objective, len(x)))
 
 
 def telling(model: Any, batch: Batch | None) -> Any:

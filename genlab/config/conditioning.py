@@ -1,13 +1,15 @@
 """`conditioning=...`: the networks of a model that is given columns are told them. Rewrites the config, once.
 
 A model's yaml names the columns (`given`) and the networks that are told them, with the role of each (`told`: draws,
-judges, encodes or reads). An option of the group names the wrappers for each role, first choice first. The rewritten
-config holds the wrappers, the widened inputs and the fields of the columns as plain numbers, so that a checkpoint is
-loaded without data, and a resumed run wraps nothing twice.
+judges, encodes or reads). An option of the group names the wrappers for each role, first choice first; its other keys
+are arguments of those wrappers that take them. The rewritten config holds the wrappers, the widened inputs and the
+fields of the columns as plain numbers, so that a checkpoint is loaded without data, and a resumed run wraps nothing
+twice.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from genlab.errors import UserError
@@ -44,23 +46,38 @@ def told(config: dict[str, Any]) -> dict[str, Any]:
     if not option:
         raise UserError(f"model={name} is given {', '.join(given)}: say how with conditioning=concat, or another.")
     facts = _facts(given, config, name)
+    shared = {key: value for key, value in option.items() if key not in ROLES}
     for network, role in networks.items():
         if role not in ROLES:
             raise UserError(f"model.told.{network} must be one of {', '.join(ROLES)}, got {role!r}.")
-        model[network] = _wrapped(model[network], option.get(role), facts, f"conditioning={chosen}", f"model.{network}")
+        wrappers = [_with(wrapper, shared, f"conditioning={chosen}") for wrapper in _list(option.get(role))]
+        model[network] = _wrapped(model[network], wrappers, facts, f"conditioning={chosen}", f"model.{network}")
     return {**rest, "model": model}
 
 
-def _wrapped(node: Any, wrappers: Any, facts: dict[str, Any], option: str, place: str) -> dict[str, Any]:
+def _list(wrappers: Any) -> list[dict[str, Any]]:
+    return [wrappers] if isinstance(wrappers, dict) else list(wrappers or ())
+
+
+def _with(wrapper: dict[str, Any], shared: dict[str, Any], option: str) -> dict[str, Any]:
+    """A wrapper's config with those of the option's own keys, such as `words`, that the wrapper takes."""
+    from genlab.config.instantiate import locate
+
+    taken = inspect.signature(locate(wrapper["_target_"], option)).parameters
+    return {**{key: value for key, value in shared.items() if key in taken}, **wrapper}
+
+
+def _wrapped(
+    node: Any, wrappers: list[dict[str, Any]], facts: dict[str, Any], option: str, place: str
+) -> dict[str, Any]:
     """A network's config inside the first of the wrappers that fits it."""
     from genlab.config.instantiate import locate
 
-    found = [wrappers] if isinstance(wrappers, dict) else list(wrappers or ())
-    for wrapper in found:
+    for wrapper in wrappers:
         around = locate(wrapper["_target_"], option).around(node, locate(node["_target_"], place), facts)
         if around is not None:
             return {**wrapper, **around, "given": facts}
-    names = ", ".join(wrapper["_target_"].rpartition(".")[2] for wrapper in found) or "nothing"
+    names = ", ".join(wrapper["_target_"].rpartition(".")[2] for wrapper in wrappers) or "nothing"
     raise UserError(
         f"{option} has no way to tell {place} ({node.get('_target_')}), which takes none of {names}. Try another "
         "conditioning=, or another network=."

@@ -206,7 +206,12 @@ def build_model(config: dict[str, Any]) -> GenerativeModel:
     model = instantiate(parts(config, ""))
     if not isinstance(model, GenerativeModel):
         raise UserError(f"model._target_ must name a genlab model, got {config['_target_']}.")
-    model.given = tuple(found.pop("given", None) or model.given)
+    found.pop("given", None)
+    inner: Any = model
+    node: Any = config
+    while node:  # of the model and its first stages
+        inner.given = tuple(node.get("given") or inner.given)
+        inner, node = getattr(inner, "first_stage", None), node.get("first_stage")
     model.use_optimizers({key: instantiate(value) for key, value in found.items()})
     return model
 

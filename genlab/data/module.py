@@ -102,17 +102,7 @@ class ArrayData(LightningDataModule):
         columns: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"data.batch_size must be a positive whole number, got {batch_size!r}.")
-        if limit_train is not None and limit_train < 1:
-            raise UserError(f"data.limit_train must be a positive number or null, got {limit_train}.")
-        if num_labelled is not None and (num_labelled < 1 or not labels):
-            raise UserError(
-                f"data.num_labelled must be a positive number or null, and data.labels=true, got {num_labelled} and "
-                f"data.labels={str(labels).lower()}."
-            )
-        if num_workers is not None and num_workers < 1:
-            raise UserError(f"data.num_workers must be a positive number or null (all cores), got {num_workers}.")
+        _check_numbers(batch_size, limit_train, num_labelled, labels, num_workers)
         if binarize not in BINARIZE:
             raise UserError(f"data.binarize must be one of {', '.join(BINARIZE)}, got {binarize!r}.")
         if kind is not None and kind != self.kind:
@@ -313,7 +303,7 @@ class ArrayData(LightningDataModule):
     def rows(self, split: str, names: Sequence[str], rows: Tensor) -> Batch:
         """Columns, stored or derived, of these rows [n] of a split as judges see it."""
         store = self.judged(split)
-        needed = {*names, *({"x"} if self.derive else ())}
+        needed = {*names, *({"x"} if self.derive else ()), *(one.of for one in self.derive.values())}
         columns = {name: column.gather(rows) for name, column in store.columns.items() if name in needed}
         return derived(Batch(normalised(self._spec, columns)), self.derive, 0).only(names)
 
@@ -426,6 +416,27 @@ class ArrayData(LightningDataModule):
         if own is not None and given != own:
             raise UserError(f"{self.name} has samples of shape {list(own)}, got data.shape={list(given)}.")
         return given
+
+
+def _check_numbers(
+    batch_size: int, limit_train: int | None, num_labelled: int | None, labels: bool, num_workers: int | None
+) -> None:
+    """Refuses numbers of samples or threads that are not positive.
+
+    Raises:
+        UserError: Names the first.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"data.batch_size must be a positive whole number, got {batch_size!r}.")
+    if limit_train is not None and limit_train < 1:
+        raise UserError(f"data.limit_train must be a positive number or null, got {limit_train}.")
+    if num_labelled is not None and (num_labelled < 1 or not labels):
+        raise UserError(
+            f"data.num_labelled must be a positive number or null, and data.labels=true, got {num_labelled} and "
+            f"data.labels={str(labels).lower()}."
+        )
+    if num_workers is not None and num_workers < 1:
+        raise UserError(f"data.num_workers must be a positive number or null (all cores), got {num_workers}.")
 
 
 def _as_size(image_size: int | Sequence[int]) -> tuple[int, int]:

@@ -114,8 +114,8 @@ def kind_of(score: str) -> str:
 
 def section_of(score: str) -> str:
     """The heading of a score in tables."""
-    kind, _, extractor = score.partition("/")
-    if kind == "classifier_error":  # its suffix is no extractor
+    name, _, extractor = score.partition("/")
+    if name == "classifier_error":  # its suffix is no extractor
         return "classification"
     if extractor:
         return f"extractor {extractor}"
@@ -125,7 +125,7 @@ def section_of(score: str) -> str:
         "recon": "reconstruction",
         "factor_": "factors",
     }
-    return next((v for k, v in starts.items() if kind.startswith(k)), "modes" if kind in TOY else "likelihood")
+    return next((v for k, v in starts.items() if name.startswith(k)), "modes" if name in TOY else "likelihood")
 
 
 def title_of(score: str) -> str:

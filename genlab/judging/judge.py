@@ -104,12 +104,12 @@ def dataset_classifier(data: Pictures, device: torch.device) -> Extractor | None
 
 
 def network_for(
-    kind: str, data: Pictures, device: torch.device, weights: str | None = None, precision: str = "float32"
+    extractor: str, data: Pictures, device: torch.device, weights: str | None = None, precision: str = "float32"
 ) -> Extractor:
     """The feature extractor for scores on these data.
 
     Args:
-        kind: One of `EXTRACTORS`. "classifier" falls back to "random" if the data have no labels.
+        extractor: One of `EXTRACTORS`. "classifier" falls back to "random" if the data have no labels.
         data: Images to score; a classifier is trained on them.
         device: Device of the extractor.
         weights: File with Inception's weights, for "inception".
@@ -118,15 +118,15 @@ def network_for(
     Raises:
         UserError: If Inception's weights are missing, or the images are too small.
     """
-    if kind == "inception":
+    if extractor == "inception":
         from genlab.metrics.inception import load_inception
 
         return load_inception(weights, precision=precision).to(device)
-    found = dataset_classifier(data, device) if kind == "classifier" else None
+    found = dataset_classifier(data, device) if extractor == "classifier" else None
     if found is None:
         from genlab.metrics.classifier import RandomExtractor
 
-        if kind == "classifier" and is_first():
+        if extractor == "classifier" and is_first():
             log.warning("%s has no labels for a classifier (class sub-folders give them). %s", data.name, UNTRAINED)
         return RandomExtractor(data.spec.shape).to(device)
     return found
@@ -140,11 +140,11 @@ def network_of_run(metrics: Mapping[str, Any], data: Pictures, device: torch.dev
         data: The run's data.
         device: Device of the extractor.
     """
-    kind = metrics.get("extractor") or "classifier"
+    extractor = metrics.get("extractor") or "classifier"
     try:
-        return network_for(kind, data, device, metrics.get("inception_weights"))
+        return network_for(extractor, data, device, metrics.get("inception_weights"))
     except UserError:
-        if kind != "inception":
+        if extractor != "inception":
             raise
         return network_for("classifier", data, device)
 
@@ -367,7 +367,7 @@ class ImageJudge(Judge):
         if unknown:
             raise UserError(f"metrics.scores takes fid, is, kid and pr, got {unknown[0]!r}.")
         check_precision(extractor, precision)
-        self.kind, self.weights, self.wanted, self.splits = extractor, inception_weights, tuple(scores), splits
+        self.chosen, self.weights, self.wanted, self.splits = extractor, inception_weights, tuple(scores), splits
         self.precision = precision
         self.extractor: Extractor | None = None
         self._real: dict[str, FeatureStats] = {}
@@ -376,7 +376,7 @@ class ImageJudge(Judge):
     def prepare(self, data: Data, device: torch.device) -> None:
         """Trains or loads the extractor."""
         super().prepare(data, device)
-        self.extractor = network_for(self.kind, data, device, self.weights, self.precision)
+        self.extractor = network_for(self.chosen, data, device, self.weights, self.precision)
 
     def score(self, model: Sampler, data: Data, split: str) -> dict[str, float]:
         """The wanted scores, named with the extractor: `fid/classifier-digits`."""
@@ -391,7 +391,7 @@ class ImageJudge(Judge):
             self._real[split] = real_stats(self.extractor, data, split, n)
         fake = self._fake(model, data, split, n)
         reported = split == "test"
-        classes = reported and self.kind == "classifier" and self.extractor.num_classes > 0
+        classes = reported and self.chosen == "classifier" and self.extractor.num_classes > 0
         many = self._fake(model, data, split, CLASS_SHARE_SAMPLES) if classes else None
         scores = by_first(lambda: self._scores(self._real[split], fake, many, reported))
         if reported:
@@ -443,7 +443,7 @@ class ImageJudge(Judge):
         if "is" in values:
             ratio = values["is"] / values["is_real"]
             real = f"real test images {values['is_real']:.3g} at equal n and splits: {ratio:.0%}"
-            real += f", {SEEN}" if ratio > 1 and self.kind == "classifier" else ""
+            real += f", {SEEN}" if ratio > 1 and self.chosen == "classifier" else ""
             rows.append((f"is/{name}", f"{values['is']:.3g} ± {values['is_std']:.2g}  ({real})"))
         if "rarest_class" in values:
             share = f"{values['rarest_class']:.1%} of {CLASS_SHARE_SAMPLES} samples"

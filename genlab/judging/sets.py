@@ -86,10 +86,10 @@ class SetScoring:
     def _find_extractor(self) -> None:
         """Loads or trains the extractor, and excludes the real images that it was trained on."""
         data = LabelledSets(self.sets["real"], self.sets.get("train"))
-        kind = self.options["extractor"] or default_extractor(data, self.options["inception_weights"])
-        self.extractor = find_extractor(kind, dict(self.options), data)
+        chosen = self.options["extractor"] or default_extractor(data, self.options["inception_weights"])
+        self.extractor = find_extractor(chosen, dict(self.options), data)
         check_shape(self.extractor, self.shape)
-        if kind != "classifier" or len(data.judged_rows) == len(self.rows):
+        if chosen != "classifier" or len(data.judged_rows) == len(self.rows):
             return
         taught, self.rows = len(self.rows) - len(data.judged_rows), data.judged_rows
         self.notes.append(

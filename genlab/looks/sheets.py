@@ -84,7 +84,7 @@ def told_sheet(spec: DataSpec, x: Tensor, given: Batch | None) -> np.ndarray:
         spec: The fields of all columns.
         x: Samples [N, ...].
         given: Their conditions [N]; None without. Where they are told by texts, as labels are, and each text comes
-            equally often and in a row, each has a row of the sheet.
+            in a row and as often as the others, but for one, each has a row of the sheet.
 
     Returns:
         uint8 array [height, width, 3].
@@ -97,11 +97,13 @@ def told_sheet(spec: DataSpec, x: Tensor, given: Batch | None) -> np.ndarray:
         texts = [
             ", ".join(row) for row in zip(*(field.text(given[name]) for name, field in fields.items()), strict=True)
         ]
-        runs = [(text, len(list(group))) for text, group in itertools.groupby(texts)]
-        if len(runs) == 1 or len({length for _, length in runs}) > 1:
+        runs = {text: len(list(group)) for text, group in itertools.groupby(texts)}
+        fewest, most = min(runs.values()), max(runs.values())
+        if len(runs) == 1 or sum(runs.values()) < len(texts) or most - fewest > 1:  # in the second case one comes again
             return spec.x.sheet(x)
-        cells = spec.x.cells(x).cpu().unflatten(0, (len(runs), -1))
-        return image_sheet([("", cells)], f"Samples for each {', '.join(fields)}", "", [text for text, _ in runs])
+        parts = spec.x.cells(x).cpu().split([*runs.values()])
+        cells = torch.stack([F.pad(part, (0,) * 7 + (most - len(part),), value=255) for part in parts])
+        return image_sheet([("", cells)], f"Samples for each {', '.join(fields)}", "", list(runs))
     columns = [*((name, fields[name].cells(given[name]).cpu()) for name in drawn), ("sample", spec.x.cells(x).cpu())]
     height = max(cells.shape[2] for _, cells in columns)
     width = max(cells.shape[3] for _, cells in columns)

@@ -44,19 +44,17 @@ class GenerativeModel(pl.LightningModule, Offered):
 
     Attributes:
         ema_modules: Names of the submodules whose moving average is kept, sampled from and judged.
-        batches_per_step: How many fresh batches one iteration consumes (`n_critic` for WGANs); `batch.x` then holds
-            that many batches, one after the other. Where the number changes with the iteration, a method
-            `batches_at(iteration)` says it.
-        latent_prior: What `noise` draws, for those who interpolate or search: "normal" (standard), or "uniform" on
-            [-1, 1].
-        one_hot_latents: Which parts of a latent are one-hot vectors, for those who would walk through them.
-        tricks_taken: Which of `tricks.*` the method takes part in; others are refused.
+        batches_per_step: Fresh batches per iteration (`n_critic` for WGANs), joined to one. If the number changes, a
+            method `batches_at(iteration)` returns it.
+        latent_prior: Distribution of `noise`: "normal" (standard), or "uniform" on [-1, 1].
+        one_hot_latents: Parts of a latent that are one-hot vectors.
+        tricks_taken: The `tricks.*` that the method supports; others are refused.
         given: Columns that samples are told, from the config: `["y"]` of a class-conditional model.
         gives: The column that samples are of.
         needs: Further columns that training reads.
         idle_optimizers: Config keys of optimizers that a variant of the method has no player for.
-        spec: What the data look like; set before training and by `genlab.load`.
-        settings: What holds for the run whatever the method.
+        spec: The facts about the data; set before training and by `genlab.load`.
+        settings: The run's settings that do not depend on the method.
     """
 
     ema_modules: tuple[str, ...] = ()
@@ -221,31 +219,19 @@ class GenerativeModel(pl.LightningModule, Offered):
             self.record(acc_real=(logits_real > 0).float().mean(), acc_fake=(logits_fake < 0).float().mean())
 
     def watch(self, name: str, value: Tensor, what: str = "loss") -> None:
-        """Keeps a player's loss until the next check for NaN and Inf, so that the first bad one can be named.
-
-        Args:
-            name: The player.
-            value: A scalar: the loss, or for a gradient 0 where it is finite.
-            what: "loss" or "gradient".
-        """
+        """Keeps a scalar of a player until the next check for NaN and Inf: a loss, or 0 for a finite gradient."""
         self.watching.note(name, value, what)
 
     def check_finite(self) -> None:
-        """Reads what was watched since the last check; called every n iterations and before each checkpoint.
-
-        All processes come to the same answer, also where only one of them has met a NaN.
+        """Reads all values watched since the last check; called every n iterations and before each checkpoint.
 
         Raises:
-            NotFinite: If a loss or a gradient was not finite; names the player, the iteration and the terms.
+            NotFinite: If one was not finite, on any process; names the player, the iteration and the terms.
         """
         self.watching.check(self.averaged)
 
     def check_parameters(self) -> None:
-        """Before a checkpoint replaces the last good one: nothing that is not finite may be in it.
-
-        Raises:
-            NotFinite: If a parameter is not finite; names the player.
-        """
+        """Raises NotFinite, before a checkpoint replaces the last good one, if a parameter is not finite."""
         watch.check_parameters(self.players, self.iteration)
 
     def write_records(self) -> None:
@@ -268,11 +254,7 @@ class GenerativeModel(pl.LightningModule, Offered):
         return self.stream.rng
 
     def randn(self, n: int, *shape: int, rng: torch.Generator | None = None) -> Tensor:
-        """Standard normal draws, [n, *shape].
-
-        In training they come from one stream that all processes share: it is drawn for the global batch and each
-        process takes its slice, so that two processes see what one would.
-        """
+        """Standard normal draws, [n, *shape]; in training this process's slice of draws for the global batch."""
         return self.stream.draw(torch.randn, n, shape, rng, self.device, self.dtype)
 
     def rand(self, n: int, *shape: int, rng: torch.Generator | None = None) -> Tensor:
@@ -280,7 +262,7 @@ class GenerativeModel(pl.LightningModule, Offered):
         return self.stream.draw(torch.rand, n, shape, rng, self.device, self.dtype)
 
     def common_draws(self) -> AbstractContextManager[None]:
-        """Inside, `randn` and `rand` give the same numbers on all processes: for work on the whole, gathered batch."""
+        """Block in which `randn` and `rand` give the same numbers on all processes: for work on the gathered batch."""
         return self.stream.common()
 
     def noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
@@ -288,7 +270,7 @@ class GenerativeModel(pl.LightningModule, Offered):
         return self.randn(n, self.latent_dim, rng=rng)
 
     def averaged(self, value: Tensor) -> Tensor:
-        """The mean of a value over processes, without gradient. Each must hold equally many samples."""
+        """The mean of a value over processes with equally many samples, without gradient."""
         if self.stream.world == 1:
             return value.detach()
         return self.trainer.strategy.reduce(value.detach().clone().to(self.device), reduce_op="mean")
@@ -302,7 +284,7 @@ class GenerativeModel(pl.LightningModule, Offered):
     # -------------------------------------------------------------------------------------------- averages and looks
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GenerativeModel:
-        """Takes averages, earlier fakes and past means along wherever the weights go (`to`, `double`, `cuda`)."""
+        """Moves and converts averages, earlier fakes and past means with the weights (`to`, `double`, `cuda`)."""
         super()._apply(fn, recurse)
         if "averages" in self.__dict__:
             self.pool.held = fn(self.pool.held)
@@ -311,32 +293,27 @@ class GenerativeModel(pl.LightningModule, Offered):
         return self
 
     def ema(self) -> AbstractContextManager[None]:
-        """Inside, the modules hold their averaged weights (nothing changes where no average is kept)."""
+        """Block in which the modules hold their averaged weights, if there are any."""
         return self.averages.inside()
 
     @property
     def has_averages(self) -> bool:
-        """Whether what is sampled and judged are averaged weights."""
+        """Whether samples and scores use averaged weights."""
         return bool(self.averages.values) or self.averages.settled
 
     def inference(self, gradients: bool = False) -> AbstractContextManager[None]:
-        """EMA weights, eval mode, no gradients; every module's own mode comes back afterwards.
+        """Block with averaged weights, eval mode and no gradients; restores every module's own mode.
 
         Args:
-            gradients: Let gradients flow to what the capabilities are given, and to no parameter: inside,
-                `model.score_logits(model.decode(z))` can be differentiated by z, which searches and samplers in latent
-                space live on.
+            gradients: Keep gradients to the arguments of capabilities, but not to parameters, so that
+                `model.score_logits(model.decode(z))` can be differentiated by z.
         """
         return looking(self, gradients)
 
     # ------------------------------------------------------------------------------------------------- start and state
 
     def initialise(self, batches: Iterator[Batch]) -> None:
-        """Initialises from data before the first iteration: visible biases, codebooks, PCA itself.
-
-        Args:
-            batches: The first training batches, whole (all processes see the same).
-        """
+        """Initialises from the first training batches, the same whole ones on all processes: biases, codebooks, PCA."""
 
     def setup(self, stage: str) -> None:
         """Lightning's call before a training. See `genlab.engine.start`."""

@@ -135,7 +135,7 @@ def test_sampling_from_a_run_folder_alone(tmp_path):
     ("arguments", "words"),
     [
         ([], "run=outputs/latest"),
-        (["run={run}", "y=3"], "no classes"),
+        (["run={run}", "y=3"], "GAN is given nothing"),
         (["run={run}", "seeed=3"], "Did you mean seed=?"),
         (["run={run}", "n=many"], "whole number"),
         (["run={run}", "format=tiff"], "grid, images or npz"),

@@ -11,6 +11,7 @@ import yaml
 
 from genlab.batch import Batch
 from genlab.config.instantiate import instantiate
+from genlab.data.columns import Ragged
 from genlab.data.images import Digits
 from genlab.data.module import ArrayData
 from genlab.data.store import ArrayStore
@@ -371,3 +372,28 @@ def test_few_labels_fill_up_from_other_classes_where_one_runs_out():
 def test_few_labels_are_refused(arguments):
     with pytest.raises(UserError, match="data.num_labelled must be a positive number"):
         digits(**arguments)
+
+
+class Captioned(ArrayData):
+    """Points with a sentence each."""
+
+    name, kind, own_shape = "captioned", "points", (2,)
+
+    def _load(self, download):
+        sentences = [torch.arange(1 + i % 3, dtype=torch.int32) for i in range(40)]
+        return {"all": ArrayStore({"x": torch.zeros(40, 2), "caption": Ragged.of(sentences)})}
+
+
+def test_columns_of_the_config_are_in_batches_and_in_the_facts():
+    """As the document's example states them; sentences are padded and read as numbers of words."""
+    facts = {"kind": "tokens", "shape": [None], "names": ["a", "small", "circle"], "most": 8}
+    data = Captioned(batch_size=8, columns={"caption": facts})
+    data.setup()
+    assert data.spec.fields["caption"].to_dict() == facts and "caption" in data.column_names
+    (batch,) = data.first_batches(1)
+    caption = batch["caption"]
+    assert caption.values.dtype == torch.int64 and caption.values.shape == (8, int(caption.length.max()))
+    rows = data.given_rows("test", ["caption"], 5, torch.Generator().manual_seed(0))
+    assert set(data.spec.fields["caption"].text(rows["caption"])) <= {"a", "a small", "a small circle"}
+    with pytest.raises(ValueError, match="Points must be float32"):
+        Captioned(batch_size=8, columns={"caption": {"kind": "points", "shape": [1]}}).setup()

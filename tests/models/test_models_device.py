@@ -38,6 +38,7 @@ from genlab.runs import running
 from genlab.sampling.ddls import DDLS
 from genlab.sampling.latents import slerp
 from genlab.sampling.prior import Truncated
+from genlab.telling import telling
 from tests.cli.helpers import REPO
 from tests.models.helpers import config, fit
 
@@ -293,24 +294,28 @@ class Device:
 
     def judge(self):
         """Everything that the method offers to samplers and judges, and its objective."""
-        model, x, rng = self.model, self.batch(0).x[:2], torch.Generator().manual_seed(0)
+        model, rng, batch = self.model, torch.Generator().manual_seed(0), self.batch(0)
         with self.running(copies=True):
-            given = {"x": x, "n": 2, "k": 2, "rng": rng, "steps": 2, "chains": 2}
+            batch = batch.rows(slice(0, 2))
+            x, told = batch.x, {"given": batch} if model.given else {}
+            given = {"x": x, "n": 2, "k": 2, "rng": rng, "steps": 2, "chains": 2, **told}
             for name in [name for name in (*CAPABILITIES, "log_unnormalised", "log_partition") if hasattr(model, name)]:
                 if name == "decode":
                     # A supervised autoencoder's encoder gives the style alone.
                     coded = model.can("encode") and not isinstance(model, SupervisedAAE)
-                    given["z"] = model.encode(x) if coded else model.noise(2, rng)
+                    given["z"] = telling(model, batch).encode(x) if coded else model.noise(2, rng)
                 elif name in ("log_joint", "log_prior"):
                     coded = model.can("sample_posterior")
-                    given["z"] = model.sample_posterior(x, 1, rng)[0][0] if coded else model.noise(2, rng)
+                    given["z"] = (
+                        telling(model, batch).sample_posterior(x, 1, rng)[0][0] if coded else model.noise(2, rng)
+                    )
                 method = getattr(model, name)
                 known = [p for p in inspect.signature(method).parameters if p in given]
                 for value in tree_leaves(method(**{p: given[p] for p in known})):
                     assert value.device.type == DEVICE or value.dtype == torch.float64, name
             if hasattr(model, "objective"):
                 with model.inference():
-                    model.objective(x, rng=rng)
+                    telling(model, batch).objective(x, rng)
 
 
 def device(name, *overrides):

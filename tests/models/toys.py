@@ -121,7 +121,8 @@ class TwoDomains(ArrayData):
         streams = {}
         for name, shift in (("a", -1.0), ("b", 1.0)):
             domain = ArrayStore({"x": store.values("x") + shift})
-            streams[name] = Stream(domain, self.spec, self.batch_size, self.seed, start=start, name=name)
+            share = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+            streams[name] = Stream(domain, self.spec, self.batch_size, self.seed, start=start, name=name, **share)
         return MergedStreams(streams)
 
 

@@ -15,7 +15,8 @@ from genlab.batch import Batch, Seq
 from genlab.errors import UserError
 from genlab.fields.base import KINDS, Field
 from genlab.networks import dcgan, mlp, resnet
-from genlab.networks.told import Concat, HiddenMaps, InputMaps, Maps, NormTold, Projection, Vector
+from genlab.networks.conditions import Maps, Vector
+from genlab.networks.told import Concat, HiddenMaps, InputMaps, NormTold, Projection
 
 Y = {"y": {"kind": "label", "size": 3}}
 SHAPE = (1, 16, 16)

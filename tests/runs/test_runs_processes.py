@@ -61,6 +61,13 @@ GRADIENTS = {
     **{f"model={name}": [name] for name in options("model")},
     **{f"penalty={name}": ["gan", f"penalty={name}"] for name in options("penalty")},
     "network.spectral_norm=true": ["gan", "network.spectral_norm=true"],
+    **{f"conditioning={name}": ["cgan", f"conditioning={name}"] for name in ("hidden", "projection")},
+    "derive=noisy": ["cvae", "derive=noisy", "model.given=[c]"],  # draws of its own in each batch
+}
+SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
+MERGED = {  # two corpora in one batch, each with an order of its own
+    "model": {"_target_": "tests.models.toys.Unpaired", "optimizer": SGD},
+    "data": {"_target_": "tests.models.toys.TwoDomains", "kind": "points", "shape": [2], "batch_size": 8, "seed": 0},
 }
 
 
@@ -83,6 +90,7 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     configs = {name: tiny(*overrides) for name, overrides in GRADIENTS.items()}
     configs |= losses(configs["model=gan"])
+    configs["merged streams"] = {**configs["model=gan"], **MERGED}
     jobs = [["train", [*TWO, *POINTS, *ALIKE[name]], str(folder / name)] for name in ALIKE]
     jobs += [["train", [*TWO, *POINTS, *ALIKE["gan"], "trainer.max_steps=4"], str(folder / "cut")]]
     jobs += [["resume", 8, str(folder / "cut")], ["stamp", None, str(folder / "stamp")]]
@@ -143,6 +151,10 @@ def test_gradients_of_two_processes_are_those_of_one(name, two):
     else:
         assert said(model, two[1][name]) == ""
         assert_two_are_one(name, two)
+
+
+def test_merged_streams_are_shared(two):
+    assert_two_are_one("merged streams", two)
 
 
 def test_gradients_of_two_processes_for_every_objective(two):
