@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from genlab.batch import Batch
 from genlab.callbacks.players import Players
 from genlab.config.composition import compose
 from genlab.runs import running
@@ -122,8 +123,10 @@ def test_diversity_is_the_ratio_of_mean_distances(tmp_path):
     model = running.build(config(METHODS["began"])).model
     real = torch.randn(16, 2)
     model.sample = lambda n, rng: 0.5 * real + 3
-    torch.testing.assert_close(Players().diversity(model, ["discriminator"], real), torch.tensor(0.5))
-    torch.testing.assert_close(Players().diversity(model, ["discriminator"], real[:1].expand(4, 2)), torch.tensor(1.0))
+    torch.testing.assert_close(Players().diversity(model, ["discriminator"], Batch({"x": real})), torch.tensor(0.5))
+    torch.testing.assert_close(
+        Players().diversity(model, ["discriminator"], Batch({"x": real[:1].expand(4, 2)})), torch.tensor(1.0)
+    )
 
 
 def test_diversity_is_taken_in_the_discriminators_features():
@@ -132,7 +135,7 @@ def test_diversity_is_taken_in_the_discriminators_features():
     model.sample = lambda n, rng: 0.5 * real
     with torch.no_grad():
         near, far = (torch.pdist(model.discriminator.features(x)).mean() for x in (0.5 * real, real))
-    torch.testing.assert_close(Players().diversity(model, ["discriminator"], real), near / far)
+    torch.testing.assert_close(Players().diversity(model, ["discriminator"], Batch({"x": real})), near / far)
 
 
 @pytest.mark.parametrize(
