@@ -120,6 +120,36 @@ class Clusters(Protocol):
         ...
 
 
+class Further(Protocol):
+    """Attributes that some methods have and others ask for; a method without one is taken to have its default.
+
+    Attributes:
+        batches_at: Fresh batches of an iteration, by its number, where `batches_per_step` is no constant.
+        factor_units: The latent that stands for each known factor of the data, by position; none.
+        first_stage: The trained model that this one builds on; none.
+        has_averages: Whether samples and scores use averaged weights; no.
+        latent_dim: Width of the latent; unknown.
+        likelihood: p(x | z), whose `support` says of which data it is one; that of real numbers.
+        log_partition: Annealed estimates of log Z, for energy-based models; none.
+        objective: The terms of the training loss on samples, for validation; none.
+        penalty: The penalty on the discriminator's gradient, None for none; the method takes none.
+        posterior_draws: The largest number of posterior draws that make a difference; any.
+        spec: The facts about the data; not set yet.
+    """
+
+    batches_at: Callable[[int], int]
+    factor_units: tuple[int, ...]
+    first_stage: Any
+    has_averages: bool
+    latent_dim: int
+    likelihood: Any
+    log_partition: Callable[..., Tensor]
+    objective: Callable[..., dict[str, Tensor]]
+    penalty: Any
+    posterior_draws: int
+    spec: Any
+
+
 CAPABILITIES: dict[str, type] = {
     "sample": Samples,
     "encode": Encodes,

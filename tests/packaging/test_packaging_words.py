@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import genlab
+from genlab import contracts
 from genlab.config.composition import config_dir
 
 HOUSE = Path(genlab.__file__).parent
@@ -100,3 +101,18 @@ def test_no_method_is_known_by_its_name():
 )
 def test_what_counts_as_asking_by_name(code, kinds):
     assert compared_kinds(ast.parse(code, mode="eval").body) == kinds
+
+
+def test_attributes_that_are_asked_of_a_model_are_declared():
+    """`getattr(model, "name", ...)` outside of the methods names a capability or one of `contracts.Further`."""
+    declared = {*contracts.CAPABILITIES, *contracts.Further.__annotations__}
+    names = {
+        (str(path.relative_to(HOUSE)), node.args[1].value)
+        for path, tree in TREES.items()
+        if path.relative_to(HOUSE).parts[0] != "models"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr")
+        if ast.unparse(node.args[0]).rpartition(".")[2] in ("model", "pl_module", "inner")
+        if isinstance(node.args[1], ast.Constant)
+    }
+    assert len(names) > 8 and {name for _, name in names} <= declared
