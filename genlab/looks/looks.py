@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from genlab.batch import Batch
     from genlab.data.module import ArrayData
     from genlab.data.store import ArrayStore
     from genlab.fields.base import Field
@@ -62,6 +63,7 @@ class Looks:
         self._read_data, self.extractor = data, extractor
         self.n: int = options["n"]
         self.rng = torch.Generator()
+        self._conditions: Batch | None = None  # of real samples, the last number that was asked for
         choices = model.run_config.get("choices", {})
         on = f" on {choices['data']}" if "data" in choices else ""
         self.name = f"{type(model).__name__}{on}"
@@ -92,13 +94,30 @@ class Looks:
         import torch
 
         flat = z.flatten(0, -2).to(self.model.device)
-        return torch.cat([self.model.decode(part).cpu() for part in flat.split(256)]).unflatten(0, z.shape[:-1])
+        each = torch.arange(len(flat)) // (len(flat) // len(z))  # a row of latents has one condition
+        x = [self.told(rows, len(z)).decode(flat[i]).cpu() for i, rows in _pieces(each)]
+        return torch.cat(x).unflatten(0, z.shape[:-1])
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes [N, Z] of samples, on the CPU."""
         import torch
 
-        return torch.cat([self.model.encode(part.to(self.model.device)).cpu() for part in x.split(256)])
+        found = [
+            self.told(rows, len(x)).encode(x[i].to(self.model.device)).cpu()
+            for i, rows in _pieces(torch.arange(len(x)))
+        ]
+        return torch.cat(found)
+
+    def told(self, each: Tensor, n: int) -> Any:
+        """The model under the conditions of some of n real samples, by their number; the model itself without any."""
+        from genlab.telling import telling
+
+        if not self.model.given:
+            return self.model
+        if self._conditions is None or len(self._conditions) != n:
+            chosen = _choice(len(self.store), n, self.options["seed"])
+            self._conditions = self.data.rows(self.options["split"], self.model.given, chosen)
+        return telling(self.model, self._conditions.rows(each % len(self._conditions)))
 
     def need(self, look: str, *capabilities: str) -> None:
         """Raises a `UserError` if the model lacks a capability."""
@@ -154,6 +173,8 @@ class Looks:
 
         self.need("mirror", "decode")
         self.need_images("mirror")
+        if self.model.given:
+            raise UserError(f"what=mirror is for models without conditions, and {self.name} is given some.")
         x, _ = self.real(self.n)
         both = torch.cat([x, x.flip(-1)])
         bound = 1.0 if self.model.latent_prior == "uniform" else None
@@ -258,7 +279,12 @@ class Looks:
         self.need_plane_or_images("reconstructions")
         points = not self.spec.x.pictorial
         x, _ = self.real(200 if points else 6 * self.n)
-        made = torch.cat([self.model.reconstruct(part.to(self.model.device)).cpu() for part in x.split(256)])
+        made = torch.cat(
+            [
+                self.told(rows, len(x)).reconstruct(x[i].to(self.model.device)).cpu()
+                for i, rows in _pieces(torch.arange(len(x)))
+            ]
+        )
         error = (x - made).square().mean()
         title = f"{self.name}: reconstructions"
         if points:
@@ -285,7 +311,7 @@ class Looks:
         self.need("neighbours", "sample")
         self.need_images("neighbours")
         self.rng.manual_seed(self.options["seed"])
-        samples = self.spec.render(self.model.sample(self.n, rng=self.rng).cpu())
+        samples = self.spec.render(self.told(torch.arange(self.n), self.n).sample(self.n, rng=self.rng).cpu())
         train = self.data.judged("train")
         rows = _choice(len(train), self.options["train_images"], self.options["seed"])
         k = min(5, len(rows))
@@ -376,6 +402,12 @@ class Looks:
         rows = [*first, *others][: max(self.n, len(first), len(names))]
         note = f"|corr| of latents and factors over {len(codes)} {split} samples; {len(rows)} of {len(matrix)} latents."
         return heat_map(matrix[rows], [f"z{i}" for i in rows], names, f"{self.name}: factors", note)
+
+
+def _pieces(each: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """256 rows at a time: where they are, and their part of `each` [N]."""
+    for start in range(0, len(each), 256):
+        yield slice(start, start + 256), each[start : start + 256]
 
 
 def _choice(size: int, n: int, seed: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import genlab.looks.sheets
+from genlab.batch import Batch
 from genlab.cli.visualize import DEFAULTS, looks_into, main, visualize
 from genlab.config.composition import compose
 from genlab.errors import UserError
@@ -23,6 +24,7 @@ RUNS = {
     "gan": ["model=gan"],
     "began": ["model=began", "network=mlp_image"],
     "vae": ["model=vae"],
+    "cvae": ["model=cvae"],
     "points": ["model=vae", "data=swiss_roll", "likelihood=gaussian", "model.latent_dim=2"],
 }
 
@@ -81,6 +83,21 @@ def test_all_looks_of_a_vae(runs, capsys):
     assert "Left out frames: VAE has no `frames`" in said and "Left out categories: VAE has no one-hot" in said
     assert before == {p: p.read_bytes() for p in (runs["vae"] / "checkpoints").iterdir()}
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_rows_have_the_conditions_of_real_samples(runs):
+    """A row of latents is told the class of one real sample, a reconstruction that of its own."""
+    one = looks(runs["cvae"])
+    _, y = one.real(4)
+    z = one.latents(4)
+    told = [one.model.decode(z, Batch({"y": y})), one.model.decode(z.flip(0), Batch({"y": y}))]
+    torch.testing.assert_close(one.decode(torch.stack([z, z.flip(0)], dim=1)), torch.stack(told, dim=1))
+    x, y = one.real(300)
+    torch.testing.assert_close(one.encode(x), one.model.encode(x, Batch({"y": y})))
+    drawn = visualize({"run": runs["cvae"], "n": 3, "steps": 3})
+    assert "mirror" not in drawn and {"interpolations", "traversals", "reconstructions", "neighbours"} <= drawn.keys()
+    with pytest.raises(UserError, match="what=mirror is for models without conditions"):
+        one.mirror()
 
 
 def test_all_leaves_out_what_does_not_fit_and_says_why(runs, capsys):
