@@ -32,8 +32,8 @@ train: install  ## train the default, or with overrides: make train ARGS="model=
 test: install  ## run the tests: make test ARGS="-k resume"
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: test  ## the tests, then for every config a step on another device, in half precision and on two processes
-	$(BIN)/python -m pytest -m matrix $(ARGS)
+test-all: test  ## the tests, then longer runs, and for every config a step on another device and on two processes
+	$(BIN)/python -m pytest -m "matrix or long" $(ARGS)
 
 lint: install  ## ruff (rules and format) and mypy; changes nothing
 	$(BIN)/ruff check .

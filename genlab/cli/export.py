@@ -347,7 +347,7 @@ def trace(model: GenerativeModel, z: Tensor, *columns: Tensor) -> Any:
 
     sampler = Sampler().eval()
     number = torch.export.Dim("n", min=1)
-    shapes: Any = ({0: number}, tuple({0: number} for _ in columns)) if columns else ({0: number}, ())
+    shapes: Any = ({0: number}, tuple({0: number} for _ in columns)) if columns else ({0: number},)
     try:
         with model.inference(gradients=True), torch.no_grad(), _quiet():
             program = torch.export.export(sampler, (z, *columns), dynamic_shapes=shapes)

@@ -37,6 +37,7 @@ def test_mistakes_are_sentences(argument, sentence):
         gallery.parse([argument])
 
 
+@pytest.mark.long
 def test_the_page_has_the_pictures_and_the_commands(tmp_path, monkeypatch, capsys):
     """One second of two methods; asked again, nothing is trained anew. A slow one goes on to its least iterations."""
     monkeypatch.chdir(tmp_path)

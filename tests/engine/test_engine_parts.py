@@ -262,6 +262,8 @@ def test_gradients_and_parameters_are_watched():
 class Game:
     """Two layers that play."""
 
+    idle_optimizers = ("idle_optimizer",)
+
     def __init__(self, **settings):
         self.settings, self.seen = Settings(**settings), []
         self.layers = {name: nn.Linear(1, 1, bias=False) for name in ("a", "b")}
@@ -326,7 +328,15 @@ def test_players_get_the_optimizers_of_their_keys():
         return lambda parameters: torch.optim.SGD(parameters, lr=lr)
 
     halve = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)  # noqa: E731
-    players.use({"d_optimizer": sgd(1.0), "game.optimizer": sgd(2.0), "game.scheduler": halve, "d_scheduler": None})
+    players.use(
+        {
+            "idle_optimizer": sgd(9.0),
+            "d_optimizer": sgd(1.0),
+            "game.optimizer": sgd(2.0),
+            "game.scheduler": halve,
+            "d_scheduler": None,
+        }
+    )
     optimizers, schedulers = players.optimizers()
     assert [o.param_groups[0]["lr"] for o in optimizers] == [1.0, 1.0, 2.0]
     assert [s.optimizer for s in schedulers] == [optimizers[2]]
@@ -338,7 +348,10 @@ def test_players_get_the_optimizers_of_their_keys():
     [
         ({}, r"The a of Game needs an optimizer. Set model.optimizer="),
         ({"optimizer": None}, "The a of Game needs an optimizer"),
-        ({"optimizer": torch.optim.SGD, "q_scheduler": None}, "model.q_scheduler belongs to no player; Game has opt"),
+        (
+            {"optimizer": torch.optim.SGD, "q_scheduler": None},
+            "model.q_scheduler belongs to no player; Game has idle_optimizer, opt",
+        ),
     ],
 )
 def test_optimizers_that_do_not_fit_the_players_are_refused(given, words):

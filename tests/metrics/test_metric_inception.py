@@ -60,6 +60,7 @@ def test_grey_is_repeated(extractor):
     torch.testing.assert_close(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("channels", [1, 3])
 def test_scores_equal_both_packages(extractor, channels):
     """64 against 64 images through the network once, then the published algebra on those features."""

@@ -59,6 +59,7 @@ def run(program, arguments, project):
     return result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "model"),
     [(["model=r1_gan"], "r1_gan"), (["model=cgan"], "cgan"), (["model=disco"], "disco")],
