@@ -164,7 +164,7 @@ def objectives_in_float32(model):
     with pytest.MonkeyPatch.context() as patch:
         for name in [n for n in sys.modules if n.startswith(("genlab.models.", "genlab.networks."))]:
             for key, value in list(vars(sys.modules[name]).items()):
-                where = (value.__module__ or "") if inspect.isfunction(value) else ""  # None of one made by `exec`
+                where = (value.__module__ or "") if inspect.isfunction(value) else ""  # it may have none
                 if where.startswith("genlab.losses.") and not where.endswith(".numerics"):
                     patch.setattr(sys.modules[name], key, in_float32(value))
         for part in model.modules():
