@@ -131,6 +131,7 @@ def check(examples, seeded):
     return counts
 
 
+@pytest.mark.long
 def test_random_overrides_end_in_a_composition_or_a_sentence():
     counts = check(300, True)
     assert min(counts.values()) >= 20  # both sides are met
