@@ -302,6 +302,7 @@ def two(runs, tmp_path_factory):
 LIKELIHOOD = ["iwae_samples=20", "likelihood_images=80", "seed=5"]
 
 
+@pytest.mark.long
 def test_two_processes_score_as_one(two, runs):
     """Bit for bit, and only the first writes and prints; a mistake stops both."""
     folder, result = two

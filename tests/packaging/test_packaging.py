@@ -62,6 +62,7 @@ def test_the_wheel_holds_all_modules_and_configs(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
 
 
+@pytest.mark.long
 def test_the_commands_of_the_wheel_in_another_folder(installed, tmp_path):
     """Three iterations and four samples; `commit` in `run.json` is null only outside a checkout."""
     path = {"PYTHONPATH": str(installed)}

@@ -38,6 +38,7 @@ def statuses(run):
     return [s["status"] for s in json.loads((Path(run) / "run.json").read_text())["sessions"]]
 
 
+@pytest.mark.long
 def test_a_sweep_that_was_killed_goes_on_with_what_is_missing(tmp_path, monkeypatch):
     """SIGKILL in the second of three jobs: the first is left alone, the second resumed exactly, the third started."""
     line = [*QUICK, "trainer.max_steps=400", "checkpoint.every_n_steps=20", "seed=0,1,2", "hydra.sweep.dir=sweep"]
