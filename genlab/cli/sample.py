@@ -143,11 +143,11 @@ def conditions(
     import torch
 
     from genlab.batch import Batch
-    from genlab.config.instantiate import instantiate
+    from genlab.config.instantiate import derivations
     from genlab.data.derive import derived
     from genlab.runs.folder import load_data
 
-    derive = {key: instantiate(node) for key, node in (model.run_config.get("derive") or {}).items()}
+    derive = derivations(model.run_config)
     made = {key: one for key, one in derive.items() if key in model.given and one.of in typed}
     for key, text in typed.items():
         if key not in model.given and not any(one.of == key for one in made.values()):

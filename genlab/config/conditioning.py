@@ -103,16 +103,13 @@ def described(config: dict[str, Any]) -> DataSpec:
     Raises:
         UserError: If a derived column cannot be made of such data.
     """
-    from genlab.config.instantiate import instantiate, locate
+    from genlab.config.instantiate import derivations, locate
     from genlab.data.derive import with_derived
     from genlab.data.spec import DataSpec
-    from genlab.fields.kinds import make_field
 
     data = config["data"]
     if "_target_" in data:
         locate(data["_target_"], "data")  # a module of one's own may define kinds of its own
     classes = data.get("num_classes") if data.get("labels", True) else None
-    spec = DataSpec.of(data.get("kind") or "image", data["shape"], classes)
-    for column, facts in (data.get("columns") or {}).items():
-        spec = spec.with_field(column, make_field(facts))
-    return with_derived(spec, {key: instantiate(node) for key, node in (config.get("derive") or {}).items() if node})
+    spec = DataSpec.of(data.get("kind") or "image", data["shape"], classes).with_stated(data.get("columns"))
+    return with_derived(spec, derivations(config))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
+    from genlab.data.derive import Derivation
     from genlab.data.module import ArrayData
     from genlab.models.base import GenerativeModel
 
@@ -34,7 +35,6 @@ ALLOWED_TARGETS = (
 ALLOWED_FUNCTIONS = ("genlab.networks.init.spectrally_normalised",)  # named by shipped configs
 RESERVED = {"_partial_": bool, "_recursive_": bool, "_args_": list, "_convert_": str}  # Hydra's keys beside `_target_`
 PLAYERS = re.compile(r"(\w+_)?(optimizer|scheduler)")  # keys of a model that belong to its players
-GIVEN = ("given",)  # further keys of every model that are no arguments of its constructor
 MOST_NODES, MOST_LEVELS = 100_000, 100  # of a stranger's config; shipped ones have hundreds of nodes and ten levels
 
 
@@ -175,7 +175,7 @@ def constructor_hints(found: Any) -> dict[str, Any]:
 
 def _is_of_every_model(key: str, place: str) -> bool:
     """Whether a key of the node at a dotted path is read for every model, and is no argument of its constructor."""
-    if key in GIVEN:
+    if key == "given":
         return place.rpartition(".")[2] in ("model", "first_stage")
     return place.partition(".")[0] == "model" and PLAYERS.fullmatch(key) is not None
 
@@ -197,16 +197,14 @@ def build_model(config: dict[str, Any]) -> GenerativeModel:
         if not isinstance(node, dict):
             return node
         own = {key: value for key, value in node.items() if PLAYERS.fullmatch(key) and "_target_" in node}
-        if not path or path.endswith("first_stage."):
-            own |= {key: node[key] for key in GIVEN if key in node}
         if not path.startswith("first_stage"):
             found.update({f"{path}{key}": value for key, value in own.items()})
-        return {key: parts(value, f"{path}{key}.") for key, value in node.items() if key not in own}
+        left_out = {*own, "given"} if not path or path.endswith("first_stage.") else own
+        return {key: parts(value, f"{path}{key}.") for key, value in node.items() if key not in left_out}
 
     model = instantiate(parts(config, ""))
     if not isinstance(model, GenerativeModel):
         raise UserError(f"model._target_ must name a genlab model, got {config['_target_']}.")
-    found.pop("given", None)
     inner: Any = model
     node: Any = config
     while node:  # of the model and its first stages
@@ -219,8 +217,13 @@ def build_model(config: dict[str, Any]) -> GenerativeModel:
 def build_data(config: dict[str, Any]) -> ArrayData:
     """Builds the data of a run's config, with its derived columns."""
     data: ArrayData = instantiate(config["data"])
-    data.derive_columns({name: instantiate(node) for name, node in (config.get("derive") or {}).items() if node})
+    data.derive_columns(derivations(config))
     return data
+
+
+def derivations(config: dict[str, Any]) -> dict[str, Derivation]:
+    """The derived columns of a run's config, by name."""
+    return {name: instantiate(node) for name, node in (config.get("derive") or {}).items() if node}
 
 
 def instantiate(config: Any, **extra: Any) -> Any:

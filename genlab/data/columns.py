@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genlab.batch import Column, Seq
+from genlab.fields.sequences import cut
 
 _COPY_LIMIT = 256 * 2**20  # bytes; a smaller subset is copied, a larger one indexes its parent's array
 
@@ -175,10 +176,9 @@ class Ragged:
         start, length = self.offsets[idx], self.offsets[idx + 1] - self.offsets[idx]
         most = int(length.max()) if steps is None else steps
         place = torch.arange(most, device=self.flat.device)
-        inside = place < length[:, None]
         # A place past the end reads some step of the column, and is set to zero.
         values = self.flat[(start[:, None] + place).clamp_max(len(self.flat) - 1)]
-        return Seq(values * inside.view(*inside.shape, *[1] * (values.dim() - 2)).to(values.dtype), length)
+        return cut(values, length)
 
     def subset(self, idx: Tensor) -> Ragged:
         """See `Stored`; always a copy."""

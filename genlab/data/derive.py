@@ -9,13 +9,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.batch import Batch, Column
+from genlab.batch import Batch, Column, Seq
 from genlab.data.spec import DataSpec
 from genlab.errors import UserError
 from genlab.fields.base import Field
@@ -244,14 +243,21 @@ def masked(x: Tensor, seen: Tensor) -> Tensor:
 
 def derived(batch: Batch, derive: Mapping[str, Derivation], number: int) -> Batch:
     """A batch with derived columns whose draws depend on its number alone: for validation and metrics."""
-    for name, derivation in derive.items():
+    first = next(iter(batch.columns.values()))
+    device = first.length.device if isinstance(first, Seq) else first.device
+
+    def rand(name: str) -> Rand:
         rng = torch.Generator().manual_seed(stable_seed("derive", name, number))
-        batch = batch.with_column(name, derivation(batch, partial(_draws, len(batch), rng, batch.x.device)))
+        return lambda *shape: torch.rand(len(batch), *shape, generator=rng).to(device)
+
+    return with_columns(batch, derive, rand)
+
+
+def with_columns(batch: Batch, derive: Mapping[str, Derivation], rand: Callable[[str], Rand]) -> Batch:
+    """A normalised batch with derived columns; `rand(name)` gives the stream of a column."""
+    for name, derivation in derive.items():
+        batch = batch.with_column(name, derivation(batch, rand(name)))
     return batch
-
-
-def _draws(n: int, rng: torch.Generator, device: torch.device, *shape: int) -> Tensor:
-    return torch.rand(n, *shape, generator=rng).to(device)
 
 
 def with_derived(spec: DataSpec, derive: Mapping[str, Derivation]) -> DataSpec:

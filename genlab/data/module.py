@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from genlab.batch import Batch
-from genlab.data.columns import Ragged
 from genlab.data.decode import default_workers
 from genlab.data.derive import Derivation, derived, with_derived
 from genlab.data.mixture import Mixture
@@ -22,9 +21,8 @@ from genlab.data.spec import DataSpec
 from genlab.data.store import ArrayStore
 from genlab.data.stream import FixedBatches, MergedStreams, Stream, binarise, normalised
 from genlab.errors import UserError
-from genlab.fields.base import KINDS
+from genlab.fields.base import KINDS, Field
 from genlab.fields.image import Image
-from genlab.fields.kinds import make_field
 from genlab.fields.label import Label
 from genlab.seeding import stable_seed
 
@@ -124,10 +122,9 @@ class ArrayData(LightningDataModule):
         self.derive: dict[str, Derivation] = {}
         own = self._image_shape(shape, image_size, channels) if images else self._plain_shape(shape)
         classes = (num_classes or found) if labels else None
-        self._spec = DataSpec.of(self.kind, own, classes, self.class_names, self.factor_names)
-        self._stated = dict(columns or {})
-        for column, facts in self._stated.items():
-            self._spec = self._spec.with_field(column, make_field(facts))
+        self._stated = tuple(columns or ())
+        spec = DataSpec.of(self.kind, own, classes, self.class_names, self.factor_names)
+        self._spec = spec.with_stated(columns)
         self._splits: dict[str, ArrayStore] | None = None
         self._drawn: ArrayStore | None = None  # the training split for metrics, if `binarize` is "dynamic"
 
@@ -277,9 +274,7 @@ class ArrayData(LightningDataModule):
                     raise UserError(f"{self.name} has a column {name}, and data.columns does not say of which kind.")
                 if name not in store:
                     raise UserError(f"data.columns names {name}, and {self.name} has {', '.join(store.columns)}.")
-                column = store.columns[name]
-                steps = column.flat if isinstance(column, Ragged) else column.gather(torch.arange(min(1, len(store))))
-                self._spec.fields[name].check_stored(cast(Tensor, steps))
+                self._spec.fields[name].check_stored(store.columns[name].first)
 
     # --- Batches ------------------------------------------------------------------------------------------------
 
@@ -303,7 +298,7 @@ class ArrayData(LightningDataModule):
     def rows(self, split: str, names: Sequence[str], rows: Tensor) -> Batch:
         """Columns, stored or derived, of these rows [n] of a split as judges see it."""
         store = self.judged(split)
-        needed = {*names, *({"x"} if self.derive else ()), *(one.of for one in self.derive.values())}
+        needed = {*names, *(one.of for one in self.derive.values())}
         columns = {name: column.gather(rows) for name, column in store.columns.items() if name in needed}
         return derived(Batch(normalised(self._spec, columns)), self.derive, 0).only(names)
 
@@ -325,7 +320,9 @@ class ArrayData(LightningDataModule):
                 raise UserError(f"{self.name} has no column {name}, only {', '.join(self._spec.fields)}.")
         known = torch.ones(len(store), dtype=torch.bool)
         for name in (name for name in names if name in store):
-            known &= self._spec.fields[name].known(store.gather(torch.arange(len(store)), name))
+            field = self._spec.fields[name]
+            if type(field).known is not Field.known:  # of other kinds all values are: none need be read
+                known &= field.known(store.columns[name].gather(torch.arange(len(store))))
         places = known.nonzero().squeeze(1)
         if not len(places):
             raise UserError(f"{self.name} has no row of the {split} split in which {' and '.join(names)} is known.")

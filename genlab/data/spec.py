@@ -58,6 +58,10 @@ class DataSpec:
             facts["factor"] = {"kind": "attributes", "shape": (len(names),), "names": names, "value_range": (-1.0, 1.0)}
         return cls({name: make_field(fact) for name, fact in facts.items()})
 
+    def with_stated(self, columns: Mapping[str, Mapping[str, Any]] | None) -> DataSpec:
+        """The facts with the further columns of a data set's yaml, `columns`."""
+        return DataSpec({**self.fields, **{name: make_field(facts) for name, facts in (columns or {}).items()}})
+
     @property
     def x(self) -> Field:
         """The field of the samples."""

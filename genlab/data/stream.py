@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from genlab.batch import Batch, Column, Seq
-from genlab.data.derive import Derivation, derived
+from genlab.data.derive import Derivation, derived, with_columns
 from genlab.data.spec import DataSpec
 from genlab.data.store import ArrayStore
 from genlab.errors import UserError
-from genlab.fields.base import Field
+from genlab.fields.sequences import cut
 from genlab.seeding import fixed_choice, stable_seed
 
 _RESIDENT = 2 * 2**30  # bytes of samples kept on an accelerator that does not report its free memory
@@ -139,10 +139,7 @@ class Stream:
                 # Concatenating both versions and selecting rows is 7 times faster than torch.where on bytes.
                 chosen = torch.cat((values, other)).index_select(0, places)
                 rows[name] = Seq(chosen, column.length) if isinstance(column, Seq) else chosen
-        batch = Batch(normalised(self.spec, rows))
-        for name, derivation in self.derive.items():
-            batch = batch.with_column(name, derivation(batch, self._draws(f"derive {name}", i)))
-        return batch
+        return with_columns(Batch(normalised(self.spec, rows)), self.derive, lambda n: self._draws(f"derive {n}", i))
 
     def indices(self, i: int) -> Tensor:
         """Positions [n B] in the store of the samples of batch `i`, over all processes, chunk by chunk."""
@@ -276,18 +273,11 @@ def normalised(spec: DataSpec, rows: Mapping[str, Column]) -> dict[str, Column]:
         if field is None:
             done[name] = column
         elif isinstance(column, Seq):
-            done[name] = _normalised_sequences(field, column)
+            values = field.normalise(column.values.flatten(0, 1)).unflatten(0, column.values.shape[:2])
+            done[name] = cut(values, column.length)
         else:
             done[name] = field.normalise(column)
     return done
-
-
-def _normalised_sequences(field: Field, column: Seq) -> Seq:
-    """Normalised step by step; past the end they stay 0."""
-    n, steps = column.values.shape[:2]
-    values = field.normalise(column.values.flatten(0, 1)).unflatten(0, (n, steps))
-    mask = column.mask.view(n, steps, *[1] * (values.dim() - 2))
-    return Seq(values * mask.to(values.dtype), column.length)
 
 
 def check_mirrors(spec: DataSpec, store: ArrayStore) -> None:

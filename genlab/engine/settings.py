@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Tricks of a method that trains one generator against a discriminator's logits, with `shown` and `generator_loss`.
+# Tricks of a method that trains one generator against a discriminator's logits, with `fakes` and `generator_loss`.
 ALL_TRICKS = (
     "historical_averaging",
     "virtual_batch_norm",

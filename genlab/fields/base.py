@@ -101,7 +101,7 @@ class Field:
         return None
 
     def vector(self, values: Column) -> Tensor:
-        """Values as vectors, float [N, vector_width], without learning (networks/told.py learns for other kinds)."""
+        """Values as vectors, float [N, vector_width], without weights; others: `genlab.networks.conditions`."""
         raise NotImplementedError
 
     # --- For people -----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from genlab.batch import Column
 from genlab.errors import UserError
 from genlab.fields.base import Field, spread
 from genlab.fields.drawing import save_png, to_rgb
+from genlab.fields.typed import files_at
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -34,23 +35,13 @@ def from_uint8(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Image(Field):
-    """A picture: uint8 [C, H, W] in the store, float32 in [-1, 1] for a model."""
+class Pixels(Field):
+    """Pixels [..., H, W]: uint8 in the store, float32 in [-1, 1] for a model. Base of kinds, no kind of its own."""
 
-    kind: ClassVar[str] = "image"
     pictured: ClassVar[bool] = True
     mirrors: ClassVar[bool] = True
 
     value_range: tuple[float, float] | None = (-1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        if len(self.shape) != 3:
-            raise UserError(f"An image has the shape [C, H, W], got data.shape={list(self.shape)}.")
-
-    def check_stored(self, stored: Tensor) -> None:
-        """Refuses what is not uint8 [N, C, H, W]."""
-        if stored.dtype != torch.uint8 or stored.dim() != 4:
-            raise ValueError(f"Images must be uint8 [N, C, H, W], got {stored.dtype} {list(stored.shape)}.")
 
     def normalise(self, stored: Tensor) -> Tensor:
         """uint8 to float32 in [-1, 1]; 0 and 255 are reached exactly."""
@@ -63,6 +54,22 @@ class Image(Field):
     def random(self, n: int, rng: torch.Generator) -> Tensor:
         """Uniform pixels."""
         return 2 * torch.rand(n, *self.fixed_shape, generator=rng) - 1
+
+
+@dataclass(frozen=True)
+class Image(Pixels):
+    """A picture: uint8 [C, H, W] in the store, float32 in [-1, 1] for a model."""
+
+    kind: ClassVar[str] = "image"
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3:
+            raise UserError(f"An image has the shape [C, H, W], got data.shape={list(self.shape)}.")
+
+    def check_stored(self, stored: Tensor) -> None:
+        """Refuses what is not uint8 [N, C, H, W]."""
+        if stored.dtype != torch.uint8 or stored.dim() != 4:
+            raise ValueError(f"Images must be uint8 [N, C, H, W], got {stored.dtype} {list(stored.shape)}.")
 
     def text(self, values: Column) -> list[str]:
         """Their sizes: a picture is not told in words."""
@@ -86,15 +93,9 @@ class Image(Field):
         """
         from genlab.fields.decoding import decode_image  # PIL, which judges do without
 
-        path = Path(text).expanduser()
-        if not path.exists():
-            raise UserError(f"{path} is no file and no folder")
-        found = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise UserError(f"the folder {path} holds no pictures ({', '.join(SUFFIXES)})")
         channels, height, width = self.fixed_shape
         pictures = []
-        for file in found[:n]:
+        for file in files_at(text, SUFFIXES, "pictures")[:n]:
             try:
                 pictures.append(decode_image(file.read_bytes(), (height, width), channels))
             except Exception as error:  # whatever PIL raises

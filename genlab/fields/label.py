@@ -18,7 +18,7 @@ class Label(Field):
     """A class, int64 [N] from 0; -1 where it is not known. `size` is the number of classes."""
 
     kind: ClassVar[str] = "label"
-    mirrors: ClassVar[bool] = True  # whoever lets pictures be mirrored says that their classes allow it
+    mirrors: ClassVar[bool] = True  # data.flip is set only where mirroring keeps the class
 
     def check_stored(self, stored: Tensor) -> None:
         """Refuses what is not int64 [N]."""

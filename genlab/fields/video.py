@@ -12,17 +12,17 @@ from torch import Tensor
 
 from genlab.batch import Column
 from genlab.errors import UserError
-from genlab.fields.base import Field, spread
+from genlab.fields.base import spread
 from genlab.fields.decoding import fit_image
 from genlab.fields.drawing import save_gif, to_rgb
-from genlab.fields.image import from_uint8, to_uint8
+from genlab.fields.image import Pixels, to_uint8
 from genlab.fields.typed import files_at
 
 FRAMES = 8  # in a strip
 
 
 @dataclass(frozen=True)
-class Video(Field):
+class Video(Pixels):
     """T pictures: uint8 [T, C, H, W] in the store, float32 in [-1, 1] for a model.
 
     Attributes:
@@ -30,10 +30,7 @@ class Video(Field):
     """
 
     kind: ClassVar[str] = "video"
-    pictured: ClassVar[bool] = True
-    mirrors: ClassVar[bool] = True
 
-    value_range: tuple[float, float] | None = (-1.0, 1.0)
     fps: int = 10
 
     def __post_init__(self) -> None:
@@ -47,18 +44,6 @@ class Video(Field):
         if stored.dtype != torch.uint8 or stored.shape[1:] != self.fixed_shape:
             sides = ", ".join(map(str, self.shape))
             raise ValueError(f"Videos must be uint8 [N, {sides}], got {stored.dtype} {list(stored.shape)}.")
-
-    def normalise(self, stored: Tensor) -> Tensor:
-        """uint8 to float32 in [-1, 1]; 0 and 255 are reached exactly."""
-        return from_uint8(stored)
-
-    def mirror(self, values: Tensor) -> Tensor:
-        """Left becomes right."""
-        return values.flip(-1)
-
-    def random(self, n: int, rng: torch.Generator) -> Tensor:
-        """Uniform pixels."""
-        return 2 * torch.rand(n, *self.fixed_shape, generator=rng) - 1
 
     def text(self, values: Column) -> list[str]:
         """Their lengths and sizes."""

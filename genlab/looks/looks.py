@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from genlab.batch import Batch
     from genlab.data.module import ArrayData
     from genlab.data.store import ArrayStore
     from genlab.fields.base import Field
@@ -63,7 +62,6 @@ class Looks:
         self._read_data, self.extractor = data, extractor
         self.n: int = options["n"]
         self.rng = torch.Generator()
-        self._conditions: Batch | None = None  # of real samples, the last number that was asked for
         choices = model.run_config.get("choices", {})
         on = f" on {choices['data']}" if "data" in choices else ""
         self.name = f"{type(model).__name__}{on}"
@@ -114,10 +112,9 @@ class Looks:
 
         if not self.model.given:
             return self.model
-        if self._conditions is None or len(self._conditions) != n:
-            chosen = _choice(len(self.store), n, self.options["seed"])
-            self._conditions = self.data.rows(self.options["split"], self.model.given, chosen)
-        return telling(self.model, self._conditions.rows(each % len(self._conditions)))
+        chosen = _choice(len(self.store), n, self.options["seed"])
+        conditions = self.data.rows(self.options["split"], self.model.given, chosen)
+        return telling(self.model, conditions.rows(each % len(conditions)))
 
     def need(self, look: str, *capabilities: str) -> None:
         """Raises a `UserError` if the model lacks a capability."""
