@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from genlab.config.stages import merged
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def told(config: dict[str, Any]) -> dict[str, Any]:
         UserError: If there is nothing to tell, a network has no place for it, or the data do not say what a column is.
     """
     rest = {key: value for key, value in config.items() if key != "conditioning"}
+    stages = [_told_stage(config, stage) for stage in config.get("stages") or ()]
+    if stages:
+        rest["stages"] = [stage for stage, _ in stages]
     model, option = dict(config["model"]), config.get("conditioning")
     given, networks = list(model.get("given") or ()), model.pop("told", None)
     name, chosen = (config["choices"].get(group) for group in ("model", "conditioning"))
@@ -38,7 +42,7 @@ def told(config: dict[str, Any]) -> dict[str, Any]:
         cure = "model.told={generator: draws, discriminator: judges}" if given else "model.given=[y]"
         raise UserError(f"{lacks}, so that model={name} has nothing to tell. Try '{cure}', or leave both out.")
     if not given or not networks:
-        if option:
+        if option and not any(told for _, told in stages):
             raise UserError(
                 f"conditioning={chosen} has nothing to tell: model={name} is given no column. Leave it out."
             )
@@ -53,6 +57,19 @@ def told(config: dict[str, Any]) -> dict[str, Any]:
         wrappers = [_with(wrapper, shared, f"conditioning={chosen}") for wrapper in _list(option.get(role))]
         model[network] = _wrapped(model[network], wrappers, facts, f"conditioning={chosen}", f"model.{network}")
     return {**rest, "model": model}
+
+
+def _told_stage(config: dict[str, Any], stage: Any) -> tuple[Any, bool]:
+    """A stage with its networks told, as `told` does it for the run's own model, and whether it names any.
+
+    A stage may have a `conditioning` of its own, with the keys of an option; else the run's holds for it.
+    """
+    model = stage.get("model") if isinstance(stage, dict) else None
+    if not isinstance(model, dict) or not model.get("told"):
+        return stage, False
+    own = {key: value for key, value in stage.items() if key in ("data", "derive", "conditioning")}
+    rewritten = told({**config, "stages": None, **merged(config, own), "model": model})
+    return {**{key: value for key, value in stage.items() if key != "conditioning"}, "model": rewritten["model"]}, True
 
 
 def _list(wrappers: Any) -> list[dict[str, Any]]:

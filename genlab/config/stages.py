@@ -22,12 +22,14 @@ def stage_configs(config: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         name = stage.get("name")
         if not name or name in [n for n, _ in configs]:
             raise UserError(f"Stage {i + 1} of `stages` needs a name of its own, got {name!r}.")
-        merged = copy.deepcopy({**config, "stages": None})
-        for key, value in stage.items():
-            if key != "name":
-                merged[key] = _merge(merged.get(key), value)
-        configs.append((name, merged))
+        own = {key: value for key, value in stage.items() if key != "name"}
+        configs.append((name, copy.deepcopy({**config, "stages": None, **merged(config, own)})))
     return configs
+
+
+def merged(config: dict[str, Any], stage: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a stage, each merged with the run's own."""
+    return {key: _merge(config.get(key), value) for key, value in stage.items()}
 
 
 def _merge(old: Any, new: Any) -> Any:

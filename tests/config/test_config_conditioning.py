@@ -8,8 +8,9 @@ import torch
 import genlab
 from genlab.batch import Batch
 from genlab.config import checks, conditioning
-from genlab.config.composition import compose
+from genlab.config.composition import compose, read_option
 from genlab.config.instantiate import build_data, build_model, check_signatures
+from genlab.config.stages import stage_configs
 from genlab.data.module import ArrayData
 from genlab.errors import UserError
 from genlab.networks import mlp
@@ -312,3 +313,33 @@ def test_given_is_an_argument_of_no_constructor():
     ):
         with pytest.raises(UserError, match=f"^{place}.* takes no '(given|told)'"):
             check_signatures({"model": wrong})
+
+
+# --- Stages -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_told_as_a_run_of_its_own_is():
+    """The run's option holds for a stage, and one of the stage's own before it; told once, without the keys."""
+    plain = compose(["model=gan"])["model"]
+    stage = {"given": ["y"], "told": {"generator": "draws", "discriminator": "judges"}}
+    told = {name: compose(["model=cgan", f"conditioning={name}"])["model"] for name in ("concat", "projection")}
+    option = conditioning_of("projection")
+    config = {
+        **compose(["model=gan"]),
+        "conditioning": conditioning_of("concat"),
+        "stages": [
+            {"name": "one", "model": {**plain, **stage}},
+            {"name": "two", "model": {**plain, **stage}, "conditioning": option},
+            {"name": "three", "trainer": {"max_steps": 1}},
+        ],
+    }
+    one, two, three = (stage for _, stage in stage_configs(conditioning.told(config)))
+    assert one["model"] == told["concat"] and two["model"] == told["projection"] and three["model"] == plain
+    assert all("conditioning" not in stage for stage in (one, two, three))
+    with pytest.raises(UserError, match="conditioning=None has nothing to tell: model=gan is given no column"):
+        conditioning.told({**config, "stages": [{"name": "three"}]})
+
+
+def conditioning_of(name):
+    """The keys of an option."""
+    return read_option("conditioning", name)
