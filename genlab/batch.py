@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -42,6 +42,21 @@ class Seq:
 
 
 Column = Tensor | Seq
+
+
+def joined(parts: Sequence[Column]) -> Column:
+    """The rows of several columns of one kind, one after the other; sequences are padded to the longest."""
+    if not isinstance(parts[0], Seq):
+        return torch.cat([cast(Tensor, part) for part in parts])
+    sequences = cast("Sequence[Seq]", parts)
+    steps = max(part.values.shape[1] for part in sequences)
+    values = torch.cat([_padded(part.values, steps) for part in sequences])
+    return Seq(values, torch.cat([part.length for part in sequences]))
+
+
+def _padded(values: Tensor, steps: int) -> Tensor:
+    """Sequences [N, T, ...] with zeros up to `steps`."""
+    return torch.cat([values, values.new_zeros(len(values), steps - values.shape[1], *values.shape[2:])], dim=1)
 
 
 @dataclass(slots=True)

@@ -25,3 +25,8 @@ class Interrupted(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+
+
+def sentence(error: BaseException) -> str:
+    """The message of an exception on one line, at most 200 characters; the class name if it is empty."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -317,10 +317,10 @@ def _patches(size: int, count: int) -> Iterator[Any]:
 
 
 def _resized(source: Path, size: int, count: int) -> Iterator[Any]:
-    from genlab.data.images import _walk
+    from genlab.data.folders import walk
     from genlab.fields.decoding import decode_image
 
-    files = sorted(_walk(source))
+    files = sorted(walk(source))
     if not files:
         raise UserError(f"There are no images in images={source}; give a folder of images, or leave it out.")
     for path in files[:: max(1, len(files) // count)][:count]:

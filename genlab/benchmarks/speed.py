@@ -606,7 +606,7 @@ def race_images(size: int, source: Path | None, seconds: float, count: int = IMA
 def _readers(root: Path, size: int) -> dict[str, Callable[[], None]]:
     """Readers of a folder of JPEGs: genlab's stream, torchvision's loader twice, genlab's preparation."""
     from genlab.benchmarks.rivals import image_folder_epoch
-    from genlab.data.images import ImageFolder
+    from genlab.data.folders import ImageFolder
 
     options: dict[str, Any] = {"root": root, "image_size": size, "channels": 3, "batch_size": 64}
     batches = iter(ImageFolder(**options, flip=True).stream())

@@ -20,16 +20,18 @@ HELP = """genlab-sample: draw from a trained model.
   genlab-sample run=outputs/latest                    64 samples as a grid, samples_n64_seed0.png in the run folder
   genlab-sample run=outputs/latest n=10000 format=npz arrays: `x` (uint8 images [N, H, W, C], or points), conditions
   genlab-sample run=RUN n=500 format=images out=DIR   one PNG each
+  genlab-sample run=RUN n=500 format=files            files of the samples' kind: png, gif, wav, svg, txt
   genlab-sample run=RUN/checkpoints/best.ckpt y=3     another checkpoint; a class, for a model that is given classes
   genlab-sample run=RUN n=80 y=each                   all classes, one row each; also y=3,5
   genlab-sample run=RUN x=PHOTO_OR_FOLDER             pictures from which the given column is made (derive=half, ...)
   genlab-sample run=RUN sampler=drs sampler.gamma_percentile=95
 
 Keys: run, n (64), seed (0), each column that the model is given (rows of the test split if left out),
-format (grid | images | npz), out, batch_size (256), device (cpu),
+format (grid | images | files | npz), out, batch_size (256), device (cpu),
 sampler (prior | truncated | drs | ddls | gmm | flow; settings as sampler.KEY=VALUE, see configs/sampler; fitted
 samplers are kept in samplers/ of the run folder), data.root (folder of the run's data, for samplers that are fitted),
 allow_targets ([mypackage.*]: further targets that a stranger's config may build)."""
+FORMATS = ("grid", "images", "files", "npz")
 DEFAULTS: dict[str, Any] = {
     "run": None,
     "n": 64,
@@ -89,6 +91,7 @@ def sample(options: dict[str, Any]) -> Path:
     from rich.progress import track
 
     import genlab
+    from genlab.batch import joined
     from genlab.runs.folder import find_run
     from genlab.runs.samplers import ready_sampler
 
@@ -98,8 +101,8 @@ def sample(options: dict[str, Any]) -> Path:
         raise UserError("Say what to draw from: run=outputs/latest, another run folder, or a .ckpt file.")
     if n < 1 or options["batch_size"] < 1:
         raise UserError(f"n and batch_size must be at least 1, got {n} and {options['batch_size']}.")
-    if form not in ("grid", "images", "npz"):
-        raise UserError(f"format must be grid, images or npz, got {form!r}.")
+    if form not in FORMATS:
+        raise UserError(f"format must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {form!r}.")
     name = options["sampler"] or "prior"
     folder, checkpoint = find_run(options["run"])
     allow = tuple(options["allow_targets"])
@@ -115,13 +118,13 @@ def sample(options: dict[str, Any]) -> Path:
     for i, size in enumerate(track(sizes, description="drawing", disable=len(sizes) < 4)):
         start = i * options["batch_size"]
         told = None if given is None else given.rows(slice(start, start + size)).to(model.device)
-        parts.append(sampler.sample(model, size, given=told, rng=rng).cpu())
+        parts.append(sampler.sample(model, size, given=told, rng=rng).to("cpu"))
     if sampler.report:
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in sampler.report.items()))
     typed = "".join(f"_{column}{_for_files(text)}" for column, text in options["columns"].items())
     stem = f"samples_n{n}_seed{options['seed']}{typed}"
     stem += "" if name == "prior" else f"_{name}"
-    return write(model.spec, torch.cat(parts), given, form, options["out"], folder / stem)
+    return write(model.spec, joined(parts), given, form, options["out"], folder / stem)
 
 
 def conditions(
@@ -179,13 +182,13 @@ def _for_files(text: str) -> str:
 
 
 def write(spec: DataSpec, x: Any, given: Batch | None, form: str, out: str | None, default: Path) -> Path:
-    """Writes samples as a grid, as single images or as an npz.
+    """Writes samples as a grid, as files of their kind or as an npz.
 
     Args:
         spec: Description of the samples.
         x: Samples [N, ...].
         given: Their conditions, None without.
-        form: "grid", "images" (for kinds that are pictures: files of the kind's own) or "npz".
+        form: "grid", "files" (pictures: "images"), or "npz": sequences joined, with where each starts as `x_offsets`.
         out: File or folder; None for the default.
         default: Path of the default, without a suffix.
     """
@@ -193,6 +196,7 @@ def write(spec: DataSpec, x: Any, given: Batch | None, form: str, out: str | Non
 
     from genlab.batch import Seq
     from genlab.fields.drawing import save_png
+    from genlab.fields.sequences import flattened
     from genlab.files import write_atomic
     from genlab.looks.sheets import told_sheet
 
@@ -201,11 +205,17 @@ def write(spec: DataSpec, x: Any, given: Batch | None, form: str, out: str | Non
         save_png(path, told_sheet(spec, x, given))
         return path
     if form == "npz":
-        array = spec.render(x).permute(0, 2, 3, 1).numpy() if spec.images else x.numpy()
+        columns = {"x": spec.render(x).permute(0, 2, 3, 1) if spec.images else x, **(given.columns if given else {})}
+        arrays: dict[str, np.ndarray] = {}
+        for name, column in columns.items():
+            if isinstance(column, Seq):
+                flat, offsets = flattened(column)
+                arrays |= {name: flat.numpy(), f"{name}_offsets": offsets.numpy()}
+            else:
+                arrays[name] = column.numpy()
         path = Path(out or default.with_suffix(".npz"))
-        told = {} if given is None else {k: c.numpy() for k, c in given.columns.items() if not isinstance(c, Seq)}
-        write_atomic(path, lambda file: np.savez_compressed(file, x=array, **told))  # type: ignore[arg-type]
+        write_atomic(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
         return path
-    if not spec.x.pictured:
-        raise UserError(f"Samples of kind {spec.x.kind!r} are no images. Try format=npz.")
+    if form == "images" and not spec.x.pictured:
+        raise UserError(f"Samples of kind {spec.x.kind!r} are no images. Try format=files or format=npz.")
     return spec.x.write(x, Path(out or default))

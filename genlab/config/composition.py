@@ -42,6 +42,8 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
     """
     quoted = []
     for argument in arguments:
+        # Several data sets in one are chosen as one is; Hydra has their options in a group without networks and scores.
+        argument = re.sub(r"^data@(?=data\.)", f"{schema.PARTS_OF_DATA}@", argument)
         key, equals, value = argument.partition("=")
         if equals and not key.lstrip("+~"):
             raise UserError(f"{argument!r} names no key; overrides are written key=value.")
@@ -53,7 +55,22 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
         if equals and key.lstrip("+") in PATH_KEYS and re.search(r"[^\w./\-~]", value) and value[0] not in "'\"$":
             value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
         quoted.append(f"{key}{equals}{value}")
+    _check_parts(quoted)
     return quoted
+
+
+def _check_parts(arguments: Sequence[str]) -> None:
+    """Refuses a data set of several without one of them."""
+    chosen = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
+    name = chosen.get("data")
+    if name not in options("data"):
+        return
+    lines = [line for line in read_option("data", name)["defaults"] if isinstance(line, dict)]
+    places = [key.partition("@")[2] for line in lines for key, value in line.items() if value == "???"]
+    missing = [place for place in places if f"{schema.PARTS_OF_DATA}@data.{place}" not in chosen]
+    if missing:
+        example = " ".join(f"data@data.{place}=digits" for place in places)
+        raise UserError(f"data={name} is made of others: choose each, as in {example}.")
 
 
 def _chooses(argument: str) -> bool:
@@ -165,7 +182,8 @@ def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
     resolved = conditioning.told(resolved)
     if resolved.get("tricks"):
         resolved["model"] = tricks.wrapped(resolved["model"], resolved["tricks"])
-    resolved["choices"] = {k.partition("@")[0]: v for k, v in resolved["choices"].items() if v is not None}
+    chosen = {k: v for k, v in resolved["choices"].items() if v is not None}
+    resolved["choices"] = {k.removesuffix(f"@_global_.{k.partition('@')[0]}"): v for k, v in chosen.items()}
     return resolved
 
 

@@ -150,7 +150,7 @@ def check_signatures(config: Any, path: str = "") -> None:
                 raise UserError(f"{place}.{flag} must be a {kind.__name__}, got {node[flag]!r}.")
         found = locate(str(node["_target_"]), place)
         try:
-            parameters = inspect.signature(found).parameters
+            parameters = parameters_of(found)
         except (TypeError, ValueError):  # some built-ins have no signature
             continue
         given = {k for k in node if not k.startswith("_") and not _is_of_every_model(k, place)}
@@ -163,6 +163,25 @@ def check_signatures(config: Any, path: str = "") -> None:
             required = {k for k, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
             for key in sorted(required - given):
                 raise UserError(f"{place}: {node['_target_']} needs {key!r}. Set {place}.{key}=...")
+
+
+def parameters_of(found: Any) -> dict[str, inspect.Parameter]:
+    """What a class or function takes, by name. A constructor with `**more` hands it to its base's, which is read too.
+
+    Raises:
+        TypeError: If it has no signature.
+        ValueError: Likewise.
+    """
+    taken = dict(inspect.signature(found).parameters)
+    bases = found.__mro__[1:] if inspect.isclass(found) else ()
+    for constructor in (vars(base)["__init__"] for base in bases if "__init__" in vars(base)):
+        rest = next((name for name, p in taken.items() if p.kind is p.VAR_KEYWORD), None)
+        if rest is None:
+            break
+        del taken[rest]
+        _, *others = inspect.signature(constructor).parameters.items()  # without self
+        taken = {**dict(others), **taken}
+    return taken
 
 
 def constructor_hints(found: Any) -> dict[str, Any]:

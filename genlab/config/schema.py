@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -126,7 +128,23 @@ class TrainConfig:
     dry_run: bool = False
 
 
+PARTS_OF_DATA = "part_of_data"  # group of the data sets that others are made of, with the options of the group data
 SECTIONS = [f.name for f in fields(TrainConfig) if is_dataclass(f.default_factory)]
+
+
+@cache
+def _domains() -> dict[str, Any]:
+    """The options of the group `data` for a part of one: without the network and the metrics that they choose."""
+    import yaml
+
+    import genlab.configs
+
+    options = {}
+    for path in sorted((Path(genlab.configs.__file__).parent / "data").glob("*.yaml")):
+        option = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        own = [line for line in option["defaults"] if not (isinstance(line, dict) and "@_global_" in next(iter(line)))]
+        options[path.stem] = {**option, "defaults": own}
+    return options
 
 
 def register() -> None:
@@ -146,13 +164,27 @@ def register() -> None:
         """Shape of a decoder's output for `Autoregressive`, which checks it."""
         return [int(shape[0]) * features, *shape[1:]]
 
-    ConfigStore.instance().store("train_schema", TrainConfig)
+    def prepend(first: Any, rest: Any) -> list[Any]:
+        """A list with a value before it; null: the list alone."""
+        return list(rest) if first is None else [first, *rest]
+
+    def number_names(names: Any, n: int) -> list[str]:
+        """The names for each of n things, "x 1", "y 1", "x 2", "y 2"; as they are for one thing."""
+        return list(names) if n == 1 else [f"{name} {i + 1}" for i in range(n) for name in names]
+
+    store = ConfigStore.instance()
+    store.store("train_schema", TrainConfig)
+    for name, option in _domains().items():
+        store.store(name, option, group=PARTS_OF_DATA)
     OmegaConf.register_new_resolver("genlab.image_shape", image_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("genlab.plus", lambda a, b: (a or 0) + (b or 0), replace=True)
     OmegaConf.register_new_resolver("genlab.where", lambda condition, a, b: a if condition else b, replace=True)
     OmegaConf.register_new_resolver("genlab.logistic_mixture_shape", logistic_mixture_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.feature_shape", feature_shape, replace=True)
+    OmegaConf.register_new_resolver("genlab.prepend", prepend, replace=True)
+    OmegaConf.register_new_resolver("genlab.last", lambda values, n: list(values)[-n:], replace=True)
+    OmegaConf.register_new_resolver("genlab.number_names", number_names, replace=True)
     OmegaConf.register_new_resolver("genlab.stamp", launch.stamp, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("genlab.devices", launch.devices, replace=True)
     OmegaConf.register_new_resolver("genlab.nodes", launch.nodes, replace=True)

@@ -101,7 +101,7 @@ class Rows:
     def subset(self, idx: Tensor) -> Rows:
         """See `Stored`."""
         rows = idx if self.index is None else self.index.index_select(0, idx)
-        if len(idx) * self.array[:1].numel() * self.array.element_size() <= _COPY_LIMIT:
+        if len(idx) <= len(self) and len(idx) * self.array[:1].numel() * self.array.element_size() <= _COPY_LIMIT:
             return Rows(self.array.index_select(0, rows))
         return Rows(self.array, rows, self._array_digest())
 
@@ -184,8 +184,8 @@ class Ragged:
         """See `Stored`; always a copy."""
         length = self.offsets[idx + 1] - self.offsets[idx]
         offsets = torch.cat([length.new_zeros(1), length.cumsum(0)])
-        shift = torch.repeat_interleave(self.offsets[idx] - offsets[:-1], length)
-        return Ragged(self.flat[torch.arange(int(offsets[-1]), device=self.flat.device) + shift], offsets)
+        ends = zip(self.offsets[idx].tolist(), self.offsets[idx + 1].tolist(), strict=True)
+        return Ragged(torch.cat([self.flat[:0], *(self.flat[start:end] for start, end in ends)]), offsets)
 
     def to(self, device: torch.device | str) -> Ragged:
         """See `Stored`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -44,7 +45,8 @@ class ArrayData(LightningDataModule):
 
     Args:
         batch_size: Samples per iteration and chunk, over all processes.
-        shape: Shape of a sample, [C, H, W] or [D]. Optional for images: it follows from the next two arguments.
+        shape: Shape of a sample, [C, H, W] or [D]; null first where samples are sequences. Optional for images: it
+            follows from the next two arguments.
         image_size: Height and width in pixels, or one number for both.
         channels: 1 or 3.
         kind: Kind of the samples; must be that of the data set.
@@ -62,17 +64,17 @@ class ArrayData(LightningDataModule):
         limit_train: Number of training samples that are used (a fixed random choice); None: all.
         num_workers: Threads (for many images: processes) that decode images; None: one per core, at most 32.
         columns: The facts about further columns of the stores, by name: `{caption: {kind: tokens, ...}}`, with the
-            attributes of the kind's field in `genlab.fields`.
+            attributes of the kind's field in `genlab.fields`. Those of `x` are added to its kind and shape.
 
     Raises:
         UserError: If the arguments contradict each other or the data set.
     """
 
     name: str = "data"
-    kind: ClassVar[str] = "image"
+    kind: str = "image"
     class_names: tuple[str, ...] | None = None
     factor_names: tuple[str, ...] | None = None  # of the factors of variation, if the stores hold them
-    own_shape: ClassVar[tuple[int, ...] | None] = None  # the shape of a sample, if the data set has only one
+    own_shape: ClassVar[tuple[int | None, ...] | None] = None  # the shape of a sample, if the data set has only one
     mirrors = False  # whether mirroring keeps an image's class: true of photographs, not of digits
     grouped = False  # whether exactly one factor varies within each training batch
     fractions: ClassVar[tuple[float, float]] = (0.1, 0.1)  # of validation and test, if these are not official
@@ -81,7 +83,7 @@ class ArrayData(LightningDataModule):
         self,
         *,
         batch_size: int,
-        shape: Sequence[int] | None = None,
+        shape: Sequence[int | None] | None = None,
         image_size: int | Sequence[int] | None = None,
         channels: int | None = None,
         kind: str | None = None,
@@ -119,10 +121,11 @@ class ArrayData(LightningDataModule):
         self.workers = num_workers or default_workers()
         self.batches_per_step: int | Callable[[int], int] = 1  # set by the model before training
         found = len(self.class_names) if self.class_names else None
+        self.read: Collection[str] | None = None  # columns that training reads; set by the model, None: all
         self.derive: dict[str, Derivation] = {}
         own = self._image_shape(shape, image_size, channels) if images else self._plain_shape(shape)
         classes = (num_classes or found) if labels else None
-        self._stated = tuple(columns or ())
+        self._stated = tuple(name for name in columns or () if name != "x")
         spec = DataSpec.of(self.kind, own, classes, self.class_names, self.factor_names)
         self._spec = spec.with_stated(columns)
         self._splits: dict[str, ArrayStore] | None = None
@@ -148,7 +151,7 @@ class ArrayData(LightningDataModule):
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images."""
-        return self._spec.shape[1], self._spec.shape[2]
+        return self._spec.shape[-2], self._spec.shape[-1]
 
     def describe(self) -> dict[str, Any]:
         """The data's part of a protocol card, in plain containers; prepares the data if necessary."""
@@ -231,11 +234,15 @@ class ArrayData(LightningDataModule):
                 stores[name] = _binarised(store, name)
         return stores
 
+    def _held_out(self, split: str, fraction: float, total: int) -> int:
+        """How many of `total` rows become a split that is not official."""
+        return max(1, round(fraction * total))
+
     def _complete(self, stores: Mapping[str, ArrayStore]) -> dict[str, ArrayStore]:
         """Cuts missing splits off "train" or "all" by a fixed permutation."""
         rest = stores["all"] if "all" in stores else stores["train"]
         missing = {name: f for name, f in zip(SPLITS[1:], self.fractions, strict=True) if name not in stores}
-        sizes = {name: max(1, round(fraction * len(rest))) for name, fraction in missing.items()}
+        sizes = {name: self._held_out(name, fraction, len(rest)) for name, fraction in missing.items()}
         if sum(sizes.values()) >= len(rest):
             raise UserError(
                 f"{self.name} has {len(rest)} samples, too few to cut off {' and '.join(sizes)}; "
@@ -251,7 +258,7 @@ class ArrayData(LightningDataModule):
     def _check_classes(self, stores: Mapping[str, ArrayStore]) -> None:
         """Checks shapes and classes of the stores against the configuration and adds the classes found to the spec."""
         for store in stores.values():
-            if store.shape != self._spec.shape:
+            if store.shape != self._spec.x.stored_shape:
                 raise UserError(f"{self.name} has samples of shape {list(store.shape)}, got {list(self._spec.shape)}.")
         if not self.labels:
             return
@@ -265,6 +272,23 @@ class ArrayData(LightningDataModule):
             raise UserError(f"{self.name} {what}, got data.num_classes={stated}; set it to {found or 'null'}.")
         if found:
             self._spec = self._spec.with_field("y", Label(size=found, names=self.class_names))
+
+    def _found(self, name: str, **facts: Any) -> None:
+        """Adds facts about a column that its files hold, such as `names` of words, to those that the config states.
+
+        Raises:
+            UserError: If the config states another value; names the one that was found.
+        """
+        field = self._spec.fields[name]
+        for fact, value in facts.items():
+            stated = getattr(field, fact)
+            if stated not in (None, value):
+                short = f"{value!r}"[:60]
+                raise UserError(
+                    f"data.columns.{name}.{fact} is {f'{stated!r}'[:60]}, and {self.name} has {short}. Try "
+                    f"data.columns.{name}.{fact}={short}."
+                )
+        self._spec = self._spec.with_field(name, replace(field, **facts))
 
     def _check_columns(self, stores: Mapping[str, ArrayStore]) -> None:
         """Checks that each column is there and of the type that its field says."""
@@ -338,7 +362,7 @@ class ArrayData(LightningDataModule):
     def _made(self, kind: Callable[..., Stream], store: ArrayStore, **more: Any) -> Stream:
         """A stream of class `kind` with the configured batch size, seed, flips, binarisation and labels."""
         return kind(
-            store,
+            self._without_unread(store),
             self._spec,
             self.batch_size,
             self.seed,
@@ -347,6 +371,14 @@ class ArrayData(LightningDataModule):
             derive=self.derive,
             **more,
         )
+
+    def _without_unread(self, store: ArrayStore) -> ArrayStore:
+        """The store without those of the config's `columns` that neither the model nor a derived column reads."""
+        read = None if self.read is None else {*self.read, *(one.of for one in self.derive.values())}
+        unread = [name for name in self._stated if read is not None and name not in read and name in store]
+        for name in unread:
+            store = store.with_column(name, None)
+        return store
 
     def train_dataloader(self) -> Stream | MergedStreams:
         """The stream of this process from the trainer's iteration on, so that a resumed run continues its batches."""
@@ -386,7 +418,7 @@ class ArrayData(LightningDataModule):
     # --- Checks of the arguments --------------------------------------------------------------------------------
 
     def _image_shape(
-        self, shape: Sequence[int] | None, image_size: int | Sequence[int] | None, channels: int | None
+        self, shape: Sequence[int | None] | None, image_size: int | Sequence[int] | None, channels: int | None
     ) -> tuple[int, ...]:
         size = None if image_size is None else _as_size(image_size)
         if channels is not None and channels not in (1, 3):
@@ -395,7 +427,7 @@ class ArrayData(LightningDataModule):
             if size is None or channels is None:
                 raise UserError(f"{self.name} needs data.image_size and data.channels, e.g. 32 and 3.")
             return (channels, *size)
-        given = tuple(int(n) for n in shape)
+        given = tuple(int(n or 0) for n in shape)
         if len(given) != 3 or given[0] not in (1, 3):
             raise UserError(f"data.shape of images is [C, H, W] with C = 1 or 3, got {list(given)}.")
         if (size is not None and given[1:] != size) or (channels is not None and given[0] != channels):
@@ -405,9 +437,9 @@ class ArrayData(LightningDataModule):
             )
         return given
 
-    def _plain_shape(self, shape: Sequence[int] | None) -> tuple[int, ...]:
+    def _plain_shape(self, shape: Sequence[int | None] | None) -> tuple[int | None, ...]:
         own = self.own_shape
-        given = own if shape is None else tuple(int(n) for n in shape)
+        given = own if shape is None else tuple(shape)
         if given is None:
             raise UserError(f"{self.name} needs data.shape, the shape of one sample.")
         if own is not None and given != own:

@@ -62,7 +62,7 @@ def coverage(factor: Tensor, label: Tensor, size: tuple[int, int]) -> Tensor:
     dx, dy = _offsets(factor, size)
     angle = TURN * factor[:, 2, None, None].double()
     u, v = angle.cos() * dx + angle.sin() * dy, angle.cos() * dy - angle.sin() * dx  # rotated into the shape's axes
-    distances = torch.stack([_ellipse(u, v), _rectangle(u, v), _triangle(u, v)])
+    distances = torch.stack([ellipse(u, v), rectangle(u, v), triangle(u, v)])
     distance = distances[label, torch.arange(len(label))] * _radius(factor)
     return (0.5 - distance * min(size) / 2).clamp(0, 1)
 
@@ -80,20 +80,20 @@ def _offsets(factor: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return (across - x) / _radius(factor), (up - y) / _radius(factor)
 
 
-def _ellipse(u: Tensor, v: Tensor) -> Tensor:
+def ellipse(u: Tensor, v: Tensor) -> Tensor:
     """Signed distance to the ellipse with half-axes 1 and ASPECT, to first order: f / |grad f|."""
     near = (u.square() + (v / ASPECT).square()).sqrt()
     steep = (u.square() + (v / ASPECT**2).square()).sqrt()
     return near * (near - 1) / steep.clamp_min(1e-12)
 
 
-def _rectangle(u: Tensor, v: Tensor) -> Tensor:
+def rectangle(u: Tensor, v: Tensor) -> Tensor:
     """Signed distance to the rectangle of side ratio ASPECT in the unit circle; approximate beyond the corners."""
     half = 1 / math.hypot(1, ASPECT)
     return torch.maximum(u.abs() - half, v.abs() - ASPECT * half)
 
 
-def _triangle(u: Tensor, v: Tensor) -> Tensor:
+def triangle(u: Tensor, v: Tensor) -> Tensor:
     """Signed distance to the triangle (1, 0), (-0.8, 0.6), (-0.8, -0.6) in the unit circle; likewise approximate."""
     length = math.hypot(1.8, 0.6)
     return torch.maximum(-u - 0.8, (0.6 * u + 1.8 * v.abs() - 0.6) / length)

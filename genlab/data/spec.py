@@ -59,8 +59,10 @@ class DataSpec:
         return cls({name: make_field(fact) for name, fact in facts.items()})
 
     def with_stated(self, columns: Mapping[str, Mapping[str, Any]] | None) -> DataSpec:
-        """The facts with the further columns of a data set's yaml, `columns`."""
-        return DataSpec({**self.fields, **{name: make_field(facts) for name, facts in (columns or {}).items()}})
+        """The facts with the columns of a data set's yaml, `columns`; a column that is there gets further facts."""
+        known = self.to_dict()
+        stated = {name: {**known.get(name, {}), **facts} for name, facts in (columns or {}).items()}
+        return DataSpec({**self.fields, **{name: make_field(facts) for name, facts in stated.items()}})
 
     @property
     def x(self) -> Field:

@@ -139,7 +139,7 @@ class Stream:
                 # Concatenating both versions and selecting rows is 7 times faster than torch.where on bytes.
                 chosen = torch.cat((values, other)).index_select(0, places)
                 rows[name] = Seq(chosen, column.length) if isinstance(column, Seq) else chosen
-        return with_columns(Batch(normalised(self.spec, rows)), self.derive, lambda n: self._draws(f"derive {n}", i))
+        return with_columns(Batch(normalised(self.spec, rows)), self.derive, lambda n: self.draws(f"derive {n}", i))
 
     def indices(self, i: int) -> Tensor:
         """Positions [n B] in the store of the samples of batch `i`, over all processes, chunk by chunk."""
@@ -189,7 +189,7 @@ class Stream:
         items = self.chunks.of(i) * self.batch_size
         return self._share(torch.rand((items, *shape), generator=self._noise_rng, device=self.device))
 
-    def _draws(self, purpose: str, i: int) -> Callable[..., Tensor]:
+    def draws(self, purpose: str, i: int) -> Callable[..., Tensor]:
         """A function `rand(*shape)` for `_draw`, new numbers in each call."""
         calls = itertools.count()
         return lambda *shape: self._draw(f"{purpose} {next(calls)}", i, shape)
@@ -232,24 +232,35 @@ class MergedStreams:
     The samples of the stream `a` are the column `a`, its labels `a.y`, and so on.
 
     Args:
-        streams: Streams by name; different `Stream.name` make their orders independent.
+        streams: Streams by name, with equal first batches; different `Stream.name` make their orders independent.
+        target: The stream whose columns have their plain names as well, `x`, `y`, ...; None: none.
+        derive: Columns that are made of the others, by name, in this order.
 
     Raises:
         ValueError: If there are none.
     """
 
-    def __init__(self, streams: Mapping[str, Stream]) -> None:
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        target: str | None = None,
+        derive: Mapping[str, Derivation] | None = None,
+    ) -> None:
         if not streams:
             raise ValueError("MergedStreams needs at least one stream.")
-        self.streams = dict(streams)
+        self.streams, self.target, self.derive = dict(streams), target, dict(derive or {})
 
     def __iter__(self) -> Iterator[Batch]:
-        for batches in zip(*self.streams.values(), strict=True):  # endless
-            yield merged(dict(zip(self.streams, batches, strict=True)))
+        for i in itertools.count(next(iter(self.streams.values())).start):
+            yield self.batch(i)
 
     def batch(self, i: int) -> Batch:
         """Batch number `i` of all streams."""
-        return merged({name: stream.batch(i) for name, stream in self.streams.items()})
+        batches = {name: stream.batch(i) for name, stream in self.streams.items()}
+        plain = batches[self.target].columns if self.target else {}
+        batch = Batch({**plain, **merged(batches).columns})
+        draws = next(iter(self.streams.values())).draws
+        return with_columns(batch, self.derive, lambda name: draws(f"derive {name}", i))
 
     def state_dict(self) -> dict[str, Any]:
         """Empty, as `Stream.state_dict`."""

@@ -23,7 +23,7 @@ class Toy(ArrayData):
     The points are the same in every run; `data.seed` changes only their order.
     """
 
-    kind: ClassVar[str] = "points"
+    kind = "points"
     own_shape: ClassVar[tuple[int, ...] | None] = (2,)
     std: ClassVar[float]  # of the noise around each centre or around the curve
     sizes: ClassVar[dict[str, int]] = SIZES

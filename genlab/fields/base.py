@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from torch import Tensor
 from genlab.batch import Column, Seq
 from genlab.errors import UserError
 from genlab.fields.drawing import image_grid, text_cells
+from genlab.fields.sequences import flattened, together
 from genlab.files import write_atomic
 
 KINDS: dict[str, type[Field]] = {}
@@ -36,6 +38,7 @@ class Field:
     pictorial: ClassVar[bool] = True  # whether each value makes a picture of its own, so that many are a grid of them
     pictured: ClassVar[bool] = False  # whether a value is seen best as a picture, not as a text
     mirrors: ClassVar[bool] = False  # whether a value can be mirrored left to right with its picture
+    suffixes: ClassVar[tuple[str, ...]] = ()  # of the files that hold a value, if `parse` takes a file and not a text
 
     shape: tuple[int | None, ...] = ()
     size: int | None = None
@@ -57,6 +60,11 @@ class Field:
     def fixed_shape(self) -> tuple[int, ...]:
         """The shape of one value; of one step where values are sequences."""
         return tuple(int(n) for n in self.shape if n is not None)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of one value in the store; of one step where values are sequences."""
+        return self.fixed_shape
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, for checkpoints and cards; facts at their default are left out."""
@@ -80,6 +88,10 @@ class Field:
     def normalise(self, stored: Tensor) -> Tensor:
         """Stored values [N, ...] as a model sees them."""
         return stored
+
+    def stored(self, values: Tensor) -> Tensor:
+        """The inverse of `normalise`: values [N, ...] as the store keeps them, in its type."""
+        return values
 
     def mirror(self, values: Tensor) -> Tensor:
         """Values [N, ...], stored or normalised, of the pictures mirrored left to right.
@@ -138,6 +150,21 @@ class Field:
         """
         raise UserError(f"values of kind {self.kind} cannot be typed")
 
+    def read(self, texts: Sequence[str], training: Tensor) -> tuple[Field, Column]:
+        """Values [N] of the cells of a table, as a model sees them, and the field with the facts that the cells add.
+
+        Args:
+            texts: What `parse` takes, N of them.
+            training: Positions of the training rows, from which such facts may be taken.
+
+        Raises:
+            UserError: What is wrong with a cell, without the name of the column.
+        """
+        values = [self.parse(text, 1) for text in texts]
+        if self.ragged:
+            return self, together([v.values[0, : int(v.length)] for v in values if isinstance(v, Seq)])
+        return self, torch.cat([v for v in values if isinstance(v, Tensor)])
+
     def write(self, values: Column, path: Path) -> Path:
         """Writes values to a file of the kind's own format, its suffix added; an npz unless the kind has another.
 
@@ -145,8 +172,7 @@ class Field:
         """
         path = path.with_name(f"{path.name}.npz")
         if isinstance(values, Seq):
-            flat = values.values[values.mask].cpu().numpy()
-            offsets = np.concatenate([[0], values.length.cumsum(0).cpu().numpy()])
+            flat, offsets = (part.cpu().numpy() for part in flattened(values))
             return write_atomic(path, lambda file: np.savez_compressed(file, flat=flat, offsets=offsets))
         return write_atomic(path, lambda file: np.savez_compressed(file, values=values.cpu().numpy()))
 

@@ -47,6 +47,10 @@ class Pixels(Field):
         """uint8 to float32 in [-1, 1]; 0 and 255 are reached exactly."""
         return from_uint8(stored)
 
+    def stored(self, values: Tensor) -> Tensor:
+        """float to uint8, see `to_uint8`."""
+        return to_uint8(values)
+
     def mirror(self, values: Tensor) -> Tensor:
         """Left becomes right."""
         return values.flip(-1)
@@ -61,6 +65,7 @@ class Image(Pixels):
     """A picture: uint8 [C, H, W] in the store, float32 in [-1, 1] for a model."""
 
     kind: ClassVar[str] = "image"
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3:
@@ -95,7 +100,7 @@ class Image(Pixels):
 
         channels, height, width = self.fixed_shape
         pictures = []
-        for file in files_at(text, SUFFIXES, "pictures")[:n]:
+        for file in files_at(text, self.suffixes, "pictures")[:n]:
             try:
                 pictures.append(decode_image(file.read_bytes(), (height, width), channels))
             except Exception as error:  # whatever PIL raises

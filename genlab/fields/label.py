@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from genlab.batch import Column
 from genlab.errors import UserError
 from genlab.fields.base import Field, spread
+from genlab.fields.typed import listed
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,17 @@ class Label(Field):
         """All classes, equally often, about n values in all."""
         size = self.size or 1
         return torch.arange(size).repeat_interleave(max(1, n // size))
+
+    def read(self, texts: Sequence[str], training: Tensor) -> tuple[Field, Column]:
+        """Classes by their names, which come from all cells where the field has none; an empty cell is not known."""
+        words = [text.strip() for text in texts]
+        found = sorted(set(words) - {""}, key=lambda word: (int(word) if word.isdecimal() else 2**63, word))
+        names = self.names or tuple(found)
+        numbers = {"": -1, **{name: i for i, name in enumerate(names)}}
+        for word in found:
+            if word not in numbers:
+                raise UserError(f"{word!r} is no class; they are {listed(names)}")
+        return replace(self, size=len(names), names=names), torch.tensor([numbers[word] for word in words])
 
     def parse(self, text: str, n: int) -> Tensor:
         """Classes [n] of "3", "3,5", names of classes, or "each"; each typed class in as many rows as the others."""

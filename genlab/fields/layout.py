@@ -32,6 +32,7 @@ class Layout(Field):
     """
 
     kind: ClassVar[str] = "layout"
+    suffixes: ClassVar[tuple[str, ...]] = (".png",)
     pictured: ClassVar[bool] = True
     mirrors: ClassVar[bool] = True
 
@@ -65,6 +66,10 @@ class Layout(Field):
         """As int64; 255 becomes -1."""
         return torch.where(stored == UNKNOWN, -1, stored.long())
 
+    def stored(self, values: Tensor) -> Tensor:
+        """As uint8; -1 becomes 255."""
+        return torch.where(values < 0, UNKNOWN, values).to(torch.uint8)
+
     def mirror(self, values: Tensor) -> Tensor:
         """Left becomes right."""
         return values.flip(-1)
@@ -96,7 +101,7 @@ class Layout(Field):
 
         They are cropped as pictures are, and resized by nearest neighbours.
         """
-        maps = [self._read(path) for path in files_at(text, (".png",), "class maps")[:n]]
+        maps = [self._read(path) for path in files_at(text, self.suffixes, "class maps")[:n]]
         return self.normalise(torch.stack(maps))[spread(len(maps), n)]
 
     def _read(self, path: Path) -> Tensor:
@@ -124,7 +129,7 @@ class Layout(Field):
 
         assert isinstance(values, Tensor)
         colours = [*class_colours(UNKNOWN), WHITE]
-        for i, value in enumerate(torch.where(values < 0, UNKNOWN, values).to(torch.uint8).cpu().numpy()):
+        for i, value in enumerate(self.stored(values).cpu().numpy()):
             image = Image.fromarray(value, "L")
             image.putpalette([part for colour in colours for part in colour])
             write_atomic(path / f"{i:06d}.png", partial(image.save, format="png"))

@@ -46,6 +46,10 @@ class Roll(Field):
         """As float32."""
         return stored.float()
 
+    def stored(self, values: Tensor) -> Tensor:
+        """As uint8: 1 from a half on."""
+        return (values >= 0.5).to(torch.uint8)
+
     def random(self, n: int, rng: torch.Generator) -> Column:
         """Pitches that each sound with probability 1/8."""
         length = random_lengths(n, self.most, rng)

@@ -25,6 +25,11 @@ def together(sequences: Sequence[Tensor]) -> Seq:
     return Seq(pad_sequence(list(sequences), batch_first=True), torch.tensor([len(s) for s in sequences]))
 
 
+def flattened(values: Seq) -> tuple[Tensor, Tensor]:
+    """The steps of all sequences joined [S, ...], and where each starts, with S at the end: int64 [N + 1]."""
+    return values.values[values.mask], torch.cat([values.length.new_zeros(1), values.length.cumsum(0)])
+
+
 def cut(values: Tensor, length: Tensor) -> Seq:
     """Steps [N, T, ...] of which `length` [N] belong to each sequence; zero after its end."""
     mask = Seq(values, length).mask

@@ -54,6 +54,15 @@ class Strokes(Field):
         lifted = stored[..., 2:]
         return torch.cat([stored[..., :2], 1 - lifted, lifted, torch.zeros_like(lifted)], dim=-1)
 
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """A step (dx, dy, lifted)."""
+        return (3,)
+
+    def stored(self, values: Tensor) -> Tensor:
+        """(dx, dy, p1, p2, p3) -> (dx, dy, p2)."""
+        return torch.cat([values[..., :2], values[..., 3:4]], dim=-1)
+
     def mirror(self, values: Tensor) -> Tensor:
         """dx becomes -dx."""
         return torch.cat([-values[..., :1], values[..., 1:]], dim=-1)

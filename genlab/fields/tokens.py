@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from genlab.batch import Column
 from genlab.errors import UserError
 from genlab.fields.base import Field, spread
 from genlab.fields.sequences import apart, cut, random_lengths, together
+from genlab.fields.vocabulary import numbered, plain_words, split_words, vocabulary
 from genlab.files import write_text
 
 QUOTED = re.compile(r'\s*"[^"]*"\s*(\|\s*"[^"]*"\s*)*')
@@ -25,9 +27,14 @@ class Tokens(Field):
 
     The shape (None,) is that of sentences, a `Seq` [N, T]; a shape (T,) that of sequences of one length, [N, T].
     `size` is the number of words, `names` are the words.
+
+    Attributes:
+        separator: Stands between words where they are written: a blank, or nothing where tokens are characters.
     """
 
     kind: ClassVar[str] = "tokens"
+
+    separator: str = " "
 
     def __post_init__(self) -> None:
         if len(self.shape) != 1:
@@ -49,6 +56,10 @@ class Tokens(Field):
         """As int64."""
         return stored.long()
 
+    def stored(self, values: Tensor) -> Tensor:
+        """As int32."""
+        return values.int()
+
     def random(self, n: int, rng: torch.Generator) -> Column:
         """Words, all equally likely."""
         if not self.ragged:
@@ -57,8 +68,32 @@ class Tokens(Field):
         return cut(torch.randint(self._words, (n, int(length.max())), generator=rng), length)
 
     def text(self, values: Column) -> list[str]:
-        """The words, else their numbers, with blanks between them."""
-        return [" ".join(self.names[i] if self.names else str(i) for i in value.tolist()) for value in apart(values)]
+        """The words, else their numbers, with `separator` between them."""
+        between = self.separator if self.names else " "
+        return [between.join(self.names[i] if self.names else str(i) for i in v.tolist()) for v in apart(values)]
+
+    def read(self, texts: Sequence[str], training: Tensor) -> tuple[Field, Column]:
+        """Sentences of cells, cut after `most` words, and the field with a vocabulary where it has none.
+
+        The vocabulary is that of the training rows, in lower case and with punctuation marks apart; `size` is the
+        largest number of words. Characters are taken as they are.
+        """
+        sentences = [plain_words(text) if self.separator else list(text) for text in texts]
+        sentences = [sentence[: self.most] for sentence in sentences]
+        empty = [i for i, sentence in enumerate(sentences) if not sentence]
+        if empty:
+            raise UserError(f"a sentence has at least one word, and row {empty[0] + 1} has none")
+        words = self.names or vocabulary((sentences[i] for i in training.tolist()), self.size)
+        field = replace(self, size=len(words), names=words, most=self.most or max(map(len, sentences)))
+        numbers = [sentence.long() for sentence in numbered(sentences, words)]
+        if self.ragged:
+            return field, together(numbers)
+        wrong = [i for i, sentence in enumerate(numbers) if len(sentence) != self.shape[0]]
+        if wrong:
+            raise UserError(
+                f"a sequence has {self.shape[0]} words, and row {wrong[0] + 1} has {len(numbers[wrong[0]])}"
+            )
+        return field, torch.stack(numbers)
 
     def parse(self, text: str, n: int) -> Column:
         """Sentences [n] of words with blanks between them; of several, each in quotes, with "|" between them."""
@@ -77,7 +112,9 @@ class Tokens(Field):
             numbers = {name: i for i, name in enumerate(self.names)}
             if all(name == name.lower() for name in self.names):
                 text = text.lower()
-        words = text.split()
+        words = text.split() if self.separator or self.names is None else list(text)
+        if self.separator and any(word not in numbers for word in words):
+            words = split_words(text)  # "dog." may be known as "dog" and "."
         for word in words:
             if word not in numbers:
                 among = f" from 0 to {self._words - 1}" if self.names is None else ""

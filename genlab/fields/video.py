@@ -30,6 +30,7 @@ class Video(Pixels):
     """
 
     kind: ClassVar[str] = "video"
+    suffixes: ClassVar[tuple[str, ...]] = (".gif",)
 
     fps: int = 10
 
@@ -63,7 +64,7 @@ class Video(Pixels):
 
         Frames are cropped and resized as pictures are.
         """
-        videos = [self._read(path) for path in files_at(text, (".gif",), "videos")[:n]]
+        videos = [self._read(path) for path in files_at(text, self.suffixes, "videos")[:n]]
         return self.normalise(torch.from_numpy(np.stack(videos)))[spread(len(videos), n)]
 
     def _read(self, path: Path) -> np.ndarray:

@@ -35,6 +35,7 @@ class Wave(Field):
     """
 
     kind: ClassVar[str] = "wave"
+    suffixes: ClassVar[tuple[str, ...]] = (".wav",)
     pictured: ClassVar[bool] = True
 
     value_range: tuple[float, float] | None = (-1.0, 1.0)
@@ -55,6 +56,10 @@ class Wave(Field):
     def normalise(self, stored: Tensor) -> Tensor:
         """int16 to float32 in [-1, 1)."""
         return stored.float() / 32768
+
+    def stored(self, values: Tensor) -> Tensor:
+        """float to the nearest int16."""
+        return (values.float() * 32768).round().clamp(-32768, 32767).to(torch.int16)
 
     def random(self, n: int, rng: torch.Generator) -> Column:
         """White noise, uniform in [-1, 1]."""
@@ -86,26 +91,15 @@ class Wave(Field):
 
         Where sounds have one length, longer ones are cut and shorter ones followed by silence.
         """
-        sounds = [self._fitted(self._read(path), path) for path in files_at(text, (".wav",), "sounds")[:n]]
+        sounds = [self._fitted(self._read(path), path) for path in files_at(text, self.suffixes, "sounds")[:n]]
         rows = spread(len(sounds), n)
         return together(sounds).rows(rows) if self.ragged else torch.stack(sounds)[rows]
 
     def _read(self, path: Path) -> Tensor:
-        try:
-            with wave.open(str(path), "rb") as file:
-                channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
-                data = file.readframes(file.getnframes())
-        except (wave.Error, EOFError, OSError) as error:
-            raise UserError(f"{path} cannot be read as a wav file: {str(error) or 'it is cut off'}") from error
+        sound, rate = read_wav(path)
         if rate != self.rate:
             raise UserError(f"{path} has {rate} samples a second, and the data have {self.rate}")
-        if width not in (1, 2):
-            raise UserError(f"{path} has {8 * width} bits a sample; 8 and 16 can be read")
-        data = data[: len(data) - len(data) % (channels * width)]  # a file that was cut off may end within a frame
-        if not data:
-            raise UserError(f"{path} holds no sound")
-        frames = np.frombuffer(data, np.uint8 if width == 1 else "<i2").reshape(-1, channels).astype(np.float32)
-        return torch.from_numpy(((frames - 128) / 128 if width == 1 else frames / 32768).mean(axis=1))
+        return self.normalise(sound)
 
     def _fitted(self, sound: Tensor, path: Path) -> Tensor:
         if not self.ragged:
@@ -117,7 +111,7 @@ class Wave(Field):
     def write(self, values: Column, path: Path) -> Path:
         """A folder of wav files with 16 bits a sample, 000000.wav, 000001.wav, ..."""
         for i, value in enumerate(apart(values)):
-            samples = (value.float() * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy().astype("<i2")
+            samples = self.stored(value).numpy().astype("<i2")
             write_atomic(path / f"{i:06d}.wav", partial(self._save, samples.tobytes()))
         return path
 
@@ -127,3 +121,30 @@ class Wave(Field):
             out.setsampwidth(2)
             out.setframerate(self.rate)
             out.writeframes(data)
+
+
+def read_wav(path: Path) -> tuple[Tensor, int]:
+    """The sound in a wav file with 8 or 16 bits a sample. A file that was cut off is read as far as it goes.
+
+    Returns:
+        The samples, int16 [T] with T >= 1, and how many there are a second. Channels are averaged; a sample v of 8 bits
+        becomes 256 (v - 128).
+
+    Raises:
+        UserError: If it is no wav file, has other bits, or holds no sound.
+    """
+    try:
+        with wave.open(str(path), "rb") as file:
+            channels, width, rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
+            data = file.readframes(file.getnframes())
+    except (wave.Error, EOFError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a wav file: {str(error) or 'it is cut off'}") from error
+    if width not in (1, 2):
+        raise UserError(f"{path} has {8 * width} bits a sample; 8 and 16 can be read")
+    data = data[: len(data) - len(data) % (channels * width)]  # a file that was cut off may end within a frame
+    if not data:
+        raise UserError(f"{path} holds no sound")
+    samples = np.frombuffer(data, np.uint8 if width == 1 else "<i2").astype(np.int32)
+    samples = 256 * (samples - 128) if width == 1 else samples
+    mean = samples if channels == 1 else np.rint(samples.reshape(-1, channels).mean(axis=1))
+    return torch.from_numpy(mean.astype(np.int16)), rate

@@ -91,17 +91,17 @@ def load_image_sets(
 
 
 def _open(key: str, path: Path, stack: ExitStack) -> _Source:
-    from genlab.data.images import _file_entry, _unwrapped, _walk, _zip_entries  # read like data=folder and zip
+    from genlab.data.folders import file_entry, unwrapped, walk, zip_entries  # read like data=folder and zip
 
     if path.is_dir():
-        files = [_file_entry(path, each) for each in _walk(path)]
+        files = [file_entry(path, each) for each in walk(path)]
     elif not path.is_file():
         raise UserError(f"No file or folder at {key}={path}; {LAYOUT}.")
     elif path.suffix.lower() in (".npz", ".npy"):
         return _open_array(key, path)
     elif zipfile.is_zipfile(path):
         archive = stack.enter_context(zipfile.ZipFile(path))
-        files = _unwrapped(list(_zip_entries(archive)))
+        files = unwrapped(list(zip_entries(archive)))
     else:
         raise UserError(f"{key}={path} has an unknown format; {LAYOUT}.")
     if not files:
@@ -116,13 +116,13 @@ def _labelled(files: list[tuple[tuple[str, ...], ImageEntry]]) -> list[ImageEntr
 
     There are no classes if a sub-folder is named like a split (train, test).
     """
-    from genlab.data.images import _SPLIT_FOLDERS
+    from genlab.data.folders import SPLIT_FOLDERS
     from genlab.data.store import ImageEntry
 
     files = sorted(files, key=lambda file: file[0])
     names = sorted({parts[0] for parts, _ in files if len(parts) > 1})
     number = {name: i for i, name in enumerate(names)}
-    splits = any(name.lower() in _SPLIT_FOLDERS for name in names)
+    splits = any(name.lower() in SPLIT_FOLDERS for name in names)
     sorted_by_class = len(names) > 1 and not splits and all(len(parts) > 1 for parts, _ in files)
     return [ImageEntry(e.name, e.stamp, e.read, number[parts[0]] if sorted_by_class else -1) for parts, e in files]
 

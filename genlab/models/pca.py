@@ -28,6 +28,7 @@ class PCA(NormalPrior):
     `trainer.max_steps=1` is enough. Reconstructions are the projections on the leading subspace, as in plain PCA.
     """
 
+    kinds = ("image", "points")
     mean: Tensor
     axes: Tensor
     scales: Tensor

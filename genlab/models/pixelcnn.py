@@ -26,6 +26,7 @@ class PixelCNN(GenerativeModel):
     log p(x | codes) + log p(codes) at the encoder's codes.
     """
 
+    kinds = ("image",)
     ema_modules = ("network",)
     first_stage: Any  # a model with `tokens` and `detokenise`, or None
     posterior_draws = 1  # the posterior is a single point

@@ -76,6 +76,7 @@ class RBM(GenerativeModel):
     networks", ICML. Images in [-1, 1] are mapped to [0, 1]; grey values are read as probabilities.
     """
 
+    kinds = ("image",)
     ema_modules = ("machine",)
     chains: Tensor
     base: Tensor

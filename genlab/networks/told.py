@@ -81,7 +81,7 @@ class Concat(Told):
         width = Vector(given).width
         if "latent_dim" in node:
             return {"network": {**node, "latent_dim": node["latent_dim"] + width}}
-        if len(node.get("shape", ())) == 1:
+        if len(node.get("shape", ())) == 1 and node["shape"][0] is not None:
             return {"network": {**node, "shape": [node["shape"][0] + width]}}
         return None
 

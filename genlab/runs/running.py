@@ -111,6 +111,7 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
         speed=switches,
         tricks=Tricks(**{f.name: asked[f.name] for f in dataclasses.fields(Tricks) if f.name in asked}),
     )
+    data.read = _columns_read(model)
     data.batches_per_step = getattr(model, "batches_at", model.batches_per_step)
     judge = instantiate(config["metrics"]) if config.get("metrics") else None
     callbacks = {name: instantiate(c) for name, c in (config.get("callbacks") or {}).items() if c}
@@ -423,6 +424,16 @@ def _checkpoints(trainer: pl.Trainer) -> Checkpoints:
     return next(c for c in trainer.callbacks if isinstance(c, Checkpoints))  # type: ignore[attr-defined]
 
 
+def _columns_read(model: GenerativeModel) -> set[str]:
+    """The columns that training reads: the model's and those of its first stages."""
+    read: set[str] = set()
+    inner: Any = model
+    while inner is not None:
+        read |= {*inner.given, inner.gives, *inner.needs}
+        inner = getattr(inner, "first_stage", None)
+    return read
+
+
 @contextmanager
 def _mistakes_named(config: dict[str, Any]) -> Iterator[None]:
     """Adds the composition to the message of an error raised in the block."""
@@ -438,7 +449,7 @@ def _default_threads(config: dict[str, Any]) -> int:
     """All cores; one for tiny samples, for which threads cost more than they gain, above all beside other work."""
     import torch
 
-    size = math.prod(config["data"].get("shape") or [10**6])
+    size = math.prod(n or 10**6 for n in config["data"].get("shape") or [None])  # null: of any length
     return 1 if size <= TINY_SAMPLE else torch.get_num_threads()
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from genlab.data import decode as decode_module
 from genlab.data.decode import ImageEntry, decode_all
-from genlab.data.images import ImageFolder, ImageZip
+from genlab.data.folders import ImageFolder, ImageZip
 from genlab.data.store import prepare_images
 from genlab.errors import UserError
 

@@ -14,18 +14,11 @@ import torch
 from PIL import Image
 
 from genlab.data import decode as decode_module
-from genlab.data.images import (
-    CIFAR10,
-    MNIST,
-    CelebA,
-    Digits,
-    FashionMNIST,
-    ImageFolder,
-    ImageZip,
-    MNIST10k,
-    OmniglotSmall,
-    read_idx,
-)
+from genlab.data.celeba import CelebA
+from genlab.data.folders import ImageFolder, ImageZip
+from genlab.data.images import CIFAR10, MNIST, USPS, Digits, FashionMNIST, MNIST10k, read_idx
+from genlab.data.omniglot import OmniglotSmall
+from genlab.data.store import ArrayStore
 from genlab.errors import UserError
 
 SMALL = {"image_size": 8, "channels": 3, "batch_size": 4}
@@ -268,12 +261,96 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-def test_mnist_is_read_through_torchvision(tmp_path):
+def write_mnist(root: Path, prefix: str = "", end: str = "", name: str = "") -> dict[str, np.ndarray]:
+    """MNIST's four files with 30 and 12 random images."""
     rng = np.random.RandomState(0)
     images = {"train": rng.randint(0, 256, (30, 28, 28)), "t10k": rng.randint(0, 256, (12, 28, 28))}
     for part, x in images.items():
-        write_idx(tmp_path / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", x)
-        write_idx(tmp_path / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", np.arange(len(x)) % 10)
+        write_idx(root / name / f"{prefix}{part}-images-idx3-ubyte{end}", x)
+        write_idx(root / name / f"{prefix}{part}-labels-idx1-ubyte{end}", np.arange(len(x)) % 10)
+    return images
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [(MNIST, ("", "", "MNIST/raw")), (MNIST, ("mnist-", ".gz")), (FashionMNIST, ("", ".gz")), (FashionMNIST, ("", ""))],
+)
+def test_mnist_and_its_heirs_are_found_as_people_have_them(kind, where, tmp_path):
+    images = write_mnist(tmp_path, *where)
+    data = kind(root=tmp_path, image_size=28, channels=1, batch_size=4)
+    torch.testing.assert_close(data.split("test").values("x")[:, 0], torch.from_numpy(images["t10k"].astype(np.uint8)))
+
+
+def test_rows_of_the_official_training_set_are_held_out(tmp_path):
+    write_mnist(tmp_path)
+
+    def splits(validation: int | None) -> dict[str, ArrayStore]:
+        data = MNIST(root=tmp_path, image_size=28, channels=1, batch_size=4, validation=validation)
+        return {split: data.split(split) for split in ("train", "val", "test")}
+
+    sizes = {v: [len(store) for store in splits(v).values()] for v in (None, 3, 10, 0)}
+    assert sizes == {None: [27, 3, 12], 3: [27, 3, 12], 10: [20, 10, 12], 0: [30, 3, 12]}
+    assert splits(3)["train"].fingerprint() == splits(None)["train"].fingerprint()
+    whole = splits(0)  # validation rows are some of those that are trained on
+    rows = {x.numpy().tobytes() for x in whole["train"].values("x")}
+    assert len(rows) == 30 and {x.numpy().tobytes() for x in whole["val"].values("x")} < rows
+    with pytest.raises(UserError, match="data.validation must be a number of images, 0 or more, got -1"):
+        splits(-1)
+    with pytest.raises(UserError, match="too few to cut off val"):
+        splits(30)
+
+
+def test_usps_is_read_from_its_arrays(tmp_path):
+    x = np.linspace(-1000, 1000, 30 * 256).astype(np.int16).reshape(30, 16, 16)
+    y = np.arange(30) % 10
+    np.savez(tmp_path / "usps.npz", train_images=x, train_labels=y, test_images=x[:5], test_labels=y[:5])
+    data = USPS(root=tmp_path, image_size=16, channels=1, batch_size=4)
+    assert data.describe()["sizes"] == {"train": 27, "val": 3, "test": 5}
+    seen = data.stream().batch(0)
+    stored = torch.from_numpy(x).float()[data.split("test").y.argsort()] / 1000  # y of the first five is their number
+    test = data.batches("test", 5)
+    torch.testing.assert_close(next(iter(test)).x[:, 0], stored, atol=0.5 / 127.5 + 1e-6, rtol=0)
+    assert seen.x.min() >= -1 and seen.x.max() <= 1
+    np.savez(tmp_path / "usps.npz", train_images=x, train_labels=y[:7], test_images=x[:5], test_labels=y[:5])
+    with pytest.raises(UserError, match="images and labels in .*usps.npz do not fit together"):
+        USPS(root=tmp_path, image_size=16, channels=1, batch_size=4).setup()
+    (tmp_path / "usps.npz").write_bytes(b"no arrays")
+    with pytest.raises(UserError, match="cannot be read as USPS"):
+        USPS(root=tmp_path, image_size=16, channels=1, batch_size=4).setup()
+
+
+def test_usps_is_read_from_torchvisions_files(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    class Fake:
+        def __init__(self, root, train):
+            self.data = np.full((20 if train else 5, 16, 16), 7, np.uint8)
+            self.targets = [k % 10 for k in range(len(self.data))]
+
+    monkeypatch.setattr(datasets, "USPS", Fake)
+    data = USPS(root=tmp_path, image_size=16, channels=1, batch_size=4)
+    assert data.describe()["sizes"] == {"train": 18, "val": 2, "test": 5} and data.split("test").y.tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_real_usps_and_mnist(shared_data):
+    usps = USPS(root=shared_data, image_size=16, channels=1, batch_size=4)
+    assert usps.describe()["sizes"] == {"train": 6562, "val": 729, "test": 2007}
+    mnist = MNIST(root=shared_data, image_size=28, channels=1, batch_size=4, validation=5000)
+    assert mnist.describe()["sizes"] == {"train": 55000, "val": 5000, "test": 10000}
+    # LeCun's files are known: the first test digits are 7, 2, 1, 0, 4.
+    assert mnist.split("test").y[:5].tolist() == [7, 2, 1, 0, 4]
+    inks = [data.split("test").values("x").float().mean() / 255 for data in (mnist, usps)]
+    assert 0.1 < inks[0] < 0.16 and 0.2 < inks[1] < 0.3  # bright ink on black in both
+
+
+def test_mnist_as_torchvision_has_it(tmp_path):
+    images = write_mnist(tmp_path, name="MNIST/raw")
     data = MNIST(root=tmp_path, image_size=28, channels=1, batch_size=4, num_classes=10)
     assert data.describe()["sizes"] == {"train": 27, "val": 3, "test": 12}
     torch.testing.assert_close(data.split("test").values("x")[:, 0], torch.from_numpy(images["t10k"].astype(np.uint8)))
@@ -302,38 +379,21 @@ def test_cifar10_is_brought_to_channels_first(tmp_path, monkeypatch):
 def test_a_failed_download_is_a_sentence(tmp_path, monkeypatch):
     from torchvision import datasets
 
-    def fail(*_, download, **__):
+    def fail(*_, download=False, **__):
         raise OSError("Name or service not known") if download else RuntimeError("not found")
 
-    monkeypatch.setattr(datasets, "MNIST", fail)
-    with pytest.raises(UserError, match="could not be downloaded.*Name or service not known.*by hand"):
-        MNIST(root=tmp_path, download=True, **SMALL).prepare_data()
+    for name, kind in {"MNIST": MNIST, "CIFAR10": CIFAR10, "USPS": USPS}.items():
+        monkeypatch.setattr(datasets, name, fail)
+        with pytest.raises(UserError, match="could not be downloaded.*Name or service not known.*by hand"):
+            kind(root=tmp_path, download=True, **SMALL).prepare_data()
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_celeba_takes_the_central_square_and_the_official_splits(kind, tmp_path):
-    base = tmp_path / "celeba"
-    base.mkdir()
-    pixels = np.zeros((218, 178, 3), np.uint8)
-    pixels[20:198] = 255  # the central 178 x 178
-    (base / "img_align_celeba").mkdir()
-    for k in range(6):
-        Image.fromarray(pixels).save(base / "img_align_celeba" / f"{k:06}.png")
-    lines = [f"{k:06}.png {min(2, k // 3)}" for k in range(6)]
-    lines[5] = "000005.png 2"
-    (base / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
-    if kind == "zip":
-        with zipfile.ZipFile(base / "img_align_celeba.zip", "w") as archive:
-            for path in sorted((base / "img_align_celeba").iterdir()):
-                archive.write(path, f"img_align_celeba/{path.name}")
-                path.unlink()
-        (base / "img_align_celeba").rmdir()
-    data = CelebA(root=tmp_path, image_size=16, channels=3, batch_size=2, labels=False)
-    assert data.describe()["sizes"] == {"train": 3, "val": 2, "test": 1}
-    assert int(data.split("train").values("x").min()) == 255
-    (base / "list_eval_partition.txt").write_text("000009.png 0\n")
-    with pytest.raises(UserError, match="1 of CelebA's images are not in .*000009.png"):
-        CelebA(root=tmp_path, **SMALL).setup()
+def test_files_that_are_there_are_not_fetched(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    write_mnist(tmp_path)
+    monkeypatch.setattr(datasets, "MNIST", None)
+    MNIST(root=tmp_path, download=True, image_size=28, channels=1, batch_size=4).prepare_data()
 
 
 def test_mnist10k_from_the_official_files(shared_data):

@@ -1,7 +1,5 @@
 """What all data modules share: arguments, splits, binarisation, Lightning, configs; and the toy distributions."""
 
-import importlib
-import inspect
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,9 @@ import torch
 import yaml
 
 from genlab.batch import Batch
-from genlab.config.instantiate import instantiate
+from genlab.config import conditioning
+from genlab.config.composition import compose
+from genlab.config.instantiate import check_signatures, instantiate
 from genlab.data.columns import Ragged
 from genlab.data.images import Digits
 from genlab.data.module import ArrayData
@@ -282,25 +282,25 @@ def test_toy_points_do_not_depend_on_the_seed_but_their_order_does():
 # --- Configs ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_config_fits_its_class(path):
-    config = yaml.safe_load(path.read_text())
-    defaults = config.pop("defaults")
-    assert defaults[-1] == "_self_"
-    module, _, name = config.pop("_target_").rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
-    assert set(config) <= set(inspect.signature(cls).parameters)
-    plain = {key: value for key, value in config.items() if not (isinstance(value, str) and "${" in value)}
-    data = cls(**instantiate(plain))  # the facts in the yaml agree with those in the class
-    assert data.spec.x.kind == config["kind"]
-    assert data.spec.num_classes == config["num_classes"]
-    assert isinstance(data.batch_size, int)
-    family = {"image": ("dcgan", "images"), "points": ("mlp", "points")}[config["kind"]]
-    if path.stem == "digits":  # tiny and few: see configs/network/mlp_image.yaml
-        family = ("mlp_image", "images")
-    if path.stem == "stacked_digits":  # of these
-        family = ("mlp_image", "stacked")
-    assert defaults[:2] == [{"/network@_global_.network": family[0]}, {"/metrics@_global_.metrics": family[1]}]
+NEEDS = {"unpaired": ["data@data.domains.a=digits", "data@data.domains.b=digits"]}
+OWN_FAMILY = {"digits": ("mlp_image", "images"), "stacked_digits": ("mlp_image", "stacked")}  # tiny and few
+FAMILIES = {"image": ("dcgan", "images"), "points": ("mlp", "points")}  # of all other kinds: ("mlp", "none")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_each_config_fits_its_class(name):
+    config = compose([f"data={name}", *NEEDS.get(name, [])])
+    network, metrics = OWN_FAMILY.get(name) or FAMILIES.get(config["data"]["kind"], ("mlp", "none"))
+    assert (config["choices"]["network"], config["choices"]["metrics"]) == (network, metrics)
+    check_signatures(config["data"], "data")
+    data = instantiate(config["data"])  # the facts in the yaml agree with those in the class
+    assert data.spec.x.kind == config["data"]["kind"]
+    assert data.spec.num_classes == config["data"].get("num_classes")
+    assert data.batch_size == config["data"]["batch_size"]
+    described = conditioning.described(config)
+    assert {name: field.kind for name, field in described.fields.items()}.items() <= {
+        name: field.kind for name, field in data.spec.fields.items()
+    }.items()  # what conditioning reads is what the data have
 
 
 def test_there_is_a_config_for_every_source():

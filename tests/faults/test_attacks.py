@@ -37,7 +37,7 @@ TARGETS = [
     "yaml.unsafe_load",
     "tests.models.toys.trap",
     "genlab.data.store.os.system",
-    "genlab.data.images.zipfile.ZipFile",
+    "genlab.data.folders.zipfile.ZipFile",
     "genlab.data.store.shutil.rmtree",
     "torch.nn.modules.module.torch.load",
     "torch.optim.optimizer.warnings.warn",
@@ -207,7 +207,7 @@ def png(size=(16, 16)):
 
 def test_names_in_a_zip_lead_nowhere(tmp_path, monkeypatch):
     """Nothing is unpacked under them; the images are read as any others."""
-    from genlab.data.images import ImageZip
+    from genlab.data.folders import ImageZip
 
     outer = tmp_path / "outer"
     (outer / "inner").mkdir(parents=True)
@@ -227,7 +227,7 @@ def test_names_in_a_zip_lead_nowhere(tmp_path, monkeypatch):
 
 def test_a_member_that_unpacks_to_too_much(tmp_path, monkeypatch):
     from genlab.data import decode
-    from genlab.data.images import ImageZip
+    from genlab.data.folders import ImageZip
 
     monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(decode, "_MEMBER_LIMIT", 2**20)
