@@ -164,7 +164,7 @@ def conditions(
             found[key] = model.spec.fields[key].parse(text, n)
         except UserError as error:
             raise UserError(f"{key}={text}: {error}.") from error
-    batch = derived(Batch(found), made, seed) if made else Batch(found)
+    batch = derived(Batch(found), made, (f"{seed}.{i}" for i in range(n))) if made else Batch(found)
     missing = [name for name in model.given if name not in batch]
     if missing:
         rng = torch.Generator().manual_seed(seed)

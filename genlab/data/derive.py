@@ -7,8 +7,9 @@ its slice, so that resuming and several processes give the same columns.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -241,14 +242,28 @@ def masked(x: Tensor, seen: Tensor) -> Tensor:
     return torch.cat([x * seen, seen], dim=1)
 
 
-def derived(batch: Batch, derive: Mapping[str, Derivation], number: int) -> Batch:
-    """A batch with derived columns whose draws depend on its number alone: for validation and metrics."""
+def derived(batch: Batch, derive: Mapping[str, Derivation], keys: Iterable[int | str]) -> Batch:
+    """A batch with derived columns whose draws depend on each row's key alone: for validation, metrics and samples.
+
+    Args:
+        batch: Normalised, N rows.
+        derive: The columns by name.
+        keys: One for each row, such as its position in the split; equal ones give equal draws.
+    """
     first = next(iter(batch.columns.values()))
     device = first.length.device if isinstance(first, Seq) else first.device
+    rows = list(keys)
 
     def rand(name: str) -> Rand:
-        rng = torch.Generator().manual_seed(stable_seed("derive", name, number))
-        return lambda *shape: torch.rand(len(batch), *shape, generator=rng).to(device)
+        calls, rng = count(), torch.Generator()
+
+        def draw(*shape: int) -> Tensor:
+            call, drawn = next(calls), torch.empty(len(rows), *shape)
+            for row, key in zip(drawn, rows, strict=True):
+                torch.rand(shape, generator=rng.manual_seed(stable_seed("derive", name, call, key)), out=row)
+            return drawn.to(device)
+
+        return draw
 
     return with_columns(batch, derive, rand)
 

@@ -119,7 +119,7 @@ class _IdxSet(_Official):
 
     def _arrays(self, train: bool) -> tuple[np.ndarray, Any]:
         part = "train" if train else "t10k"
-        images, labels = (self._find(f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+        images, labels = (self._find(f"{part}-{content}-ubyte") for content in ("images-idx3", "labels-idx1"))
         if images is None or labels is None:
             raise FileNotFoundError(f"no {part} files")
         return _fitting(read_idx(images), read_idx(labels), self.root)
@@ -222,13 +222,13 @@ class MNIST10k(_ArraySet):
             raise UserError("MNIST-10k cannot be downloaded; set data.root to the folder of its two files.")
         return {"all": self._store(*_fitting(self._read("images-idx3"), self._read("labels-idx1"), self.root))}
 
-    def _read(self, kind: str) -> np.ndarray:
+    def _read(self, content: str) -> np.ndarray:
         if self.root is None:
             raise UserError("data=mnist10k needs the folder of MNIST's test files: set data.root=PATH.")
-        path = _find_idx(self.root, f"t10k-{kind}-ubyte", "MNIST", "mnist")
+        path = _find_idx(self.root, f"t10k-{content}-ubyte", "MNIST", "mnist")
         if path is None:
             raise UserError(
-                f"MNIST-10k is not in {self.root}: expected t10k-{kind}-ubyte.gz there; set data.root to its folder."
+                f"MNIST-10k is not in {self.root}: expected t10k-{content}-ubyte.gz there; set data.root to its folder."
             )
         return read_idx(path)
 

@@ -324,7 +324,7 @@ class ArrayData(LightningDataModule):
         store = self.judged(split)
         needed = {*names, *(one.of for one in self.derive.values())}
         columns = {name: column.gather(rows) for name, column in store.columns.items() if name in needed}
-        return derived(Batch(normalised(self._spec, columns)), self.derive, 0).only(names)
+        return derived(Batch(normalised(self._spec, columns)), self.derive, rows.tolist()).only(names)
 
     def given_rows(self, split: str, names: Sequence[str], n: int, rng: torch.Generator) -> Batch:
         """Columns [n] of rows of a split, drawn with replacement among those in which they are all known.

@@ -316,7 +316,7 @@ class FixedBatches:
         limit: Number of samples, chosen by `fixed_choice`; None: all.
         rank: Number of this process; it gets the batches `rank`, `rank + world_size`, ...
         world_size: Number of processes that share the batches.
-        derive: Columns that are made of the others, by name, in this order; random ones are drawn once and for all.
+        derive: Columns that are made of the others, by name, in this order; draws depend on a row alone.
     """
 
     def __init__(
@@ -344,4 +344,4 @@ class FixedBatches:
         for start in self._starts:
             idx = self._rows[start : start + self.batch_size]
             batch = Batch(normalised(self.spec, Batch(self.store.rows(idx)).to(self.device).columns))
-            yield derived(batch, self.derive, start).with_column("index", idx.to(self.device))
+            yield derived(batch, self.derive, idx.tolist()).with_column("index", idx.to(self.device))

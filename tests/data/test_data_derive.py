@@ -243,7 +243,7 @@ def test_columns_are_derived_of_derived_ones():
     found = with_derived(GREY, chain)
     assert found.fields["c"] == Masked((2, 4, 3))
     x = pictures(3, 1, 8, 6)
-    batch = derived(Batch({"x": x}), chain, 0)
+    batch = derived(Batch({"x": x}), chain, range(3))
     assert list(batch.columns) == ["x", "small", "c"]
     assert torch.equal(batch["c"], of(Half(seen="left"), of(chain["small"], x)))
     with pytest.raises(UserError, match="the column small is not there"):
@@ -353,6 +353,19 @@ def test_fixed_batches_draw_once_and_for_all():
         assert_same(a, c)
     assert not torch.isin(first[0].tensor("draws"), first[1].tensor("draws")).any()
     assert torch.equal(first[2]["left"], of(Half(seen="left"), first[2].x))
+
+
+def test_a_row_has_its_draws_whatever_stands_beside_it():
+    """In batches of any size, in a part of the split, and where single rows are asked for."""
+    whole = next(iter(FixedBatches(STORE, with_derived(SPEC, DERIVE), 22, derive=DERIVE)))
+    assert torch.equal(torch.cat([b.tensor("draws") for b in fixed()]), whole["draws"])
+    assert len(whole.tensor("draws").unique()) == 22 * 32  # no two alike
+    (part,) = FixedBatches(STORE, with_derived(SPEC, DERIVE), 22, limit=5, derive=DERIVE)
+    assert torch.equal(part["draws"], whole.tensor("draws")[part.tensor("index")])
+    data = build_data(compose(["data=digits", "+derive=noisy"]))
+    rows = data.rows("val", ["c"], torch.tensor([7, 3, 7]))
+    first = next(iter(data.batches("val", 10)))
+    assert torch.equal(rows["c"], first.tensor("c")[[7, 3, 7]])
 
 
 def test_processes_share_fixed_batches():

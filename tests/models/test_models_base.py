@@ -680,15 +680,25 @@ def test_two_and_two_iterations_are_four(name, tmp_path):
 # Several batches side by side
 
 
+def near(place):
+    """The config of points near (place, place)."""
+    return {"_target_": f"{TOYS}.Near", "place": place, "batch_size": 1}
+
+
 def test_named_batches(tmp_path):
     """Each player sees its own domain, in an order of its own; a resumed run sees what an unbroken one would."""
     parts = {
         "model": {"_target_": f"{TOYS}.Unpaired", "optimizer": SGD},
-        "data": {"_target_": f"{TOYS}.TwoDomains", "kind": "points", "shape": [2], "batch_size": 8, "seed": 0},
+        "data": {
+            "_target_": "genlab.data.unpaired.Unpaired",
+            "domains": {"a": near(-1.0), "b": near(1.0)},
+            "batch_size": 8,
+            "shape": [2],
+        },
     }
     batches, tail = Batches(), Batches()
     fitted = fit(POINTS, 40, tmp_path / "whole", [batches], **parts)
-    assert [set(b.columns) for b in batches.seen] == 40 * [{"a", "a.index", "b", "b.index"}]
+    assert [set(b.columns) for b in batches.seen] == 40 * [{"a", "a.index", "b", "b.index", "x", "index"}]
     assert_close(fitted.model.a.weight.detach(), -torch.ones(2), rtol=0, atol=0.1)
     assert_close(fitted.model.b.weight.detach(), torch.ones(2), rtol=0, atol=0.1)
     assert not torch.equal(batches.seen[0]["a.index"], batches.seen[0]["b.index"])

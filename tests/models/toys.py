@@ -7,7 +7,6 @@ from torch import nn
 
 from genlab.data.module import ArrayData
 from genlab.data.store import ArrayStore
-from genlab.data.stream import MergedStreams, Stream
 from genlab.models.base import GenerativeModel, inference
 
 
@@ -103,27 +102,20 @@ class Unpaired(GenerativeModel):
             self.record(**{f"{name}_loss": loss})
 
 
-class TwoDomains(ArrayData):
-    """Points near (-1, -1) and points near (1, 1), each in an order of its own."""
+class Near(ArrayData):
+    """60 points near (place, place)."""
 
-    name = "two_domains"
+    name = "near"
     kind = "points"
     own_shape = (2,)
 
-    def _load(self, download):
-        rng = torch.Generator().manual_seed(0)
-        x = 0.1 * torch.randn(60, 2, generator=rng)
-        return {"all": ArrayStore({"x": x})}
+    def __init__(self, *, place, **more):
+        self.place = place
+        super().__init__(**more)
 
-    def train_dataloader(self):
-        store = self.split("train")
-        start = self.trainer.global_step
-        streams = {}
-        for name, shift in (("a", -1.0), ("b", 1.0)):
-            domain = ArrayStore({"x": store.values("x") + shift})
-            share = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-            streams[name] = Stream(domain, self.spec, self.batch_size, self.seed, start=start, name=name, **share)
-        return MergedStreams(streams)
+    def _load(self, download):
+        x = self.place + 0.1 * torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+        return {"all": ArrayStore({"x": x})}
 
 
 class Prior(GenerativeModel):

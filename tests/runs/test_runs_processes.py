@@ -65,9 +65,15 @@ GRADIENTS = {
     "derive=noisy": ["cvae", "derive=noisy", "model.given=[c]"],  # draws of its own in each batch
 }
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
+TWO_D = {"_target_": "genlab.data.toy.SwissRoll", "batch_size": 1}
 MERGED = {  # two corpora in one batch, each with an order of its own
     "model": {"_target_": "tests.models.toys.Unpaired", "optimizer": SGD},
-    "data": {"_target_": "tests.models.toys.TwoDomains", "kind": "points", "shape": [2], "batch_size": 8, "seed": 0},
+    "data": {
+        "_target_": "genlab.data.unpaired.Unpaired",
+        "domains": {"a": {"_target_": "genlab.data.toy.Ring", "batch_size": 1}, "b": TWO_D},
+        "batch_size": 8,
+        "shape": [2],
+    },
 }
 
 
