@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -132,25 +131,21 @@ PARTS_OF_DATA = "part_of_data"  # group of the data sets that others are made of
 SECTIONS = [f.name for f in fields(TrainConfig) if is_dataclass(f.default_factory)]
 
 
-@cache
-def _domains() -> dict[str, Any]:
-    """The options of the group `data` for a part of one: without the network and the metrics that they choose."""
+def part_of_data(path: Path) -> dict[str, Any]:
+    """An option of the group `data` as a part of another one: without the network and the metrics that it chooses."""
     import yaml
 
-    import genlab.configs
-
-    options = {}
-    for path in sorted((Path(genlab.configs.__file__).parent / "data").glob("*.yaml")):
-        option = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        own = [line for line in option["defaults"] if not (isinstance(line, dict) and "@_global_" in next(iter(line)))]
-        options[path.stem] = {**option, "defaults": own}
-    return options
+    option = yaml.safe_load(path.read_text())
+    own = [line for line in option["defaults"] if not (isinstance(line, dict) and "@_global_" in next(iter(line)))]
+    return {**option, "defaults": own}
 
 
 def register() -> None:
     """Registers the schema and genlab's resolvers with Hydra. Safe to call again."""
-    from hydra.core.config_store import ConfigStore
+    from hydra.core.config_store import ConfigNode, ConfigStore
     from omegaconf import OmegaConf
+
+    import genlab.configs
 
     def image_shape(channels: int, size: Any) -> list[int]:
         return [channels, size, size] if isinstance(size, int) else [channels, *size]
@@ -172,10 +167,26 @@ def register() -> None:
         """The names for each of n things, "x 1", "y 1", "x 2", "y 2"; as they are for one thing."""
         return list(names) if n == 1 else [f"{name} {i + 1}" for i in range(n) for name in names]
 
-    store = ConfigStore.instance()
-    store.store("train_schema", TrainConfig)
-    for name, option in _domains().items():
-        store.store(name, option, group=PARTS_OF_DATA)
+    class Part(ConfigNode):
+        """A part of data whose yaml is read when it is chosen: reading all takes a tenth of a second."""
+
+        def __init__(self, path: Path) -> None:
+            self.path = path
+            self.name, self.group, self.package, self.provider = path.name, PARTS_OF_DATA, None, None
+
+        @property
+        def node(self) -> Any:
+            return vars(self).get("_node") or OmegaConf.create(part_of_data(self.path))
+
+        @node.setter
+        def node(self, value: Any) -> None:
+            self._node = value
+
+    repo = ConfigStore.instance().repo
+    if PARTS_OF_DATA not in repo:
+        ConfigStore.instance().store("train_schema", TrainConfig)
+        folder = Path(genlab.configs.__file__).parent / "data"
+        repo[PARTS_OF_DATA] = {path.name: Part(path) for path in sorted(folder.glob("*.yaml"))}
     OmegaConf.register_new_resolver("genlab.image_shape", image_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("genlab.plus", lambda a, b: (a or 0) + (b or 0), replace=True)

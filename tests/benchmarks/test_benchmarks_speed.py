@@ -144,6 +144,7 @@ def test_image_pipelines_are_measured(monkeypatch):
     assert "60 JPEGs at 16x16" in tables({"steps": [], "data": [found]})
 
 
+@pytest.mark.long
 def test_peak_memory_is_that_of_a_process_of_its_own():
     peaks = speed._peaks(Case("tiny", RING, {"exact": ()}))
     assert set(peaks) == {"exact", "plain"}

@@ -120,6 +120,7 @@ def test_a_wrapper_from_outside_is_a_way_of_conditioning(tmp_path):
     torch.testing.assert_close(other - one, (weight @ torch.tensor([1.0, -1.0])).detach())
 
 
+@pytest.mark.long
 def test_a_new_process_knows_the_kind(tmp_path):
     """Only the config names the module; the run folder is a stranger's until its targets are allowed."""
     (tmp_path / "mine" / "data").mkdir(parents=True)

@@ -403,6 +403,7 @@ def with_averaged_spectral_norms():
             yield [f"model={name}", *data]
 
 
+@pytest.mark.matrix
 def test_spectral_norms_hold_in_the_average(tmp_path):
     """Singular vectors are copied and fitted to the averaged weights: a mean of unit vectors is no unit vector."""
     found = list(with_averaged_spectral_norms())
