@@ -220,6 +220,7 @@ def test_a_first_stage_from_a_stranger(tampered, tmp_path):
     assert toys.BUILT == []
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("model", options("model"))
 def test_every_shipped_model_may_be_loaded(model):
     """Its run names nothing that a loaded run may not build."""
