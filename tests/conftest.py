@@ -10,6 +10,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
 REPO = Path(__file__).resolve().parent.parent
 
 
+LONGEST = ("runs", "cli", "faults", "packaging", "benchmarks", "metrics", "models")  # folders of long tests come first
+
+
+def pytest_collection_modifyitems(items):
+    """Files of few long tests are not left to the end, where one worker would wait for the other."""
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
     """Trained classifiers and prepared data sets go to a folder of the test session."""

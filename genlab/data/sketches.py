@@ -110,12 +110,16 @@ def _sketches(archive: zipfile.ZipFile, name: str, names: Sequence[str]) -> Ragg
     values = _array(archive, name)
     if f"{name}_lengths" in names:
         lengths = np.asarray(_array(archive, f"{name}_lengths"))
-        if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or lengths.sum() != len(values):
+        if lengths.ndim != 1 or not np.issubdtype(lengths.dtype, np.integer) or lengths.sum() != len(values):
             raise ValueError(f"{name}_lengths do not add up to the {len(values)} steps of {name}")
     else:
         lengths = np.array([len(value) for value in values], np.int64)
         values = np.concatenate([value for value in values if len(value)] or [np.zeros((0, 3))])
     return _joined(np.asarray(values), lengths)
+
+
+def _numbers(values: np.ndarray) -> bool:
+    return np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)
 
 
 def _joined(steps: np.ndarray, lengths: Any) -> Ragged:
@@ -124,7 +128,7 @@ def _joined(steps: np.ndarray, lengths: Any) -> Ragged:
     Raises:
         ValueError: If they are no steps.
     """
-    if steps.ndim != 2 or steps.shape[1] != 3 or steps.dtype.kind not in "iuf" or not np.isfinite(steps).all():
+    if steps.ndim != 2 or steps.shape[1] != 3 or not _numbers(steps) or not np.isfinite(steps).all():
         raise ValueError(f"steps must be numbers [S, 3], got {steps.dtype} {list(steps.shape)}")
     if not np.isin(steps[:, 2], (0, 1)).all():
         raise ValueError("the third number of a step must be 0 or 1, whether the pen is lifted after it")

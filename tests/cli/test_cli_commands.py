@@ -142,7 +142,7 @@ def test_sampling_from_a_run_folder_alone(tmp_path):
         (["run={run}", "y=3"], "GAN is given nothing"),
         (["run={run}", "seeed=3"], "Did you mean seed=?"),
         (["run={run}", "n=many"], "whole number"),
-        (["run={run}", "format=tiff"], "grid, images or npz"),
+        (["run={run}", "format=tiff"], "grid, images, files or npz"),
         (["run={run}/nothing"], "There is no run"),
     ],
 )

@@ -172,7 +172,8 @@ def test_a_constant_image_trains():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"), [(["model.k=0"], "model.k"), (["model.persistent=-1"], "persistent"), (["data=ring"], "images")]
+    ("wrong", "words"),
+    [(["model.k=0"], "model.k"), (["model.persistent=-1"], "persistent"), (["data=ring"], "kind image")],
 )
 def test_mistakes(wrong, words):
     with pytest.raises(UserError, match=words):
