@@ -19,7 +19,7 @@ from genlab.data.decode import default_workers
 from genlab.data.derive import Derivation, derived, with_derived
 from genlab.data.mixture import Mixture
 from genlab.data.spec import DataSpec
-from genlab.data.store import ArrayStore
+from genlab.data.store import ArrayStore, warn_of_equal
 from genlab.data.stream import FixedBatches, MergedStreams, Stream, binarise, normalised
 from genlab.errors import UserError
 from genlab.fields.base import KINDS, Field
@@ -229,6 +229,7 @@ class ArrayData(LightningDataModule):
         if not self.labels:
             stores = {name: store.with_column("y", None) for name, store in stores.items()}
         self._check_columns(stores)
+        warn_of_equal(self.name, stores["train"])
         for name, store in stores.items():
             if self.binarize == "static" or (self.binarize == "dynamic" and name != "train"):
                 stores[name] = _binarised(store, name)

@@ -132,7 +132,7 @@ class WavFolder(WavSet):
         if not files:
             raise UserError(f"There are no sounds in {root}; expected files ending in .wav, in any depth.")
         groups = by_split(files, f"sounds in {root}")
-        names = class_folders(groups)
+        names = class_folders(groups, f"sounds in {root}" if self.labels else None)
         self.class_names = tuple(names) or None
         numbers = {name: number for number, name in enumerate(names)}
         return self._stores(
