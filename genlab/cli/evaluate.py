@@ -103,6 +103,8 @@ def main() -> None:
             print(HELP)
             return
         if "--fetch-inception" in sys.argv[1:]:
+            if len(sys.argv) > 2:
+                raise UserError("--fetch-inception stands alone: it fetches a file and scores nothing.")
             from genlab.metrics.inception import find_inception_weights
 
             print(f"{find_inception_weights(download=True)}: for extractor=inception, metrics.extractor=inception")

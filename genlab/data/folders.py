@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,6 @@ from genlab.errors import UserError, sentence
 from genlab.fields.decoding import check_reading
 from genlab.fields.image import Image
 from genlab.fields.label import Label
-from genlab.fields.typed import listed
 
 FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -107,7 +105,7 @@ class FileSet(ArrayData):
                 f"There are no images in {self.root}; expected files ending in {', '.join(FORMATS)}, in any depth."
             )
         groups = by_split(files, f"images in {self.root}")
-        names = class_folders(groups, f"images in {self.root}" if self.labels else None)
+        names = class_folders(groups)
         self.class_names = tuple(names) or None
         number = {name: position for position, name in enumerate(names)}
         return {
@@ -272,8 +270,9 @@ class PairedFolders(FileSet):
             if (root / file).is_file():
                 names = read_names(root / file)
                 self._found(name, size=len(names), names=names)
+        every = list(walk(root))
         found: dict[str, dict[tuple[str, ...], Path]] = {
-            name: dict(_paired(root, folder)) for name, folder in self.folders.items()
+            name: dict(_paired(root, folder, every)) for name, folder in self.folders.items()
         }
         for name, paths in found.items():
             alone = sorted(found["x"].keys() ^ paths.keys())
@@ -299,9 +298,9 @@ class PairedFolders(FileSet):
         return " and ".join(f"{folder}/NAME" for folder in self.folders.values()) + ", below train/, val/, test/ or not"
 
 
-def _paired(root: Path, folder: str) -> Iterator[tuple[tuple[str, ...], Path]]:
-    """The images whose path has `folder` first, or after a split's folder; without it and without their suffix."""
-    for path in walk(root):
+def _paired(root: Path, folder: str, paths: list[Path]) -> Iterator[tuple[tuple[str, ...], Path]]:
+    """The paths below `root` with `folder` first, or after a split's folder; without it and without their suffix."""
+    for path in paths:
         parts = path.relative_to(root).with_suffix("").parts
         at = 1 if parts[0].lower() in SPLIT_FOLDERS else 0
         if len(parts) > at + 1 and parts[at] == folder:
@@ -364,26 +363,10 @@ def by_split(files: Sequence[tuple[tuple[str, ...], T]], what: str) -> dict[str,
     return groups
 
 
-def class_folders(groups: Mapping[str, Sequence[tuple[tuple[str, ...], Any]]], what: str | None = None) -> list[str]:
-    """The first folders below the split, if there are at least two: a single one is not a class.
-
-    Args:
-        groups: Files by split, with their parts below the split's folder.
-        what: Stands for the files in log lines that list the classes with the numbers of their files, and warn of files
-            outside of them; None: no log lines.
-    """
-    counts = Counter(parts[0] if len(parts) > 1 else None for group in groups.values() for parts, _ in group)
-    loose = counts.pop(None, 0)
-    names = sorted(name for name in counts if name is not None)
-    if len(names) < 2:
-        return []
-    if what is not None:
-        log.info(
-            "The %s are of %d classes: %s.", what, len(names), listed([f"{name} {counts[name]}" for name in names])
-        )
-        if loose:
-            log.warning("%d %s lie beside the folders of the classes and have no class.", loose, what)
-    return names
+def class_folders(groups: Mapping[str, Sequence[tuple[tuple[str, ...], Any]]]) -> list[str]:
+    """The first folders below the split, if there are at least two: a single one is not a class."""
+    names = sorted({parts[0] for group in groups.values() for parts, _ in group if len(parts) > 1})
+    return names if len(names) > 1 else []
 
 
 def walk(root: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Path]:
@@ -433,11 +416,11 @@ def zip_entries(archive: zipfile.ZipFile) -> Iterator[File]:
         yield parts, ImageEntry("/".join(parts), (info.file_size, info.CRC), read)
 
 
-def unwrapped(files: list[File], root: Path, domain: str = "") -> list[File]:
+def unwrapped(files: list[tuple[tuple[str, ...], T]], root: Path, domain: str = "") -> list[tuple[tuple[str, ...], T]]:
     """Drops top folders that contain all files, unless they are named like a split.
 
     Args:
-        files: Path parts and entry of each image.
+        files: Path parts of each file, and whatever belongs to it.
         root: Where they are, for the log line that names a dropped folder.
         domain: What stands behind the names of splits, "A" of trainA.
     """
@@ -448,18 +431,21 @@ def unwrapped(files: list[File], root: Path, domain: str = "") -> list[File]:
         if len(first) != 1 or not top or _is_split(top, domain):
             break
         dropped.append(top)
-        files = [(parts[1:], entry) for parts, entry in files]
+        files = [(parts[1:], each) for parts, each in files]
     if dropped and any(len(parts) > 1 for parts, _ in files):
-        log.info("All images of %s lie in %s: splits and classes are the folders in it.", root, "/".join(dropped))
+        log.info("All files of %s lie in %s: splits and classes are the folders in it.", root, "/".join(dropped))
     return files
 
 
 def only_folder(root: Path, but: tuple[str, ...] = ()) -> Path | None:
-    """The only folder in a folder, hidden ones aside; None if it is named like a split or one of `but`."""
+    """The only folder in a folder, without hidden ones.
+
+    None if it is a link (which may lead back up), cannot be read, or is named like a split or one of `but`.
+    """
     folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     if len(folders) != 1 or _is_split(folders[0].name) or folders[0].name in but:
         return None
-    return folders[0]
+    return folders[0] if not folders[0].is_symlink() and os.access(folders[0], os.R_OK | os.X_OK) else None
 
 
 def _is_split(folder: str, domain: str = "") -> bool:

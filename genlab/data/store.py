@@ -422,18 +422,10 @@ def prepare_images(
 
     array, note = cached_array(digest(*parts), (len(entries), channels, *size), fill, cache_dir, memory_limit)
     broken, found = note["broken"], note["bits"]
-    index = None
-    labels = torch.tensor([e.label for e in entries])
-    if broken:
-        if not skip_broken:  # prepared earlier with skip_broken
-            raise _broken_error(broken, entries)
-        log.warning("Left out: %s.", "; ".join(_told_broken(broken, entries, 1)))
-        keep = torch.ones(len(entries), dtype=torch.bool)
-        keep[[position for position, _, _ in broken]] = False
-        if not keep.any():
-            raise UserError(f"None of the {len(entries)} images can be read, e.g. {broken[0][1]}: {broken[0][2]}")
-        index = keep.nonzero().squeeze(1)
-        labels = labels[index]
+    if broken and not skip_broken:  # prepared earlier with skip_broken
+        raise _broken_error(broken, entries)
+    index = _readable(broken, entries) if broken else None
+    labels = torch.tensor([e.label for e in entries])[slice(None) if index is None else index]
     if found != bits:
         log.info("16-bit images: their largest value needs %d bits, of which the upper eight are kept.", found)
     store = ArrayStore({"x": Rows(torch.from_numpy(array), index, note["digest"])})
@@ -472,6 +464,16 @@ def resize_images(
     return ArrayStore({"x": Rows(torch.from_numpy(array), digest=note["digest"])})
 
 
+def _readable(broken: Sequence[Broken], entries: Sequence[ImageEntry]) -> Tensor:
+    """Positions of the images that are not broken, [n] int64, with a warning of the others."""
+    log.warning("Left out: %s.", "; ".join(_told_broken(broken, entries, 1)))
+    keep = torch.ones(len(entries), dtype=torch.bool)
+    keep[[position for position, _, _ in broken]] = False
+    if not keep.any():
+        raise UserError(f"None of the {len(entries)} images can be read, e.g. {broken[0][1]}: {broken[0][2]}")
+    return keep.nonzero().squeeze(1)
+
+
 def _broken_error(broken: Sequence[Broken], entries: Sequence[ImageEntry]) -> UserError:
     return UserError(
         f"{'; '.join(_told_broken(broken, entries, 10))}. "
@@ -493,7 +495,7 @@ def _told_broken(broken: Sequence[Broken], entries: Sequence[ImageEntry], named:
 
 
 def warn_of_equal(name: str, store: ArrayStore) -> None:
-    """Warns if all samples of a store are equal: a file format that was misread, or a folder of copies."""
+    """Warns if all images of a store are equal: a file format that was misread, or a folder of copies."""
     column = store.columns["x"]
     if len(store) < 2 or not isinstance(column, Rows):
         return

@@ -102,6 +102,9 @@ class Unpaired(ArrayData):
             stores[split] = store
         return stores
 
+    def _tell_classes(self, stores: Mapping[str, ArrayStore]) -> None:
+        """Each domain has told its own."""
+
     def prepare_data(self) -> None:
         """Downloads and decodes all domains, in one process per machine."""
         for domain in self.domains.values():

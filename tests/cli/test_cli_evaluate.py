@@ -358,6 +358,7 @@ def test_two_processes_judge_their_training_as_one(two):
             "background must be white, black or '#rrggbb', got '#1'. Try",
         ),
         (["real={runs}", "fake={runs}", "bits=9"], "bits must be 8, 10, 12, 14, 16 or null, got 9. Try bits=null"),
+        (["--fetch-inception", "run={runs}/gan"], "--fetch-inception stands alone"),
         (["real=x.npz"], "both real=PATH and fake=PATH"),
     ],
 )

@@ -305,13 +305,19 @@ def layout(root, **counts):
 def test_classes_are_listed_with_their_numbers_and_loose_images_are_said(tmp_path, told):
     data = ImageFolder(root=layout(tmp_path / "pets", cat=4, dog=5, top=3), **COMMON)
     assert data.split("train") and data.spec.class_names == ("cat", "dog")
-    assert f"The images in {tmp_path / 'pets'} are of 2 classes: cat 4, dog 5." in told.text
-    assert f"3 images in {tmp_path / 'pets'} lie beside the folders of the classes and have no class" in told.text
+    assert "folder-pets has 2 classes: cat 4, dog 5." in told.text
+    assert "3 of the 12 samples of folder-pets have no class" in told.text
     told.clear()
     ImageFolder(root=tmp_path / "pets", labels=False, **COMMON).setup()
     assert "class" not in told.text
     ImageFolder(root=layout(tmp_path / "split", train__a=4, train__b=4, test__a=2), **COMMON).setup()
-    assert "a 6, b 4." in told.text and "beside" not in told.text
+    assert "a 6, b 4." in told.text and "no class" not in told.text
+    told.clear()
+    (tmp_path / "pets" / "rows.csv").write_text(
+        "file,label\n" + "".join(f"cat/{k}.png,{'xy'[k % 2]}\n" for k in range(4))
+    )
+    ImageFolder(root=tmp_path / "pets", table="rows.csv", **COMMON).setup()
+    assert "has 2 classes: x 2, y 2." in told.text and "cat" not in told.text.partition("has 2 classes")[2]
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -321,7 +327,7 @@ def test_one_level_too_high_is_as_in_a_zip(split, tmp_path, told):
     high = ImageFolder(root=layout(tmp_path / "high" / "outer" / "inner", **counts).parents[1], **COMMON)
     assert high.describe()["fingerprint"] == right.describe()["fingerprint"]
     assert high.spec.class_names == ("a", "b")
-    assert f"All images of {tmp_path / 'high'} lie in outer/inner" in told.text
+    assert f"All files of {tmp_path / 'high'} lie in outer/inner" in told.text
     assert told.text.count("lie in") == 1
     single = ImageFolder(root=layout(tmp_path / "single", train=5), **COMMON)  # the name of a split is no such level
     assert len(single.split("train")) == 3 and told.text.count("lie in") == 1
