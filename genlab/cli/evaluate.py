@@ -36,6 +36,7 @@ HELP = f"""genlab-evaluate: score a trained model or a set of images, and record
   genlab-evaluate run=outputs/multirun_2026-01-01       every run in a folder
   genlab-evaluate real=PATH fake=PATH train=PATH        folders, zips or npz (`x`, uint8 [N, H, W, C]) of any origin
   genlab-evaluate run=RUN extractor=inception inception_weights=PATH scores=[fid,kid]
+  genlab-evaluate --fetch-inception                     fetches the weights of the published FID's network (95 MB)
   genlab-evaluate run=RUN sampler=drs sampler.gamma_percentile=95
   torchrun --standalone --nproc_per_node 2 scripts/evaluate.py run=RUN ...    two processes share the work; same scores
 
@@ -48,12 +49,15 @@ Keys
   extractor         classifier (trained on the data set; for real= fake= on train= if it has labels, else on half of
                     real=, and the scores then use the other half), inception, random (untrained, for data without
                     labels), or a file of scripts/train_classifier.py; default: the run's own extractor
-  inception_weights, precision (float32; bfloat16 for monitoring only)
+  inception_weights (a file; default: the one that --fetch-inception has fetched)
+  precision (float32; bfloat16 for monitoring only)
   sampler (prior)   of the samples: truncated | drs | ddls | gmm | flow, and sampler.KEY=VALUE (configs/sampler);
                     the card names it, and scores of different samplers are not ranked against each other
   iwae_samples (500; the paper: 5000), likelihood_images (1000; null: all n)
   ais_steps (0: none; the paper: 10000), ais_samples (16)    annealed importance sampling: temperatures, chains
   size              for real= fake= of different sizes: crop around the centre and resize (Lanczos) to this
+  background (white), bits    for real= fake=: the colour under transparent pixels, white, black or '#rrggbb'; the bits
+                    of 16-bit images, 8 to 16 (default: those that their largest value needs)
   data.root         folder of the run's data on this machine
   skip_broken (false), batch_size (256), device (cpu; cuda: under torchrun a GPU per process),
   out (a folder for the score files), allow_targets ([mypackage.*])
@@ -61,7 +65,7 @@ Keys
 A class-conditional model draws the classes of the real images, in their frequencies.
 The scores go to scores/<split>-<extractor>-seed<seed>[-<sampler>].json in the run folder; scripts/report.py compares
 them."""
-TEXT = ("run", "real", "fake", "train", "out", "data.root", "inception_weights", "extractor")
+TEXT = ("run", "real", "fake", "train", "out", "data.root", "inception_weights", "extractor", "background")
 DEFAULTS: dict[str, Any] = {
     "run": None,
     "real": None,
@@ -79,6 +83,8 @@ DEFAULTS: dict[str, Any] = {
     "ais_samples": 16,
     "likelihood_images": 1000,
     "size": None,
+    "background": None,
+    "bits": None,
     "data.root": None,
     "skip_broken": False,
     "batch_size": 256,
@@ -95,6 +101,13 @@ def main() -> None:
     with app.errors_as_sentences(), app.log_lines():
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(HELP)
+            return
+        if "--fetch-inception" in sys.argv[1:]:
+            if len(sys.argv) > 2:
+                raise UserError("--fetch-inception stands alone: it fetches a file and scores nothing.")
+            from genlab.metrics.inception import find_inception_weights
+
+            print(f"{find_inception_weights(download=True)}: for extractor=inception, metrics.extractor=inception")
             return
         named, options = read_options(sys.argv[1:])
         from genlab.sharing import joined
@@ -189,6 +202,9 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
     from genlab.sharing import by_first, first_then_others
 
     options = {**DEFAULTS, **(options or {})}
+    for key in ("background", "bits"):
+        if options[key] is not None:
+            raise UserError(f"{key}={options[key]} is for real= fake=: a run's data are read as data.{key} of the run.")
     allow = tuple(options["allow_targets"])
     folder, path = runs.find_run(run)
     with preserved_random_states(), our_keys():
@@ -264,7 +280,8 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
     if options["real"] is None or options["fake"] is None:
         raise UserError("Images are scored against others: give both real=PATH and fake=PATH.")
     paths = {key: options[key] for key in ("real", "fake", "train") if options[key] is not None}
-    sets, rule = first_then_others(lambda: load_image_sets(paths, options["size"], options["skip_broken"]))
+    reading = {"background": options["background"] or "white", "bits": options["bits"]}
+    sets, rule = first_then_others(lambda: load_image_sets(paths, options["size"], options["skip_broken"], **reading))
     job = SetScoring(sets, options)
     with preserved_random_states(), our_keys():
         groups = job.groups()

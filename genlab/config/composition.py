@@ -17,6 +17,7 @@ PATH_KEYS = (
     "init_from",
     "first_stage",
     "data.root",
+    "data.background",  # no path, but Hydra's grammar has no "#"
     "metrics.inception_weights",
     "hydra.run.dir",
     "hydra.sweep.dir",

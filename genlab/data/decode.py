@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from genlab.errors import UserError
-from genlab.fields.decoding import decode_image
+from genlab.fields.decoding import bits_for, read_image
 
 _PROGRESS_FROM = 2000  # images; fewer are decoded too fast for a progress bar
 _PROCESSES_FROM = 16384  # images; for fewer, starting processes takes longer than it saves
@@ -36,6 +36,28 @@ _MEMBER_LIMIT = 2**30  # bytes that one member of a zip may unpack to
 
 Broken = tuple[int, str, str]
 """Position and name of an image that cannot be read, and the reason."""
+DANGLING = (-1, 0)  # stamp of a link to a file that is not there
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become arrays.
+
+    Attributes:
+        size: Height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        background: Colour under transparent pixels, `white`, `black` or `#rrggbb`.
+        bits: Of the values in 16-bit images; None: those that each needs.
+    """
+
+    size: tuple[int, int]
+    channels: int
+    background: str = "white"
+    bits: int | None = None
+
+    def __call__(self, data: bytes) -> tuple[np.ndarray, int | None]:
+        """See `genlab.fields.decoding.read_image`."""
+        return read_image(data, self.size, self.channels, self.background, self.bits)
 
 
 @dataclass(frozen=True)
@@ -44,7 +66,8 @@ class ImageEntry:
 
     Attributes:
         name: Path relative to the source, with "/" between the parts.
-        stamp: Changes when the content does: (size, time) of a file, (size, CRC) of an archive's member.
+        stamp: Changes when the content does: (size, time) of a file, (size, CRC) of an archive's member; `DANGLING` of
+            a link that leads nowhere.
         read: Returns the encoded bytes. It must be picklable for decoding in processes.
         label: Class, -1 = none.
     """
@@ -110,7 +133,13 @@ def strict_pil() -> Iterator[None]:
 # --- All images -----------------------------------------------------------------------------------------------------
 
 
-def decode_all(entries: Sequence[ImageEntry], array: np.ndarray, workers: int) -> list[Broken]:
+def decode_all(
+    entries: Sequence[ImageEntry],
+    array: np.ndarray,
+    workers: int,
+    background: str = "white",
+    bits: int | None = None,
+) -> tuple[list[Broken], int | None]:
     """Decodes images into the rows of an array: in processes if there are many, else in threads.
 
     Threads start at once and decode large photographs in parallel, because PIL releases the interpreter lock. Small
@@ -120,40 +149,76 @@ def decode_all(entries: Sequence[ImageEntry], array: np.ndarray, workers: int) -
         entries: The images.
         array: uint8 [N, C, H, W], filled in place.
         workers: Number of threads or processes.
+        background: Colour under transparent pixels, `white`, `black` or `#rrggbb`.
+        bits: Of the values in 16-bit images; None: those that the largest value of all of them needs.
 
     Returns:
-        The images that cannot be read, by position; their rows are not changed.
+        The images that cannot be read, by position, whose rows mean nothing; and the bits of the values in 16-bit
+        images, `bits` if there are none.
 
     Raises:
         UserError: If a worker process is killed.
     """
-    size, channels = (int(array.shape[2]), int(array.shape[3])), int(array.shape[1])
+    reading = Reading((int(array.shape[2]), int(array.shape[3])), int(array.shape[1]), background, bits)
+    broken, largest = _decode(entries, array, workers, reading)
+    if bits is not None or not largest:
+        return broken, bits
+    found = bits_for(max(largest.values()))
+    if {bits_for(value) for value in largest.values()} != {16}:
+        # Each was read with the bits that it needs itself; now all of them with the same.
+        deep = np.array(sorted(largest))
+        rows, chosen = _Chosen(array, deep), [entries[position] for position in deep]
+        again, _ = _decode(chosen, rows, workers, replace(reading, bits=found))
+        broken += [(int(deep[k]), name, reason) for k, name, reason in again]
+    return sorted(broken), found
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some rows of an array, to be written as if they were an array of their own."""
+
+    array: np.ndarray
+    positions: np.ndarray
+
+    def __setitem__(self, key: int | slice, value: np.ndarray) -> None:
+        self.array[self.positions[key]] = value
+
+
+def _decode(
+    entries: Sequence[ImageEntry], array: np.ndarray | _Chosen, workers: int, reading: Reading
+) -> tuple[list[Broken], dict[int, int]]:
+    """Decodes images into the rows of an array; returns the broken ones and the largest value of each 16-bit one."""
     broken: list[Broken] = []
+    largest: dict[int, int] = {}
 
     def here(start: int) -> int:
         stop = min(start + _CHUNK, len(entries))
         for position in range(start, stop):
             try:
-                array[position] = decode_image(entries[position].read(), size, channels)
+                array[position], value = reading(entries[position].read())
             except Exception as error:
                 broken.append(_broken(position, entries[position].name, error))
+            else:
+                if value is not None:
+                    largest[position] = value
         return stop - start
 
     payload = None
     many = len(entries) >= _PROCESSES_FROM and workers >= _PROCESSES_LEAST
     if many and not multiprocessing.current_process().daemon:  # a daemon process cannot have children
-        payload = _pickled((entries, size, channels, Image.MAX_IMAGE_PIXELS))
+        payload = _pickled((entries, reading, Image.MAX_IMAGE_PIXELS))
     if payload is None:
         small = sum(entry.stamp[0] for entry in entries) < _THREADS_FROM * len(entries)
         threads = 1 if small else workers
         with strict_pil():
             _drain(ThreadPoolExecutor(threads, "genlab-images"), here, len(entries), threads)
-        return sorted(broken)
+        return sorted(broken), largest
 
-    def collect(result: tuple[int, np.ndarray, list[Broken]]) -> int:
-        start, rows, bad = result
+    def collect(result: tuple[int, np.ndarray, list[Broken], dict[int, int]]) -> int:
+        start, rows, bad, deep = result
         array[start : start + len(rows)] = rows
         broken.extend(bad)
+        largest.update(deep)
         return len(rows)
 
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (payload,))
@@ -165,7 +230,7 @@ def decode_all(entries: Sequence[ImageEntry], array: np.ndarray, workers: int) -
             f"One of {workers} processes that decode images was killed, most likely because memory ran out; "
             f"use fewer with data.num_workers={max(1, workers // 2)}."
         ) from error
-    return sorted(broken)
+    return sorted(broken), largest
 
 
 def for_each(work: Callable[[int], None], total: int, workers: int) -> None:
@@ -234,7 +299,7 @@ def _bounded(pool: Executor, work: Callable[[int], Any], tasks: Iterable[int], a
 
 # --- Worker processes -----------------------------------------------------------------------------------------------
 
-_job: tuple[Sequence[ImageEntry], tuple[int, int], int]  # in a worker process: entries, size, channels
+_job: tuple[Sequence[ImageEntry], Reading]  # in a worker process
 
 
 def _start_worker(payload: bytes) -> None:
@@ -242,8 +307,8 @@ def _start_worker(payload: bytes) -> None:
     global _job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    entries, size, channels, limit = pickle.loads(payload)  # from the parent process, not from a file
-    _job = (entries, size, channels)
+    entries, reading, limit = pickle.loads(payload)  # from the parent process, not from a file
+    _job = (entries, reading)
     Image.MAX_IMAGE_PIXELS = limit
     strict_pil().__enter__()  # for the rest of the process
 
@@ -256,18 +321,26 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _decode_chunk(start: int) -> tuple[int, np.ndarray, list[Broken]]:
-    """Decodes the chunk at `start`: returns `start`, the rows (zeros for broken images) and the broken images."""
-    entries, size, channels = _job
+def _decode_chunk(start: int) -> tuple[int, np.ndarray, list[Broken], dict[int, int]]:
+    """Decodes the chunk at `start`.
+
+    Returns:
+        `start`, the rows (zeros for broken images), the broken images, and the largest value of each 16-bit one.
+    """
+    entries, reading = _job
     chunk = entries[start : start + _CHUNK]
-    rows = np.zeros((len(chunk), channels, *size), np.uint8)
-    broken = []
+    rows = np.zeros((len(chunk), reading.channels, *reading.size), np.uint8)
+    broken: list[Broken] = []
+    largest: dict[int, int] = {}
     for k, entry in enumerate(chunk):
         try:
-            rows[k] = decode_image(entry.read(), size, channels)
+            rows[k], value = reading(entry.read())
         except Exception as error:
             broken.append(_broken(start + k, entry.name, error))
-    return start, rows, broken
+        else:
+            if value is not None:
+                largest[start + k] = value
+    return start, rows, broken, largest
 
 
 def _pickled(job: Any) -> bytes | None:

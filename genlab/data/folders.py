@@ -6,6 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genlab.data.decode import ImageEntry, ZipMembers
+from genlab.data.decode import DANGLING, ImageEntry, ZipMembers
 from genlab.data.module import ArrayData, log
 from genlab.data.store import ArrayStore, prepare_images
 from genlab.data.table import LABEL_HEADS, Table, files_column, matched, read_names
 from genlab.errors import UserError, sentence
+from genlab.fields.decoding import check_reading
+from genlab.fields.image import Image
 from genlab.fields.label import Label
 
 FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
@@ -28,7 +31,27 @@ File = tuple[tuple[str, ...], ImageEntry]
 
 
 class FileSet(ArrayData):
-    """Data sets whose source is many encoded images."""
+    """Data sets whose source is many encoded images.
+
+    Args:
+        background: Colour under transparent pixels, `white`, `black` or `#rrggbb`; of columns with pictures as well.
+        bits: Of the values in 16-bit images, 8, 10, 12, 14 or 16, of which the upper eight are kept. None: those that
+            the largest value of all of them needs.
+        **more: Those of `ArrayData`.
+
+    Raises:
+        UserError: If the background is no colour, or the bits are none of these.
+    """
+
+    def __init__(self, *, background: str = "white", bits: int | None = None, **more: Any) -> None:
+        super().__init__(**more)
+        stated = more.get("columns") or {}
+        for name, field in self._spec.fields.items():
+            if isinstance(field, Image):
+                facts = {"background": background, "bits": bits, **stated.get(name, {})}
+                check_reading(facts["background"], facts["bits"])
+                read = replace(field, background=facts["background"], bits=facts["bits"])
+                self._spec = self._spec.with_field(name, read)
 
     def _prepare(
         self, groups: Mapping[str, list[ImageEntry]], columns: Mapping[str, Tensor] | None = None
@@ -40,9 +63,18 @@ class FileSet(ArrayData):
             columns: Further stored columns of all entries [N, ...], those of one split after the other.
         """
         entries = [entry for group in groups.values() for entry in group]
-        store = prepare_images(
-            entries, self.size, self.spec.shape[0], workers=self.workers, skip_broken=self.skip_broken
+        field = self._spec.x
+        assert isinstance(field, Image)
+        store, bits = prepare_images(
+            entries,
+            self.size,
+            self.spec.shape[0],
+            workers=self.workers,
+            skip_broken=self.skip_broken,
+            background=field.background,
+            bits=field.bits,
         )
+        self._found("x", bits=bits)
         kept = store.index
         rows = torch.arange(len(entries)) if kept is None else kept
         for name, values in (columns or {}).items():
@@ -122,8 +154,9 @@ class ImageFolder(FileSet):
             raise UserError(f"data.root={self.root} is a file, and data=folder needs a folder; {hint}.")
         if not self.root.is_dir():
             raise UserError(f"The folder data.root={self.root} does not exist; set data.root to a folder of images.")
-        files = [file_entry(self.root, path) for path in walk(self.root)]
-        if self.domain:
+        domain = self.domain or ""
+        files = unwrapped([file_entry(self.root, path) for path in walk(self.root)], self.root, domain)
+        if domain:
             files = self._of_domain(files)
         table = self._table(self.root)
         return self._with_rows(files, table) if table else self._prepare(self._entries(files))
@@ -144,7 +177,13 @@ class ImageFolder(FileSet):
             return Table.read(root / self.table)
         if not self._stated:
             return None
-        found = sorted(p for p in root.iterdir() if p.suffix.lower() in (".csv", ".tsv") or p.name == "captions.txt")
+        found: list[Path] = []
+        folder: Path | None = root
+        while folder is not None and not found:  # a single top folder is passed over
+            found = sorted(
+                p for p in folder.iterdir() if p.suffix.lower() in (".csv", ".tsv") or p.name == "captions.txt"
+            )
+            folder = only_folder(folder)
         if len(found) != 1:
             names = ", ".join(path.name for path in found) or "no csv, tsv or captions.txt"
             raise UserError(f"data.columns needs a table, and {root} holds {names}. Choose one with data.table=FILE.")
@@ -183,7 +222,7 @@ class ImageFolder(FileSet):
             if name == "y":
                 self.class_names = found.names
             else:
-                facts = {fact: getattr(found, fact) for fact in ("size", "names", "most")}
+                facts = {fact: getattr(found, fact, None) for fact in ("size", "names", "most", "bits")}
                 self._found(name, **{fact: value for fact, value in facts.items() if value is not None})
             stores = {split: store.with_column(name, values.subset(spans[split])) for split, store in stores.items()}
         return stores
@@ -224,39 +263,44 @@ class PairedFolders(FileSet):
     def _load(self, download: bool) -> dict[str, ArrayStore]:
         if download or self.root is None or not self.root.is_dir():
             raise UserError(f"data.root must be a folder with {self._pattern()}, got {self.root}.")
+        root = self.root
+        while (inside := only_folder(root, tuple(self.folders.values()))) is not None:
+            root = inside
         for name, file in self.class_files.items():
-            if (self.root / file).is_file():
-                names = read_names(self.root / file)
+            if (root / file).is_file():
+                names = read_names(root / file)
                 self._found(name, size=len(names), names=names)
+        every = list(walk(root))
         found: dict[str, dict[tuple[str, ...], Path]] = {
-            name: dict(_paired(self.root, folder)) for name, folder in self.folders.items()
+            name: dict(_paired(root, folder, every)) for name, folder in self.folders.items()
         }
         for name, paths in found.items():
             alone = sorted(found["x"].keys() ^ paths.keys())
             if alone:
                 one = "/".join(alone[0])
                 raise UserError(
-                    f"{len(alone)} of the files in {self.root} are not in pairs, e.g. {one} is missing in "
+                    f"{len(alone)} of the files in {root} are not in pairs, e.g. {one} is missing in "
                     f"{self.folders['x'] if alone[0] in paths else self.folders[name]}. Expected {self._pattern()}."
                 )
-        entries = [(parts, file_entry(self.root, path)[1]) for parts, path in found["x"].items()]
+        entries = [(parts, file_entry(root, path)[1]) for parts, path in found["x"].items()]
         parts_of = {entry.name: parts for parts, entry in entries}
         groups = self._entries(entries)
         order = [parts_of[entry.name] for group in groups.values() for entry in group]
-        others = {
-            name: files_column(self._spec.fields[name], [paths[parts] for parts in order], self.workers)
-            for name, paths in found.items()
-            if name != "x"
-        }
+        others = {}
+        for name, paths in found.items():
+            if name != "x":
+                files = [paths[parts] for parts in order]
+                field, others[name] = files_column(self._spec.fields[name], files, self.workers)
+                self._spec = self._spec.with_field(name, field)
         return self._prepare(groups, others)
 
     def _pattern(self) -> str:
         return " and ".join(f"{folder}/NAME" for folder in self.folders.values()) + ", below train/, val/, test/ or not"
 
 
-def _paired(root: Path, folder: str) -> Iterator[tuple[tuple[str, ...], Path]]:
-    """The images whose path has `folder` first, or after a split's folder; without it and without their suffix."""
-    for path in walk(root):
+def _paired(root: Path, folder: str, paths: list[Path]) -> Iterator[tuple[tuple[str, ...], Path]]:
+    """The paths below `root` with `folder` first, or after a split's folder; without it and without their suffix."""
+    for path in paths:
         parts = path.relative_to(root).with_suffix("").parts
         at = 1 if parts[0].lower() in SPLIT_FOLDERS else 0
         if len(parts) > at + 1 and parts[at] == folder:
@@ -288,7 +332,7 @@ class ImageZip(FileSet):
         except (zipfile.BadZipFile, OSError) as error:
             raise UserError(f"data.root={self.root} is not a readable zip ({sentence(error)}).") from error
         with archive:
-            return self._prepare(self._entries(unwrapped(list(zip_entries(archive)))))
+            return self._prepare(self._entries(unwrapped(list(zip_entries(archive)), self.root)))
 
 
 T = TypeVar("T")
@@ -328,9 +372,11 @@ def class_folders(groups: Mapping[str, Sequence[tuple[tuple[str, ...], Any]]]) -
 def walk(root: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Path]:
     """The files with these endings under `root`, without hidden files and folders.
 
-    Links are followed, but no folder is visited twice.
+    Links are followed, but no folder is visited twice. Links of other names that lead nowhere, perhaps to folders of
+    images, are warned of.
     """
-    seen = set()
+    seen: set[str] = set()
+    dangling: list[str] = []
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
@@ -341,6 +387,10 @@ def walk(root: Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Path]:
         for name in files:
             if not name.startswith(".") and name.lower().endswith(formats):
                 yield Path(folder, name)
+            elif os.path.islink(path := os.path.join(folder, name)) and not os.path.exists(path):
+                dangling.append(path)
+    if dangling:
+        log.warning("%d links in %s lead to nothing and are passed over, e.g. %s.", len(dangling), root, dangling[0])
 
 
 def file_entry(root: Path, path: Path) -> File:
@@ -349,8 +399,8 @@ def file_entry(root: Path, path: Path) -> File:
     try:
         status = path.stat()
         stamp = (status.st_size, status.st_mtime_ns)
-    except OSError:  # a dangling link: reading it fails later and is reported with the other broken images
-        stamp = (-1, 0)
+    except OSError:  # reading it fails later and is reported with the broken images
+        stamp = DANGLING if os.path.islink(path) else (0, 0)
     return parts, ImageEntry("/".join(parts), stamp, path.read_bytes)
 
 
@@ -366,16 +416,40 @@ def zip_entries(archive: zipfile.ZipFile) -> Iterator[File]:
         yield parts, ImageEntry("/".join(parts), (info.file_size, info.CRC), read)
 
 
-def unwrapped(
-    files: list[File],
-) -> list[File]:
-    """Drops top folders that contain all files, unless they are named like a split."""
+def unwrapped(files: list[tuple[tuple[str, ...], T]], root: Path, domain: str = "") -> list[tuple[tuple[str, ...], T]]:
+    """Drops top folders that contain all files, unless they are named like a split.
+
+    Args:
+        files: Path parts of each file, and whatever belongs to it.
+        root: Where they are, for the log line that names a dropped folder.
+        domain: What stands behind the names of splits, "A" of trainA.
+    """
+    dropped: list[str] = []
     while files:
         first = {parts[0] if len(parts) > 1 else "" for parts, _ in files}
-        if len(first) != 1 or "" in first or next(iter(first)).lower() in SPLIT_FOLDERS:
+        top = next(iter(first))
+        if len(first) != 1 or not top or _is_split(top, domain):
             break
-        files = [(parts[1:], entry) for parts, entry in files]
+        dropped.append(top)
+        files = [(parts[1:], each) for parts, each in files]
+    if dropped and any(len(parts) > 1 for parts, _ in files):
+        log.info("All files of %s lie in %s: splits and classes are the folders in it.", root, "/".join(dropped))
     return files
+
+
+def only_folder(root: Path, but: tuple[str, ...] = ()) -> Path | None:
+    """The only folder in a folder, without hidden ones.
+
+    None if it is a link (which may lead back up), cannot be read, or is named like a split or one of `but`.
+    """
+    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if len(folders) != 1 or _is_split(folders[0].name) or folders[0].name in but:
+        return None
+    return folders[0] if not folders[0].is_symlink() and os.access(folders[0], os.R_OK | os.X_OK) else None
+
+
+def _is_split(folder: str, domain: str = "") -> bool:
+    return folder.lower() in {f"{name}{domain}".lower() for name in SPLIT_FOLDERS}
 
 
 def named_after(kind: str, root: Path | None) -> str:

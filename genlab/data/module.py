@@ -19,12 +19,13 @@ from genlab.data.decode import default_workers
 from genlab.data.derive import Derivation, derived, with_derived
 from genlab.data.mixture import Mixture
 from genlab.data.spec import DataSpec
-from genlab.data.store import ArrayStore
+from genlab.data.store import ArrayStore, warn_of_equal
 from genlab.data.stream import FixedBatches, MergedStreams, Stream, binarise, normalised
 from genlab.errors import UserError
 from genlab.fields.base import KINDS, Field
 from genlab.fields.image import Image
 from genlab.fields.label import Label
+from genlab.fields.typed import listed
 from genlab.seeding import stable_seed
 
 log = logging.getLogger("genlab")
@@ -223,12 +224,15 @@ class ArrayData(LightningDataModule):
     def _build(self, download: bool) -> dict[str, ArrayStore]:
         stores = self._complete(self._load(download))
         self._check_classes(stores)
+        self._tell_classes(stores)
         if self.limit_train is not None and self.limit_train < len(stores["train"]):
             chosen = _permutation(len(stores["train"]))[: self.limit_train].sort().values
             stores["train"] = stores["train"].subset(chosen)
         if not self.labels:
             stores = {name: store.with_column("y", None) for name, store in stores.items()}
         self._check_columns(stores)
+        if self._spec.images:
+            warn_of_equal(self.name, stores["train"])
         for name, store in stores.items():
             if self.binarize == "static" or (self.binarize == "dynamic" and name != "train"):
                 stores[name] = _binarised(store, name)
@@ -272,6 +276,20 @@ class ArrayData(LightningDataModule):
             raise UserError(f"{self.name} {what}, got data.num_classes={stated}; set it to {found or 'null'}.")
         if found:
             self._spec = self._spec.with_field("y", Label(size=found, names=self.class_names))
+
+    def _tell_classes(self, stores: Mapping[str, ArrayStore]) -> None:
+        """Lists classes that were found with the files, and warns of samples that are of none."""
+        names = self._spec.class_names
+        labels = [store.y for store in stores.values() if store.y is not None]
+        if type(self).class_names is not None or names is None or not labels:
+            return
+        y = torch.cat(labels)
+        counts = torch.bincount(y[y >= 0], minlength=len(names)).tolist()
+        told = listed([f"{name} {count}" for name, count in zip(names, counts, strict=True)])
+        log.info("%s has %d classes: %s.", self.name, len(names), told)
+        if sum(counts) < len(y):
+            rest = "%d of the %d samples of %s have no class, such as files beside the folders of the classes."
+            log.warning(rest, len(y) - sum(counts), len(y), self.name)
 
     def _found(self, name: str, **facts: Any) -> None:
         """Adds facts about a column that its files hold, such as `names` of words, to those that the config states.

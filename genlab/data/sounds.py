@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.data.columns import Ragged
-from genlab.data.folders import by_split, class_folders, walk
+from genlab.data.folders import by_split, class_folders, unwrapped, walk
 from genlab.data.module import log
 from genlab.data.sequences import SequenceSet
 from genlab.data.store import ArrayStore
@@ -121,14 +121,15 @@ class WavFolder(WavSet):
 
     Sub-folders `train`, `val` (or `valid`, `validation`) and `test` are official splits; missing ones are cut off
     `train`. Without `train`, a fixed 80 / 10 / 10 % for train, val and test. The first sub-folder (below the split)
-    is a sound's class, if there are at least two such folders. Hidden files are ignored.
+    is a sound's class, if there are at least two such folders. A single top folder that holds all is passed over.
+    Hidden files are ignored.
     """
 
     name = "wav"
 
     def _load(self, download: bool) -> dict[str, ArrayStore]:
         root = self._folder(download)
-        files = [(path.relative_to(root).parts, path) for path in walk(root, (".wav",))]
+        files = unwrapped([(path.relative_to(root).parts, path) for path in walk(root, (".wav",))], root)
         if not files:
             raise UserError(f"There are no sounds in {root}; expected files ending in .wav, in any depth.")
         groups = by_split(files, f"sounds in {root}")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from genlab.batch import Column
 from genlab.data.columns import Ragged, Rows, Stored, array_digest
-from genlab.data.decode import ImageEntry, decode_all, default_workers, for_each
+from genlab.data.decode import DANGLING, Broken, ImageEntry, decode_all, default_workers, for_each
 from genlab.errors import UserError
 from genlab.fields.decoding import fit_image
 from genlab.files import cache_dir as genlab_cache
@@ -38,7 +38,7 @@ except ImportError:  # Windows
 log = logging.getLogger("genlab")
 
 _NO_LOCKS = -1  # in place of a file descriptor
-_FORMAT = "genlab-array-1"  # part of every key; change it whenever the decoding changes
+_FORMAT = "genlab-array-2"  # part of every key; change it whenever the decoding changes
 
 
 class ArrayStore:
@@ -382,7 +382,9 @@ def prepare_images(
     workers: int | None = None,
     skip_broken: bool = False,
     memory_limit: int | None = None,
-) -> ArrayStore:
+    background: str = "white",
+    bits: int | None = None,
+) -> tuple[ArrayStore, int | None]:
     """Decodes images once, at the training size.
 
     Each image is cropped around its centre to the aspect ratio of `size` and resized (Lanczos).
@@ -396,41 +398,38 @@ def prepare_images(
         workers: Threads or processes; None: `default_workers()`.
         skip_broken: Leave out unreadable images instead of raising.
         memory_limit: Bytes; a larger result is a memory map. None: `default_memory_limit()`.
+        background: Colour under transparent pixels, `white`, `black` or `#rrggbb`.
+        bits: Of the values in 16-bit images, 8 to 16; None: those that the largest value of all of them needs.
 
     Returns:
         The store of the readable images, with the entries' labels, or without labels if no entry has one. If images
-        were left out, its `index` holds the positions of the others in `entries`.
+        were left out, its `index` holds the positions of the others in `entries`. And the bits of the values in 16-bit
+        images; `bits` if there are none.
 
     Raises:
         UserError: If there is no image, or if images cannot be read; the message counts all of them.
     """
     if not entries:
         raise UserError("There are no images to prepare; set data.root to a folder or zip that holds some.")
-    parts = [f"{_FORMAT}/{key}/{size[0]}x{size[1]}x{channels}".encode()]
+    parts = [f"{_FORMAT}/{key}/{size[0]}x{size[1]}x{channels}/{background}/{bits}".encode()]
     parts += [f"{e.name}\0{e.stamp[0]}\0{e.stamp[1]}".encode(errors="surrogateescape") for e in entries]
 
     def fill(array: np.ndarray) -> dict[str, Any]:
-        broken = decode_all(entries, array, workers or default_workers())
+        broken, found = decode_all(entries, array, workers or default_workers(), background, bits)
         if broken and not skip_broken:
-            raise _broken_error(broken, len(entries))
-        return {"broken": broken}
+            raise _broken_error(broken, entries)
+        return {"broken": broken, "bits": found}
 
     array, note = cached_array(digest(*parts), (len(entries), channels, *size), fill, cache_dir, memory_limit)
-    broken = note["broken"]
-    index = None
-    labels = torch.tensor([e.label for e in entries])
-    if broken:
-        if not skip_broken:  # prepared earlier with skip_broken
-            raise _broken_error(broken, len(entries))
-        log.warning("%d of %d images cannot be read and are skipped, e.g. %s", len(broken), len(entries), broken[0][1])
-        keep = torch.ones(len(entries), dtype=torch.bool)
-        keep[[position for position, _, _ in broken]] = False
-        if not keep.any():
-            raise UserError(f"None of the {len(entries)} images can be read, e.g. {broken[0][1]}: {broken[0][2]}")
-        index = keep.nonzero().squeeze(1)
-        labels = labels[index]
+    broken, found = note["broken"], note["bits"]
+    if broken and not skip_broken:  # prepared earlier with skip_broken
+        raise _broken_error(broken, entries)
+    index = _readable(broken, entries) if broken else None
+    labels = torch.tensor([e.label for e in entries])[slice(None) if index is None else index]
+    if found != bits:
+        log.info("16-bit images: their largest value needs %d bits, of which the upper eight are kept.", found)
     store = ArrayStore({"x": Rows(torch.from_numpy(array), index, note["digest"])})
-    return store.with_column("y", labels) if (labels >= 0).any() else store
+    return store.with_column("y", labels) if (labels >= 0).any() else store, found
 
 
 def resize_images(
@@ -465,10 +464,43 @@ def resize_images(
     return ArrayStore({"x": Rows(torch.from_numpy(array), digest=note["digest"])})
 
 
-def _broken_error(broken: Sequence[Sequence[Any]], total: int) -> UserError:
-    names = "; ".join(f"{name} ({reason})" for _, name, reason in broken[:10])
-    more = f"; and {len(broken) - 10} more" if len(broken) > 10 else ""
+def _readable(broken: Sequence[Broken], entries: Sequence[ImageEntry]) -> Tensor:
+    """Positions of the images that are not broken, [n] int64, with a warning of the others."""
+    log.warning("Left out: %s.", "; ".join(_told_broken(broken, entries, 1)))
+    keep = torch.ones(len(entries), dtype=torch.bool)
+    keep[[position for position, _, _ in broken]] = False
+    if not keep.any():
+        raise UserError(f"None of the {len(entries)} images can be read, e.g. {broken[0][1]}: {broken[0][2]}")
+    return keep.nonzero().squeeze(1)
+
+
+def _broken_error(broken: Sequence[Broken], entries: Sequence[ImageEntry]) -> UserError:
     return UserError(
-        f"{len(broken)} of {total} images cannot be read: {names}{more}. "
+        f"{'; '.join(_told_broken(broken, entries, 10))}. "
         "Mend or remove them, or leave them out with data.skip_broken=true."
     )
+
+
+def _told_broken(broken: Sequence[Broken], entries: Sequence[ImageEntry], named: int) -> list[str]:
+    """Numbers of the images that cannot be read and of the links that lead nowhere, some of them with their names."""
+    links = [name for position, name, _ in broken if entries[position].stamp == DANGLING]
+    images = [f"{name} ({reason})" for position, name, reason in broken if entries[position].stamp != DANGLING]
+    groups = {"images cannot be read": images, "images are links to files that are not there": links}
+    return [
+        f"{len(found)} of {len(entries)} {words}: {'; '.join(found[:named])}"
+        + (f"; and {len(found) - named} more" if len(found) > named else "")
+        for words, found in groups.items()
+        if found
+    ]
+
+
+def warn_of_equal(name: str, store: ArrayStore) -> None:
+    """Warns if all images of a store are equal: a file format that was misread, or a folder of copies."""
+    column = store.columns["x"]
+    if len(store) < 2 or not isinstance(column, Rows):
+        return
+    first = column.gather(torch.tensor([0]))
+    if all(bool((column.gather(rows) == first).all()) for rows in torch.arange(len(store)).split(256)):
+        value = first.flatten()[0].item()
+        one = f", and each of their pixels is {value}" if bool((first == value).all()) else ""
+        log.warning("All %d samples of %s are equal%s: there is nothing to learn from them.", len(store), name, one)

@@ -20,6 +20,7 @@ from genlab.data.store import cached_array, digest
 from genlab.errors import UserError, sentence
 from genlab.fields.attributes import Attributes
 from genlab.fields.base import Field
+from genlab.fields.kinds import make_field
 
 FILE_HEADS = ("file", "filename", "file_name", "image", "path")  # of the column that names the file of each row
 LABEL_HEADS = ("y", "label", "class")
@@ -116,7 +117,8 @@ class Table:
         texts = [cells[row] for row in rows]
         try:
             if field.suffixes:
-                return field, Rows(files_column(field, [self.path.parent / text.strip() for text in texts]))
+                found, of_files = files_column(field, [self.path.parent / text.strip() for text in texts])
+                return found, Rows(of_files)
             found, values = field.read(texts, training)
         except UserError as error:
             raise UserError(f"The column {name} of {self.path}: {error}.") from error
@@ -131,14 +133,17 @@ def stored(field: Field, values: Column) -> Stored:
     return Rows(field.stored(values))
 
 
-def files_column(field: Field, paths: Sequence[Path], workers: int = 1) -> Tensor:
+def files_column(field: Field, paths: Sequence[Path], workers: int = 1) -> tuple[Field, Tensor]:
     """Stored values [N, ...] of files, which are read once and kept if the store holds them as bytes.
+
+    Returns:
+        The field, with the facts that all of its files tell together, and the values.
 
     Raises:
         UserError: If a file is missing or cannot be read.
     """
 
-    def one(path: Path) -> Tensor:
+    def one(field: Field, path: Path) -> Tensor:
         value = field.parse(str(path), 1)
         assert isinstance(value, Tensor)
         return field.stored(value)[0]
@@ -146,21 +151,23 @@ def files_column(field: Field, paths: Sequence[Path], workers: int = 1) -> Tenso
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise UserError(f"{len(missing)} of {len(paths)} files are not there, e.g. {missing[0]}")
-    first = one(paths[0])
+    first = one(field, paths[0])
     if first.dtype != torch.uint8:
-        return torch.stack([first, *map(one, paths[1:])])
+        return field, torch.stack([first, *(one(field, path) for path in paths[1:])])
 
     def fill(array: np.ndarray) -> dict[str, Any]:
+        found = field.of_files(paths)
+
         def row(i: int) -> None:
-            array[i] = one(paths[i]).numpy()
+            array[i] = one(found, paths[i]).numpy()
 
         for_each(row, len(paths), workers)
-        return {}
+        return {"field": found.to_dict()}
 
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    key = digest(b"genlab-files-1", json.dumps([field.to_dict(), stamps]).encode())
-    array, _ = cached_array(key, (len(paths), *first.shape), fill)
-    return torch.from_numpy(array)
+    key = digest(b"genlab-files-2", json.dumps([field.to_dict(), stamps]).encode())
+    array, note = cached_array(key, (len(paths), *first.shape), fill)
+    return make_field(note["field"]), torch.from_numpy(array)
 
 
 def read_names(path: Path) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class Unpaired(ArrayData):
         gives: The target; None: the last domain.
         seed: Seed of the orders; flips and such are those of each domain.
         root: A folder that a config names once for all domains; not used here.
+        background: A colour under transparent pixels that a config names once for all domains; not used here.
         columns: What a config says of the domains' columns before data are read; not used here.
 
     The other arguments are those of `ArrayData` as a config states them for the target.
@@ -51,6 +52,7 @@ class Unpaired(ArrayData):
         shape: Any = None,
         num_classes: int | None = None,
         root: str | None = None,
+        background: str | None = None,
         columns: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         if len(domains) < 2:
@@ -99,6 +101,9 @@ class Unpaired(ArrayData):
                     store = store.with_column(_inside(name, column), beside)
             stores[split] = store
         return stores
+
+    def _tell_classes(self, stores: Mapping[str, ArrayStore]) -> None:
+        """Each domain has told its own."""
 
     def prepare_data(self) -> None:
         """Downloads and decodes all domains, in one process per machine."""

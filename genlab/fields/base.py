@@ -150,6 +150,14 @@ class Field:
         """
         raise UserError(f"values of kind {self.kind} cannot be typed")
 
+    def of_files(self, paths: Sequence[Path]) -> Field:
+        """The field with the facts that all files of a column tell together, for kinds with `suffixes`.
+
+        Raises:
+            UserError: If a file cannot be read.
+        """
+        return self
+
     def read(self, texts: Sequence[str], training: Tensor) -> tuple[Field, Column]:
         """Values [N] of the cells of a table, as a model sees them, and the field with the facts that the cells add.
 

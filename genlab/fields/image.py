@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -62,10 +63,18 @@ class Pixels(Field):
 
 @dataclass(frozen=True)
 class Image(Pixels):
-    """A picture: uint8 [C, H, W] in the store, float32 in [-1, 1] for a model."""
+    """A picture: uint8 [C, H, W] in the store, float32 in [-1, 1] for a model.
+
+    Attributes:
+        background: Colour under transparent pixels of files: `white`, `black` or `#rrggbb`.
+        bits: Of the values in 16-bit files, of which the upper eight are kept; None: as many as a file needs.
+    """
 
     kind: ClassVar[str] = "image"
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+
+    background: str = "white"
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3:
@@ -102,10 +111,26 @@ class Image(Pixels):
         pictures = []
         for file in files_at(text, self.suffixes, "pictures")[:n]:
             try:
-                pictures.append(decode_image(file.read_bytes(), (height, width), channels))
+                data = file.read_bytes()
+                pictures.append(decode_image(data, (height, width), channels, self.background, self.bits))
             except Exception as error:  # whatever PIL raises
                 raise UserError(f"{file} cannot be read as a picture: {error}") from error
         return self.normalise(torch.from_numpy(np.stack(pictures)))[spread(len(pictures), n)]
+
+    def of_files(self, paths: Sequence[Path]) -> Field:
+        """With the bits that the largest value of all 16-bit files needs, unless they are stated."""
+        from genlab.fields.decoding import bits_for, largest_value
+
+        if self.bits is not None:
+            return self
+        largest = []
+        for path in paths:
+            try:
+                largest.append(largest_value(path.read_bytes()))
+            except Exception as error:  # whatever PIL raises
+                raise UserError(f"{path} cannot be read as a picture: {error}") from error
+        deep = [value for value in largest if value is not None]
+        return replace(self, bits=bits_for(max(deep))) if deep else self
 
     def write(self, values: Column, path: Path) -> Path:
         """A folder of png files, 000000.png, 000001.png, ..."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from genlab.batch import Column
 from genlab.errors import UserError
 from genlab.fields.base import spread
-from genlab.fields.decoding import fit_image
+from genlab.fields.decoding import fit_image, opaque
 from genlab.fields.drawing import save_gif, to_rgb
 from genlab.fields.image import Pixels, to_uint8
 from genlab.fields.typed import files_at
@@ -76,7 +76,7 @@ class Video(Pixels):
             with Image.open(path) as image:
                 for frame in ImageSequence.Iterator(image):
                     if len(frames) < length:
-                        frames.append(fit_image(frame.convert("RGB"), (height, width), channels))
+                        frames.append(fit_image(opaque(frame).convert("RGB"), (height, width), channels))
         except Exception as error:  # whatever PIL raises
             raise UserError(f"{path} cannot be read as a video: {error}") from error
         if len(frames) < length:

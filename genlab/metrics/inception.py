@@ -14,7 +14,9 @@ both packages, `tests/metrics/test_metric_inception.py`):
 
 import os
 import pickle
+import sys
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.errors import UserError
+from genlab.errors import UserError, sentence
 from genlab.fields.drawing import to_rgb
 from genlab.metrics.features import full_float32
 from genlab.metrics.files import file_checksum, tensors_checksum
@@ -30,6 +32,7 @@ from genlab.metrics.files import file_checksum, tensors_checksum
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAME}"
 SHA256_PREFIX = "6726825d"  # the convention of torch.hub: the first digits of the file's SHA-256 are in its name
+COMMAND = "genlab-evaluate --fetch-inception"
 INPUT_SIZE = 299
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -287,25 +290,25 @@ def find_inception_weights(path: str | os.PathLike[str] | None = None, download:
             )
         return found
     cached = Path(torch.hub.get_dir()) / "checkpoints" / FILE_NAME
+    elsewhere = f"fetch {URL} elsewhere and set metrics.inception_weights=PATH, or use metrics.extractor=classifier"
     if not cached.is_file() and download:
-        cached.parent.mkdir(parents=True, exist_ok=True)
         try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
             # Writes beside the target, checks the digest, then renames.
-            torch.hub.download_url_to_file(URL, str(cached), hash_prefix=SHA256_PREFIX, progress=False)
-        except (OSError, RuntimeError) as error:
+            torch.hub.download_url_to_file(URL, str(cached), hash_prefix=SHA256_PREFIX, progress=sys.stderr.isatty())
+        except (OSError, RuntimeError, HTTPException) as error:
             raise UserError(
-                f"The Inception weights could not be fetched from {URL} ({error}): fetch the file elsewhere and set "
-                "metrics.inception_weights=PATH, or use metrics.extractor=classifier."
+                f"The Inception weights could not be fetched to {cached.parent} ({sentence(error)}): {elsewhere}."
             ) from error
     if not cached.is_file():
         raise UserError(
-            f"metrics.extractor=inception needs {FILE_NAME}, which is not in {cached.parent}: fetch it from {URL} and "
-            "set metrics.inception_weights=PATH, or use metrics.extractor=classifier."
+            f"metrics.extractor=inception needs {FILE_NAME}, which is not in {cached.parent}: fetch it with {COMMAND}, "
+            f"or {elsewhere}."
         )
     if not file_checksum(cached).startswith(SHA256_PREFIX):
         raise UserError(
-            f"{cached} is damaged (its SHA-256 does not begin with {SHA256_PREFIX}): delete it and fetch it again from "
-            f"{URL}, or set metrics.inception_weights=PATH."
+            f"{cached} is damaged (its SHA-256 does not begin with {SHA256_PREFIX}): delete it and fetch it again with "
+            f"{COMMAND}, or set metrics.inception_weights=PATH."
         )
     return cached
 

@@ -34,7 +34,7 @@ class Generator(nn.Module):
 
     Args:
         latent_dim: Z (64 in the paper).
-        shape: (C, H, W); the shorter side a power of two from 8.
+        shape: (C, H, W); sides from 8 on that `image_scales` allows.
         width: Channels of all scales (n in the paper: 64, or 128 for images from 128 x 128).
     """
 
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
     """Images to `out_features` numbers: two convolutions per scale, n, 2 n, 3 n, ... channels, then linear.
 
     Args:
-        shape: (C, H, W); the shorter side a power of two from 8.
+        shape: (C, H, W); sides from 8 on that `image_scales` allows.
         out_features: Length of the code (2 Z for a Gaussian posterior).
         width: Channels of the first scale; each scale adds as many.
     """
@@ -99,7 +99,7 @@ class Autoencoder(nn.Module):
     """BEGAN's discriminator: the energy of an image is its reconstruction error.
 
     Args:
-        shape: (C, H, W); the shorter side a power of two from 8.
+        shape: (C, H, W); sides from 8 on that `image_scales` allows.
         code_dim: Length of the code (64 in the paper).
         width: Channels of the first scale of the encoder and of all scales of the decoder.
     """

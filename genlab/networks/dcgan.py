@@ -67,7 +67,7 @@ class Generator(nn.Module):
 
     Args:
         latent_dim: Z.
-        shape: (C, H, W); the shorter side a power of two from 8.
+        shape: (C, H, W); sides from 8 on that `image_scales` allows.
         width: Channels before the last layer; doubled with each stage towards the noise.
         norm: One of batch (the paper), instance, layer, none.
     """
@@ -89,7 +89,7 @@ class Decoder(nn.Module):
 
     Args:
         latent_dim: Z.
-        shape: (C, H, W); the shorter side a power of two from 8.
+        shape: (C, H, W); sides from 8 on that `image_scales` allows.
         width: Channels before the last layer.
         norm: One of batch, instance, layer, none.
     """
@@ -110,7 +110,7 @@ class Discriminator(Layered):
     """Images to one logit each. With 3 channels, 64 x 64, width 64 and batch norm: 2,765,568 parameters.
 
     Args:
-        shape: (C, H, W); the shorter side a power of two from 8.
+        shape: (C, H, W); sides from 8 on that `image_scales` allows.
         width: Channels after the first layer; doubled with each stage.
         norm: One of batch (the paper), instance, layer, none; a gradient penalty needs one of the last three.
     """
@@ -133,7 +133,7 @@ class Encoder(nn.Module):
     """The discriminator's stages with `out_features` linear outputs.
 
     Args:
-        shape: (C, H, W); the shorter side a power of two from 8.
+        shape: (C, H, W); sides from 8 on that `image_scales` allows.
         out_features: 2 Z for a Gaussian posterior (mean and log-variance), Z for a code.
         width: Channels after the first layer; doubled with each stage.
         norm: One of batch, instance, layer, none.
@@ -157,7 +157,7 @@ class Autoencoder(nn.Module):
     """Encoder and decoder, both with linear outputs.
 
     Args:
-        shape: (C, H, W); the shorter side a power of two from 8.
+        shape: (C, H, W); sides from 8 on that `image_scales` allows.
         code_dim: Length of the code.
         width: Channels at half the image size.
         norm: One of batch, instance, layer, none, for both halves.

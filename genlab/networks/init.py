@@ -1,5 +1,6 @@
 """Shared by the network families: checks of arguments, normalisation layers, initial weights."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from genlab.errors import UserError
 
 NORMS = ("batch", "instance", "layer", "none")
+LARGEST_MAP = 32  # most pixels of the shorter side of a network's smallest feature map
 
 
 def check_width(encoder_features: int, wanted: int) -> None:
@@ -70,51 +72,66 @@ def norm_layer(norm: str, channels: int) -> nn.Module:
 def image_scales(shape: Sequence[int], base: int, smallest: int, network: str) -> tuple[int, tuple[int, int]]:
     """The number of doublings (or halvings) between `shape` and a network's smallest feature map, and that map's size.
 
-    The shorter side is `base` times a power of two, the longer side any multiple of that power: 32 x 64 is 3
-    doublings of 4 x 8 with base 4.
+    As many as the sides share factors of two, while the shorter side of the map stays at least `base`: with base 4,
+    64 x 64 is 4 doublings of 4 x 4, 48 x 64 is 3 of 6 x 8, and 100 x 100 is 2 of 25 x 25.
 
     Args:
         shape: (C, H, W) of the data.
-        base: Side of the smallest feature map, a power of two.
-        smallest: Smallest image side that is allowed, a power of two, >= base.
+        base: Least side of the smallest feature map.
+        smallest: Smallest image side that is allowed, >= base.
         network: Name of the family, for the messages.
 
     Returns:
-        The number of doublings and (height, width) of the smallest feature map.
+        The number of doublings and (height, width) of the smallest feature map, whose shorter side is at most 32.
 
     Raises:
-        UserError: If the data are not images, or no number of doublings reaches their size.
+        UserError: If the data are not images, or no number of doublings reaches their size; names the nearest that fit.
     """
     if len(shape) != 3:
         raise UserError(f"network={network} needs images [C, H, W], got data of shape {list(shape)}. Try network=mlp.")
     height, width = int(shape[1]), int(shape[2])
-    shorter = min(height, width)
-    power = shorter > 0 and shorter & (shorter - 1) == 0
-    doublings = int(math.log2(shorter / base)) if power and shorter >= smallest else 0
-    factor = 2**doublings
-    if power and shorter >= smallest and height % factor == 0 and width % factor == 0:
-        return doublings, (height // factor, width // factor)
-    if height == width:
-        allowed = f"image_size must be a power of two from {smallest} for network={network}, got {height}."
-        sizes = " or ".join(f"data.image_size={size}" for size in _nearest_powers(height, smallest))
-        raise UserError(f"{allowed} Try {sizes}.")
-    side = _nearest_powers(shorter, smallest)[0]
-    step = side // base
-    longer = max(side, step * round(max(height, width) / step))
-    nearest = f"[{side},{longer}]" if height < width else f"[{longer},{side}]"
+    found = _scales(height, width, base, smallest)
+    if found is not None:
+        return found
+    square = height == width
+    nearest = _nearest_sizes(height, width, base, smallest)
+    tries = [f"data.image_size={h}" if square else f"'data.image_size=[{h},{w}]'" for h, w in nearest]
     raise UserError(
-        f"The shorter side of image_size must be a power of two from {smallest} and the longer one then a multiple of "
-        f"{step} for network={network}, got {height}x{width}. Try 'data.image_size={nearest}'."
+        f"network={network} halves images: the sides must be at least {smallest} and even, and even again after each "
+        f"halving until the shorter one has at most {LARGEST_MAP} pixels, got image_size="
+        f"{height if square else f'[{height},{width}]'}. Try {' or '.join(tries)}."
     )
 
 
-def _nearest_powers(size: int, smallest: int) -> list[int]:
-    """The power of two from `smallest` nearest to `size`; both if it lies midway between two."""
-    if size <= smallest:
-        return [smallest]
-    below = 2 ** (size.bit_length() - 1)
-    distances = {power: abs(size - power) for power in (below, 2 * below)}
-    return [power for power, distance in distances.items() if distance == min(distances.values())]
+def _scales(height: int, width: int, base: int, smallest: int) -> tuple[int, tuple[int, int]] | None:
+    """What `image_scales` returns; None for a size that does not fit."""
+    shorter = min(height, width)
+    if shorter < smallest:
+        return None
+    doublings = 0
+    while math.gcd(height, width) % 2 ** (doublings + 1) == 0 and shorter >= base * 2 ** (doublings + 1):
+        doublings += 1
+    least = shorter >> doublings
+    fits = least <= LARGEST_MAP and (doublings > 0 or least == base)
+    return (doublings, (height >> doublings, width >> doublings)) if fits else None
+
+
+def _nearest_sizes(height: int, width: int, base: int, smallest: int) -> list[tuple[int, int]]:
+    """The sizes that fit with the least change of the sides, those with most doublings first.
+
+    Of a square only squares; of others one size.
+    """
+    for change in itertools.count(1):
+        if height == width:
+            sizes = [(height + each, width + each) for each in (-change, change)]
+        else:
+            steps = [(a, b) for a in range(-change, change + 1) for b in {abs(a) - change, change - abs(a)}]
+            sizes = [(height + a, width + b) for a, b in steps]
+        found = {size: _scales(*size, base, smallest) for size in sizes}
+        fits = sorted((-scales[0], size) for size, scales in found.items() if scales is not None)
+        if fits:
+            return [size for _, size in fits][: None if height == width else 1]
+    raise AssertionError("unreachable")
 
 
 def dcgan_init_(module: nn.Module) -> None:

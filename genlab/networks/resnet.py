@@ -137,7 +137,7 @@ class Generator(nn.Module):
 
     Args:
         latent_dim: Z (128 in the paper).
-        shape: (C, H, W); the shorter side a power of two from 16.
+        shape: (C, H, W); sides from 16 on that `image_scales` allows.
         width: Channels of all blocks.
     """
 
@@ -159,7 +159,7 @@ class Decoder(nn.Module):
 
     Args:
         latent_dim: Z.
-        shape: (C, H, W); the shorter side a power of two from 16.
+        shape: (C, H, W); sides from 16 on that `image_scales` allows.
         width: Channels of all blocks.
     """
 
@@ -180,7 +180,7 @@ class Discriminator(Layered):
     """Images to one logit each: residual blocks - ReLU - pooling over positions - linear.
 
     Args:
-        shape: (C, H, W); the shorter side a power of two from 16.
+        shape: (C, H, W); sides from 16 on that `image_scales` allows.
         width: Channels of all blocks.
         norm: One of none (the paper), layer, instance, batch; a gradient penalty forbids batch.
         pooling: "mean" (WGAN-GP) or "sum" (SNGAN) over the positions.
@@ -222,7 +222,7 @@ class Encoder(nn.Module):
     """The discriminator's blocks with `out_features` linear outputs, without pooling: a code needs the positions.
 
     Args:
-        shape: (C, H, W); the shorter side a power of two from 16.
+        shape: (C, H, W); sides from 16 on that `image_scales` allows.
         out_features: 2 Z for a Gaussian posterior (mean and log-variance), Z for a code.
         width: Channels of all blocks.
         norm: One of none, layer, instance, batch.

@@ -19,6 +19,7 @@ from genlab.config.composition import compose
 from genlab.data.columns import Rows
 from genlab.errors import UserError
 from genlab.judging.cards import differences
+from genlab.judging.image_sets import load_image_sets
 from genlab.judging.judge import ImageJudge
 from genlab.judging.records import find_runs
 from genlab.judging.subject import Scoring
@@ -351,6 +352,13 @@ def test_two_processes_judge_their_training_as_one(two):
         (["run={runs}/gan", "sampler=gmm"], "sampler=gmm does not fit GAN: it has no encoder"),
         (["run={runs}/gan", "precision=bfloat16"], "all others work in float32"),
         (["real=x.npz", "fake=y.npz", "sampler=prior"], "the images of real= fake= exist already"),
+        (["run={runs}/gan", "background=black"], "background=black is for real= fake=: a run's data are read as"),
+        (
+            ["real={runs}", "fake={runs}", "background=#1"],
+            "background must be white, black or '#rrggbb', got '#1'. Try",
+        ),
+        (["real={runs}", "fake={runs}", "bits=9"], "bits must be 8, 10, 12, 14, 16 or null, got 9. Try bits=null"),
+        (["--fetch-inception", "run={runs}/gan"], "--fetch-inception stands alone"),
         (["real=x.npz"], "both real=PATH and fake=PATH"),
     ],
 )
@@ -408,6 +416,28 @@ def test_a_folder_a_zip_and_an_npz_of_the_same_images_score_alike(digits, tmp_pa
     same = evaluate_images({**wanted, "fake": "real.npz", "scores": ["fid", "nn"], "train": "real.npz"})
     assert abs(same["scores"]["fid/classifier-real"]) < 1e-3
     assert "the ratio measures nothing" in same["notes"][0]
+
+
+def test_images_of_odd_sorts_are_read_as_a_data_set_reads_them(tmp_path, caplog):
+    """16 bits by the largest value of the first set that has them, transparency on a background, a level too high."""
+    for name, top in {"real": 4095, "fake": 1023}.items():
+        for k in range(4):
+            path = tmp_path / name / "outer" / "ab"[k % 2] / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4), top * k // 3, np.uint16)).save(path)
+    sets, _ = load_image_sets({"real": tmp_path / "real", "fake": tmp_path / "fake"})
+    assert [s.x[:, 0, 0, 0].sort().values.tolist() for s in sets.values()] == [[0, 85, 170, 255], [0, 21, 42, 63]]
+    assert sets["real"].y.tolist() == [0, 0, 1, 1]
+    for k in range(4):
+        Image.new("LA", (4, 4), (k, 0)).save(tmp_path / "real" / "outer" / f"loose{k}.png")
+        Image.new("LA", (4, 4), (k, 0)).save(tmp_path / "fake" / f"{k}.png")
+    assert load_image_sets({"real": tmp_path / "real"})[0]["real"].y is None
+    assert f"4 images of real={tmp_path / 'real'} lie beside its folders" in caplog.text
+    shutil.rmtree(tmp_path / "fake" / "outer")
+    for background, shape, value in (("white", (4, 1, 4, 4), 255), ("#010203", (4, 3, 4, 4), 1)):
+        x = load_image_sets({"fake": tmp_path / "fake"}, background=background)[0]["fake"].x
+        assert x.shape == shape and bool((x[:, 0] == value).all())
+    assert f"All 4 samples of fake={tmp_path / 'fake'} are equal" in caplog.text
 
 
 @pytest.mark.parametrize(

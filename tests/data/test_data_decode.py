@@ -50,7 +50,7 @@ def test_processes_and_threads_give_the_same_images_and_the_same_list_of_broken_
     for threshold in (1000, 1):
         monkeypatch.setattr(decode_module, "_PROCESSES_FROM", threshold)
         array = np.zeros((70, 3, 6, 6), np.uint8)
-        results.append((decode_all(entries, array, workers=3), array))
+        results.append((decode_all(entries, array, workers=3)[0], array))
     (in_threads, a), (in_processes, b) = results
     np.testing.assert_array_equal(a, b)
     assert in_threads == in_processes
@@ -84,7 +84,7 @@ def test_a_worker_that_dies_is_one_sentence_and_leaves_nothing(tmp_path, process
 def test_readers_that_no_process_can_have_are_used_by_threads(tmp_path, processes):
     data = next(make_folder(tmp_path, 1).rglob("*.png")).read_bytes()
     array = np.zeros((3, 3, 9, 13), np.uint8)
-    assert decode_all([ImageEntry(str(k), (0, 0), lambda: data) for k in range(3)], array, workers=4) == []
+    assert decode_all([ImageEntry(str(k), (0, 0), lambda: data) for k in range(3)], array, workers=4) == ([], None)
     torch.testing.assert_close(array[0], array[2])
     assert array.max() > 0
 
@@ -100,7 +100,7 @@ decode._PROCESSES_FROM = 1
 files = sorted(Path(sys.argv[1]).rglob("*.png"))
 entries = [decode.ImageEntry(f.name, (0, 0), {read}) for f in files]
 array = np.zeros((len(files), 3, 8, 8), np.uint8)
-print(decode.decode_all(entries, array, 3), bool(array.any()))
+print(decode.decode_all(entries, array, 3)[0], bool(array.any()))
 """
 
 

@@ -200,8 +200,8 @@ def test_the_cache_serves_the_second_run_until_a_file_changes(tmp_path, monkeypa
     first = source("folder", root)
     first.prepare_data()
     decoded = []
-    real = decode_module.decode_image
-    monkeypatch.setattr(decode_module, "decode_image", lambda *a: decoded.append(1) or real(*a))
+    real = decode_module.read_image
+    monkeypatch.setattr(decode_module, "read_image", lambda *a: decoded.append(1) or real(*a))
     assert source("folder", root).describe() == first.describe()
     assert decoded == []
     save(root / "a" / "0.png", 1234)

@@ -99,6 +99,14 @@ def test_without_folders_of_splits_a_tenth_each_is_cut_off(tmp_path):
     assert wavs(fill(tmp_path / "one", {"only": 5})).split("train").y is None  # a single folder is no class
 
 
+def test_one_level_too_high_is_passed_over_and_classes_are_listed(tmp_path, caplog):
+    fill(tmp_path / "high" / "outer", {"a": 10, "b": 10})
+    with caplog.at_level("INFO", logger="genlab"):
+        data = wavs(tmp_path / "high")
+        assert data.split("train") and data.spec.class_names == ("a", "b")
+    assert "lie in outer" in caplog.text and "wav-high has 2 classes: a 10, b 10." in caplog.text
+
+
 def test_sounds_of_one_length_are_cut_or_followed_by_silence(tmp_path):
     data = wavs(fill(tmp_path / "set", {"train": 4, "val": 1, "test": 1}), shape=[3])
     assert data.split("train").values("x").tolist() == [[1, 0, 0], [2, 2, 0], [3, 3, 3], [4, 4, 4]]

@@ -17,9 +17,13 @@ from genlab.data import columns as columns_module
 from genlab.data import decode as decode_module
 from genlab.data import store as store_module
 from genlab.data.columns import Ragged, Rows
-from genlab.data.store import ArrayStore, ImageEntry, cached_array, prepare_images, resize_images
+from genlab.data.store import ArrayStore, ImageEntry, cached_array, resize_images
 from genlab.errors import UserError
-from genlab.fields.decoding import fit_image
+from genlab.fields.decoding import decode_image, fit_image
+
+
+def prepare_images(*arguments, **more) -> ArrayStore:
+    return store_module.prepare_images(*arguments, **more)[0]
 
 
 def picture(seed: int, size: tuple[int, int] = (8, 8), channels: int = 3) -> np.ndarray:
@@ -75,7 +79,7 @@ def test_sixteen_bit_greys_keep_their_upper_byte_and_photographs_stand_upright()
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying: to be turned clockwise by 90 degrees
     data = encode(pixels, "png", exif=exif)
-    decoded = decode_module.decode_image(data, (8, 4), 1)
+    decoded = decode_image(data, (8, 4), 1)
     np.testing.assert_array_equal(decoded[0], np.rot90(pixels, -1))
 
 
@@ -109,7 +113,7 @@ def test_skip_broken_leaves_them_out_and_says_how_many(tmp_path, caplog):
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="genlab"):
             store = prepare_images(mixed, (8, 8), 3, tmp_path, skip_broken=True)
-        assert "2 of 6 images cannot be read and are skipped" in caplog.text
+        assert "Left out: 2 of 6 images cannot be read: bad.png" in caplog.text
         assert len(store) == 4
         assert store.index.tolist() == [0, 2, 3, 4]
         assert store.y.tolist() == [0, 1, 0, 1]
@@ -129,14 +133,14 @@ def test_a_decompression_bomb_is_broken(tmp_path, monkeypatch):
         prepare_images([entry("bomb.png", data)], (8, 8), 3, tmp_path)
     # Python may come to keep warning filters out of threads; the check does not depend on them.
     with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match="bomb"):
-        decode_module.decode_image(data, (8, 8), 3)
+        decode_image(data, (8, 8), 3)
 
 
 def forbid_decoding(monkeypatch):
     def fail(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(decode_module, "decode_image", fail)
+    monkeypatch.setattr(decode_module, "read_image", fail)
 
 
 def test_the_second_call_decodes_nothing(tmp_path, monkeypatch):

@@ -1,5 +1,9 @@
 """The fast Inception network against the two packages that define it, and the ways its weights can be missing."""
 
+import re
+from http.client import IncompleteRead
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -257,14 +261,55 @@ def test_missing_weights_are_explained_in_one_sentence(hub, tmp_path):
     assert one_sentence(str(caught.value))
 
 
-def test_a_failed_download_is_explained_in_one_sentence(hub, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OSError("no route to host"), IncompleteRead(b"", 9), RuntimeError("invalid hash value")]
+)
+def test_a_failed_download_is_explained_in_one_sentence(error, hub, monkeypatch):
     def offline(*_, **__):
-        raise OSError("no route to host")
+        raise error
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(UserError, match="no route to host") as caught:
+    with pytest.raises(UserError, match=re.escape(str(error))) as caught:
+        load_inception(download=True)
+    assert one_sentence(str(caught.value)) and inception.URL in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_is_explained_in_one_sentence(hub):
+    hub.parent.write_text("in the way")
+    with pytest.raises(UserError, match="could not be fetched") as caught:
         load_inception(download=True)
     assert one_sentence(str(caught.value))
+
+
+def test_one_command_fetches_the_weights(hub, monkeypatch, capsys, inception_file):
+    """Where there is a network, a path that the extractor finds without a further word; elsewhere a sentence."""
+    from genlab.cli import evaluate
+
+    def fetch(url, target, hash_prefix, progress):
+        if offline:
+            raise OSError("no route to host")
+        Path(target).write_bytes(inception_file.read_bytes())
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    monkeypatch.setattr(inception, "file_checksum", lambda _: inception.SHA256_PREFIX + "0" * 56)
+    monkeypatch.setattr("sys.argv", inception.COMMAND.split())
+    offline = True
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main()
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and "could not be fetched" in said.err and "Traceback" not in said.err
+    offline = False
+    evaluate.main()
+    assert str(hub) in capsys.readouterr().out and hub.is_file()
+    assert load_inception().name == "inception"
+
+
+def test_the_documentation_names_the_file_its_source_and_its_checksum():
+    root = Path(__file__).resolve().parents[2]
+    for page in ("README.md", "docs/configuration.md"):
+        text = (root / page).read_text()
+        for word in (inception.URL, f"begins with `{inception.SHA256_PREFIX}`", "--fetch-inception"):
+            assert word in text, (page, word)
 
 
 def test_a_download_is_checked_and_kept(hub, monkeypatch, inception_file):

@@ -25,9 +25,9 @@ ROLES = [
 ]
 SHAPES = {
     "mlp": [(1, 8, 8), (3, 5, 7), (2,), (40,)],
-    "dcgan": [(1, 8, 8), (3, 16, 16), (4, 32, 32), (3, 64, 64), (3, 32, 64), (1, 24, 16)],
-    "resnet": [(1, 16, 16), (3, 32, 32), (4, 64, 64), (3, 32, 64)],
-    "began": [(1, 8, 8), (3, 16, 16), (4, 32, 32), (3, 64, 64), (1, 16, 24)],
+    "dcgan": [(1, 8, 8), (3, 16, 16), (4, 32, 32), (3, 64, 64), (3, 32, 64), (1, 24, 16), (3, 48, 64), (1, 100, 100)],
+    "resnet": [(1, 16, 16), (3, 32, 32), (4, 64, 64), (3, 32, 64), (3, 48, 64), (1, 100, 100)],
+    "began": [(1, 8, 8), (3, 16, 16), (4, 32, 32), (3, 64, 64), (1, 16, 24), (1, 24, 40)],
 }
 CASES = [(family, role, shape) for family, role in ROLES for shape in SHAPES[family]]
 
@@ -178,34 +178,59 @@ def test_discriminator_overfits_one_batch(family):
 
 @pytest.mark.parametrize(("family", "smallest"), [("dcgan", 8), ("resnet", 16), ("began", 8)])
 def test_refused_image_sizes(family, smallest):
-    for size, cure in ((33, "data.image_size=32"), (4, f"data.image_size={smallest}"), (28, "data.image_size=32")):
-        sentence = f"image_size must be a power of two from {smallest} for network={family}, got {size}. Try {cure}."
+    """The nearest sizes that fit are named, the one with more doublings first."""
+    cures = {4: [smallest], 33: [32, 34], 45: [44, 46], 67: [68], 98: [96, 100], 130: [128]}
+    for size, fits in cures.items():
+        sentence = (
+            f"network={family} halves images: the sides must be at least {smallest} and even, and even again after "
+            f"each halving until the shorter one has at most 32 pixels, got image_size={size}. Try "
+            f"{' or '.join(f'data.image_size={each}' for each in fits)}."
+        )
         for role in [r for f, r in ROLES if f == family]:
             with pytest.raises(UserError) as refused:
                 build(family, role, (3, size, size))
             assert str(refused.value) == sentence
-    with pytest.raises(UserError, match=r"Try data.image_size=32 or data.image_size=64\.$"):
-        build(family, "generator", (3, 48, 48))
-    with pytest.raises(UserError, match=r"got 33x64. Try 'data.image_size=\[32,64\]'\.$"):
+    with pytest.raises(UserError, match=r"got image_size=\[33,64\]. Try 'data.image_size=\[32,64\]'\.$"):
         build(family, "generator", (3, 33, 64))
-    with pytest.raises(UserError, match=r"got 60x33. Try 'data.image_size=\[(56|60|64),32\]'\.$"):
-        build(family, "generator", (3, 60, 33))
     with pytest.raises(UserError, match=rf"network={family} needs images .* Try network=mlp\.$"):
         build(family, "generator", (2,))
 
 
-@pytest.mark.parametrize(("base", "smallest"), [(4, 8), (4, 16), (8, 8)])
-def test_proposed_image_sizes_are_allowed(base, smallest):
-    """Whatever size is refused, the message's own proposals pass."""
-    for height, width in itertools.product(range(1, 70), (31, 32, 64)):
+@pytest.mark.parametrize(("base", "smallest"), [(4, 8), (4, 16), (8, 16), (8, 8)])
+def test_image_sizes_that_fit_and_proposals_for_others(base, smallest):
+    """Sizes of a power of two, and beside it a multiple, have the maps that they always had; proposals pass."""
+    for height, width in itertools.product(range(1, 140, 3), (31, 32, 36, 64, 96, 100)):
+        shorter = min(height, width)
+        power = shorter >= smallest and shorter & (shorter - 1) == 0
+        always = power and height % (shorter // base) == 0 == width % (shorter // base)
         try:
             doublings, (h, w) = image_scales((3, height, width), base, smallest, "x")
         except UserError as refused:
+            assert not always
             for proposal in str(refused).split("data.image_size=")[1:]:
                 sides = [int(side) for side in proposal.split(" or")[0].strip("'.[] ").split(",")]
                 image_scales((3, sides[0], sides[-1]), base, smallest, "x")
         else:
-            assert (h * 2**doublings, w * 2**doublings, min(h, w)) == (height, width, base)
+            assert (h * 2**doublings, w * 2**doublings) == (height, width) and base <= min(h, w) <= 32
+            assert min(h, w) == base or not always
+            assert h % 2 or w % 2 or min(h, w) < 2 * base  # no further halving was left
+
+
+@pytest.mark.parametrize(
+    ("size", "base", "scales"),
+    [
+        ((48, 64), 4, (3, (6, 8))),
+        ((96, 96), 4, (4, (6, 6))),
+        ((96, 96), 8, (3, (12, 12))),
+        ((100, 100), 4, (2, (25, 25))),
+        ((28, 28), 4, (2, (7, 7))),
+        ((28, 28), 8, (1, (14, 14))),
+        ((32, 512), 4, (3, (4, 64))),
+        ((8, 9), 8, (0, (8, 9))),
+    ],
+)
+def test_as_many_halvings_as_the_sides_share(size, base, scales):
+    assert image_scales((3, *size), base, base, "x") == scales
 
 
 @pytest.mark.parametrize(
