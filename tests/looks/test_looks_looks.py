@@ -113,7 +113,7 @@ def test_points_are_drawn_as_ways_in_the_plane(runs, capsys):
     drawn = visualize({"run": runs["points"], "n": 2})
     assert list(drawn) == ["interpolations", "traversals", "reconstructions", "latent_map"]
     assert all(read(path).std() > 10 for path in drawn.values())
-    assert "needs images, got points data" in capsys.readouterr().err
+    assert "do not fit: mirror, categories, neighbours" in capsys.readouterr().err
 
 
 def test_one_seed_draws_one_picture(runs, tmp_path):
