@@ -1,5 +1,7 @@
 """The exceptions of genlab. No heavy imports, so that the command line can report a mistake at once."""
 
+from pathlib import Path
+
 
 class UserError(ValueError):
     """A mistake that the user can correct: the message names the value given, the values allowed and an override.
@@ -25,6 +27,14 @@ class Interrupted(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra: from the checkout that genlab runs from, else the installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "pyproject.toml").is_file():
+        return f'pip install "genlab[{extra}]"'
+    return f'pip install -e "{"." if root == Path.cwd() else root}[{extra}]"'
 
 
 def sentence(error: BaseException) -> str:

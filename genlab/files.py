@@ -60,6 +60,21 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+LATEST = "latest"  # a file beside the run folders that holds the newest one's name
+
+
+def run_path(path: str | os.PathLike[str]) -> Path:
+    """A path whose part `latest` (`outputs/latest/checkpoints/best.ckpt`) is replaced by the newest run's folder.
+
+    `outputs/latest` is a file, not a link, since TensorBoard follows links and would show the newest run twice.
+    """
+    path = Path(path).expanduser()
+    for place in (path, *path.parents):
+        if place.name == LATEST and place.is_file():
+            return place.parent / place.read_text().strip() / path.relative_to(place)
+    return path
+
+
 def free_mib(path: Path) -> int:
     """Free space, in MiB, on the file system of a path (which need not exist)."""
     existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.config import composition
-from genlab.errors import UserError
+from genlab.errors import UserError, install
 from genlab.runs import folder as runs
 
 GROUP = "mode_benchmark"  # in configs/experiment
@@ -149,7 +149,7 @@ def parse(arguments: Sequence[str]) -> Plan:
         raise UserError(f"n_jobs must be a positive whole number, got {jobs!r}. Try n_jobs=2.")
     n_jobs = int(jobs or os.cpu_count() or 1) if _has_joblib() else 1
     if jobs and n_jobs < int(jobs):
-        print('Runs go one by one: n_jobs needs the joblib launcher, pip install "genlab[sweep]"', file=sys.stderr)
+        print(f"Runs go one by one: n_jobs needs the joblib launcher, {install('sweep')}", file=sys.stderr)
     data = _names("data", values["data"], list(DATA))
     return Plan(tuple(chosen), tuple(data), tuple(seeds), seconds, Path(values["out"]), n_jobs)
 

@@ -21,6 +21,9 @@ from genlab.telling import telling
 log = logging.getLogger("genlab")
 
 COLLAPSED = 0.3  # diversity relative to real samples
+FALLEN = 0.5  # diversity relative to the best that the run had kept, below which it has fallen
+LATE = 0.5  # share of training after which a run that has never been diverse should be
+RISING = 1.1  # mean diversity of the later half of a window relative to the earlier half
 SURE = 0.99  # discriminator accuracy on real samples and on fakes, from which on it has won
 CHANCE, WORSE_THAN_CHANCE = 0.55, 0.25  # mean of the two accuracies
 VANISHED = 0.01  # gradient norm relative to the largest in this run: the generator's to both players' (its own may have
@@ -35,7 +38,8 @@ class Players(Callback):
     of the discriminator (in data space if it has no features of single samples). The other values are those that the
     method records. A verdict needs the agreement of all checks of a window:
 
-    - collapse: a diversity below 0.3;
+    - collapse: a diversity below 0.3, and below half of the best that the run had kept for half a window. A run that
+      never had more may start from below: it is warned in the later half of its training, unless its diversity rises;
     - the discriminator wins: right on 99 % of both real samples and fakes, with a gradient norm of the generator below
       1 % of the largest that either had (Arjovsky & Bottou (2017), arXiv:1701.04862, theorem 2.4: it vanishes);
     - the generator wins: the discriminator is right on less than 25 %, or on less than 55 % with a gradient norm below
@@ -64,16 +68,19 @@ class Players(Callback):
         self.every_n_steps, self.num_samples, self.window, self.seed = every_n_steps, num_samples, window, seed
         self.looks: deque[list[float]] = deque(maxlen=window)  # of `VALUES`, NaN if not recorded
         self.largest = [0.0, 0.0]  # gradient norms of the generator and of its opponents
+        self.reached = 0.0  # largest diversity that all checks of half a window had
         self.warned: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint: checks, largest gradient norms and given warnings."""
-        return {"looks": [list(look) for look in self.looks], "largest": list(self.largest), "warned": self.warned[:]}
+        """The state for a checkpoint: checks, largest gradient norms, reached diversity and given warnings."""
+        looks = [list(look) for look in self.looks]
+        return {"looks": looks, "largest": list(self.largest), "reached": self.reached, "warned": self.warned[:]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state, so that no warning is repeated."""
         self.looks.clear()
         self.looks.extend(state_dict["looks"])
+        self.reached = state_dict.get("reached", 0.0)  # missing in older checkpoints
         self.largest, self.warned = list(state_dict["largest"]), list(state_dict["warned"])
 
     def on_train_batch_end(
@@ -96,11 +103,8 @@ class Players(Callback):
             _recorded(trainer, "grad_norm_generator"),
             max((norm for norm in norms if not math.isnan(norm)), default=math.nan),
         ]
-        self.looks.append(look)
-        for i, norm in enumerate(look[3:]):
-            if norm > self.largest[i]:
-                self.largest[i] = norm
-        for verdict in self.verdicts():
+        self.add(look)
+        for verdict in self.verdicts(max(trainer.global_step / trainer.max_steps, pl_module.time_share)):
             if verdict not in self.warned:
                 self.warned.append(verdict)
                 if trainer.is_global_zero:
@@ -123,17 +127,39 @@ class Players(Callback):
         model.rng.set_state(stream)
         return torch.where(spread[1] > 0, spread[0] / spread[1], torch.ones_like(spread[1]))
 
-    def verdicts(self) -> list[str]:
-        """The verdicts on which all checks of a full window agree; none before it is full."""
+    def add(self, look: list[float]) -> None:
+        """Takes a check, the `VALUES`, into the window, the largest gradient norms and the reached diversity."""
+        self.looks.append(look)
+        for i, norm in enumerate(look[3:]):
+            if norm > self.largest[i]:
+                self.largest[i] = norm
+        half = -(-self.window // 2)
+        if len(self.looks) >= half:
+            self.reached = max(self.reached, min(look[0] for look in list(self.looks)[-half:]))
+
+    def has_collapsed(self, share: float) -> bool:
+        """Whether the diversity is low in all checks, and has fallen or, late in the training, does not rise."""
+        diversity = [look[0] for look in self.looks]
+        half = len(diversity) // 2
+        fallen = max(diversity) < FALLEN * self.reached
+        rising = half > 0 and sum(diversity[-half:]) > RISING * sum(diversity[:half])
+        return max(diversity) < COLLAPSED and (fallen or (share >= LATE and not rising))
+
+    def verdicts(self, share: float) -> list[str]:
+        """The verdicts on which all checks of a full window agree; none before it is full.
+
+        Args:
+            share: The share of training that is done, in [0, 1].
+        """
         if len(self.looks) < self.window:
             return []
-        diversity, acc_real, acc_fake, grad_generator, grad_opponent = zip(*self.looks, strict=True)
+        _, acc_real, acc_fake, grad_generator, grad_opponent = zip(*self.looks, strict=True)
         right = [(a + b) / 2 for a, b in zip(acc_real, acc_fake, strict=True)]
         # A comparison with NaN is false, so values that a method does not record give no verdict.
         generator_still = all(norm < VANISHED * max(self.largest) for norm in grad_generator)
         opponent_still = all(norm < VANISHED * self.largest[1] for norm in grad_opponent)
         found = {
-            "collapse": all(ratio < COLLAPSED for ratio in diversity),
+            "collapse": self.has_collapsed(share),
             "discriminator": all(min(pair) >= SURE for pair in zip(acc_real, acc_fake, strict=True))
             and generator_still,
             "generator": all(share < WORSE_THAN_CHANCE for share in right)
@@ -151,7 +177,8 @@ class Players(Callback):
             what = (
                 f"The generator seems to have collapsed: its samples are {mean['diversity']:.2g} times as diverse as "
             )
-            what += f"real ones, {when}."
+            what += f"real ones, {when}"
+            what += f", and were {self.reached:.2g} times before." if self.reached >= COLLAPSED else "."
             cures = penalty + _taken(
                 model,
                 minibatch_discrimination="true (Salimans et al., 2016)",

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.checkpoints import Checkpoints
+from genlab.journal import note
 from genlab.models.base import GenerativeModel
 from genlab.seeding import preserved_random_states
 
@@ -33,6 +34,8 @@ class Scores(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
                 callback.consider(trainer, {name.removeprefix("val/"): value for name, value in scores.items()})
+        if trainer.is_global_zero and scores:
+            note(f"iteration {step}: {', '.join(f'{name} {value:.4g}' for name, value in scores.items())}")
 
 
 def judged(

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import genlab
 from genlab.config import schema
 from genlab.config.composition import check_plugins, config_dir, first_line, options, quote_paths
 from genlab.errors import TrainingStopped, UserError
@@ -61,6 +62,25 @@ def log_lines() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def bars() -> Iterator[Callable[[str, float], None]]:
+    """Gives a function that shows on a terminal, as one bar per name, the share of a task that is done, in [0, 1]."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def show(what: str, share: float) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=1.0)
+            progress.update(tasks[what], completed=share)
+
+        yield show
+
+
 def hydra_app(task: Callable[[Any], Any], config_name: str, arguments: Sequence[str]) -> None:
     """Runs `task` under Hydra (composition, run folders, sweeps, completion) on these arguments."""
     import hydra
@@ -69,6 +89,16 @@ def hydra_app(task: Callable[[Any], Any], config_name: str, arguments: Sequence[
     logging.raiseExceptions = False  # a log file on a full disk: the run itself reports it
     sys.argv = [sys.argv[0], *quote_paths([*arguments, *processes.quiet_overrides()])]
     hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=config_name)(task)()
+
+
+def print_if_asked(help_text: str | None) -> bool:
+    """Prints the help or the version, if the command line asks for it. Returns whether it did."""
+    asked = set(sys.argv[1:])
+    if "--version" in asked:
+        print(f"genlab {genlab.__version__}")
+    elif asked & {"-h", "--help"}:
+        print(help_text)
+    return bool(asked & {"-h", "--help", "--version"})
 
 
 def print_help(config_name: str, arguments: Sequence[str]) -> None:

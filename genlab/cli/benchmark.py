@@ -23,8 +23,7 @@ def main() -> None:
     """
     with app.errors_as_sentences():
         arguments = sys.argv[1:]
-        if {"-h", "--help"} & set(arguments):
-            print(main.__doc__)
+        if app.print_if_asked(main.__doc__):
             return
         peak, arguments = take_path(arguments, "peak")
         if peak is not None:

@@ -15,8 +15,8 @@ from genlab.cli import app
 from genlab.config.arguments import parse, take_path
 from genlab.config.samplers import sampler_config, sampler_stem, take_sampler
 from genlab.errors import UserError
-from genlab.files import write_json
-from genlab.judging.cards import BETTER, PROTOCOL, REPEATED, kind_of, refusal, title_of
+from genlab.files import run_path, write_json
+from genlab.judging.cards import BETTER, PROTOCOL, REPEATED, kind_of, margin, refusal, title_of
 from genlab.judging.records import FORMAT, find_runs
 from genlab.judging.subject import (
     FEWEST,
@@ -99,8 +99,7 @@ DEFAULTS: dict[str, Any] = {
 def main() -> None:
     """The command line. If one of several runs cannot be scored, the others are, and the exit code is 2."""
     with app.errors_as_sentences(), app.log_lines():
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(HELP)
+        if app.print_if_asked(HELP):
             return
         if "--fetch-inception" in sys.argv[1:]:
             if len(sys.argv) > 2:
@@ -137,7 +136,7 @@ def _evaluate(named: list[str], options: dict[str, Any], first: bool) -> None:
         try:
             records.append(evaluate_run(run, options))
         except UserError as error:
-            if len(named) == 1 and not records and run == Path(named[0]):
+            if len(named) == 1 and not records and run == run_path(named[0]):
                 raise
             failed += 1
             if first:
@@ -344,7 +343,7 @@ def score_rows(record: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             continue
         tail = f"/{extractor}" if extractor else ""
         spread = scores.get(f"{family}_std{tail}", scores.get(f"{family}_se{tail}"))
-        text = f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
+        text = f"{value:.4g}" if spread is None else f"{value:.4g} ± {margin(value, spread)}"
         beside = []
         if (real := scores.get(f"{family}_real{tail}")) is not None:
             beside.append(f"real {real:.4g}" if record["group"][name] != "points" else f"perfect {real:.4g}")

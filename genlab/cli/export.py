@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import genlab
 from genlab.cli import app
 from genlab.config.arguments import parse, take_path
-from genlab.errors import UserError
+from genlab.errors import UserError, install
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +58,7 @@ DEFAULTS: dict[str, Any] = {"run": None, "formats": None, "out": None, "seed": 0
 def main() -> None:
     """The command line."""
     with app.errors_as_sentences():
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(HELP)
+        if app.print_if_asked(HELP):
             return
         typed = {key: take_path(sys.argv[1:], key)[0] for key in TEXT}
         options = parse([a for a in sys.argv[1:] if a.partition("=")[0] not in TEXT], DEFAULTS)
@@ -270,7 +269,7 @@ def _make(name: str, model: GenerativeModel, inputs: list[Inputs]) -> tuple[byte
     """
     missing = [package for package in PACKAGES[name] if find_spec(package) is None]
     if missing:
-        raise UserError(f'{FILES[name]} needs {" and ".join(missing)}: pip install "genlab[export]"')
+        raise UserError(f"{FILES[name]} needs {' and '.join(missing)}: {install('export')}")
     if name == "safetensors":
         return _safetensors(model)
     if not inputs:

@@ -22,8 +22,7 @@ def main() -> None:
     go to outputs/gallery; the same command runs the missing ones. Writes OUT.md and the pictures in OUT/.
     """
     with app.errors_as_sentences():
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(main.__doc__)
+        if app.print_if_asked(main.__doc__):
             return
         options = parse(sys.argv[1:])
         print(f"Written to {gallery(options, draw)}")

@@ -17,12 +17,11 @@ def main() -> None:
                                      [out=outputs/mode_benchmark] [n_jobs=CORES]
 
     `rows` are files of configs/experiment/mode_benchmark; add one to add a method. `seconds` is the CPU time of each
-    training, `n_jobs` the number of parallel ones (more than one: pip install "genlab[sweep]"). The same command runs
+    training, `n_jobs` the number of parallel ones (more than one: the extra `sweep`). The same command runs
     the missing ones. Writes mode_benchmark_SECONDSs.json and .md.
     """
     with app.errors_as_sentences():
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(main.__doc__)
+        if app.print_if_asked(main.__doc__):
             return
         plan = parse(sys.argv[1:])
         app.check_writable(plan.out)

@@ -28,8 +28,7 @@ def main() -> None:
     """The command line."""
     with app.errors_as_sentences():
         arguments = sys.argv[1:]
-        if {"-h", "--help"} & set(arguments):
-            print(HELP)
+        if app.print_if_asked(HELP):
             return
         named = [a.partition("=")[2] for a in arguments if a.startswith("runs=")]
         out, rest = take_path([a for a in arguments if not a.startswith("runs=")], "out")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from genlab.batch import Batch
     from genlab.data.spec import DataSpec
     from genlab.models.base import GenerativeModel
+    from genlab.sampling.base import Sampler
 
 HELP = """genlab-sample: draw from a trained model.
 
@@ -50,9 +53,8 @@ DEFAULTS: dict[str, Any] = {
 
 def main() -> None:
     """The command line."""
-    with app.errors_as_sentences():
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(HELP)
+    with app.errors_as_sentences(), app.log_lines():
+        if app.print_if_asked(HELP):
             return
         options = read_options(sys.argv[1:])
         path = sample(options)
@@ -88,10 +90,8 @@ def sample(options: dict[str, Any]) -> Path:
         UserError: If no samples can be drawn with these options.
     """
     import torch
-    from rich.progress import track
 
     import genlab
-    from genlab.batch import joined
     from genlab.runs.folder import find_run
     from genlab.runs.samplers import ready_sampler
 
@@ -111,20 +111,53 @@ def sample(options: dict[str, Any]) -> Path:
         raise UserError(f"{type(model).__name__} cannot draw samples: it has no `sample`.")
     settings, root = options["sampler_settings"], options["data.root"]
     given = conditions(model, options["columns"], n, options["seed"], root, allow)
-    sampler = ready_sampler(name, settings, model, checkpoint, root, allow)
     rng = torch.Generator().manual_seed(options["seed"])
-    parts = []
-    sizes = [min(options["batch_size"], n - i) for i in range(0, n, options["batch_size"])]
-    for i, size in enumerate(track(sizes, description="drawing", disable=len(sizes) < 4)):
-        start = i * options["batch_size"]
-        told = None if given is None else given.rows(slice(start, start + size)).to(model.device)
-        parts.append(sampler.sample(model, size, given=told, rng=rng).to("cpu"))
+    with app.bars() as show:
+        sampler = ready_sampler(name, settings, model, checkpoint, root, allow, show)
+        x = draw(sampler, model, n, options["batch_size"], given, rng, show)
     if sampler.report:
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in sampler.report.items()))
     typed = "".join(f"_{column}{_for_files(text)}" for column, text in options["columns"].items())
     stem = f"samples_n{n}_seed{options['seed']}{typed}"
     stem += "" if name == "prior" else f"_{name}"
-    return write(model.spec, joined(parts), given, form, options["out"], folder / stem)
+    return write(model.spec, x, given, form, options["out"], folder / stem)
+
+
+def draw(
+    sampler: Sampler,
+    model: GenerativeModel,
+    n: int,
+    batch_size: int,
+    given: Batch | None,
+    rng: Any,
+    show: Callable[[str, float], None],
+) -> Any:
+    """n samples on the CPU, drawn in batches.
+
+    Args:
+        sampler: Fitted to the model.
+        model: The loaded model.
+        n: Number of samples.
+        batch_size: Samples of a batch.
+        given: Conditions [n], None without.
+        rng: Random stream.
+        show: Function of a name and the share of all samples that are drawn, in [0, 1].
+    """
+    from genlab.batch import joined
+
+    parts = []
+    for start in range(0, n, batch_size):
+        size = min(batch_size, n - start)
+        sampler.progress = partial(_of_all, show, start / n, size / n)
+        told = None if given is None else given.rows(slice(start, start + size)).to(model.device)
+        parts.append(sampler.sample(model, size, given=told, rng=rng).to("cpu"))
+        show("drawing", (start + size) / n)
+    return joined(parts)
+
+
+def _of_all(show: Callable[[str, float], None], before: float, part: float, what: str, share: float) -> None:
+    """Shows the share of a batch, which is a part of all samples, as a share of all."""
+    show(what, before + share * part)
 
 
 def conditions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from genlab.cli import app
 from genlab.config import composition
 from genlab.config.arguments import take_path
 from genlab.errors import TrainingStopped, UserError
+from genlab.files import run_path
+from genlab.journal import JOURNAL, journal
 from genlab.runs import sweeps
 from genlab.runs.folder import check_unused, find_checkpoint, find_run, lock, read_config
+from genlab.runs.paths import check_paths
 
 log = logging.getLogger("genlab")
 
@@ -27,8 +31,11 @@ def main() -> None:
             return app.list_options(after[0] if after else "model")
         if {"-h", "--help"} & set(arguments):
             return app.print_help("train", arguments)
+        if app.print_if_asked(None):
+            return None
         resume, arguments = take_path(arguments, "resume")
         run_dir, _ = take_path(arguments, "hydra.run.dir")
+        resume = str(run_path(resume)) if resume is not None else None
         if resume is not None and sweeps.is_sweep(resume):
             return app.hydra_app(_task, "train", sweeps.command(resume, arguments))
         if resume == "auto":
@@ -57,18 +64,22 @@ def _task(config: Any) -> float | None:
     run_dir = Path(hydra.runtime.output_dir)
     try:
         resolved = composition.resolve(config, dict(hydra.runtime.choices))
+        if not many:
+            check_paths(resolved)
         if many:
             return _job(resolved, run_dir)
         from genlab.runs.start import train
 
         monitored = train(resolved, run_dir).monitored
-        if resolved["dry_run"] and {p.name for p in run_dir.iterdir()} <= {".hydra", "train.log"}:
-            shutil.rmtree(run_dir, ignore_errors=True)  # made by Hydra; a dry run leaves nothing else
+        if resolved["dry_run"]:
+            _remove_empty(run_dir)
         return monitored
     except (UserError, TrainingStopped) as error:
         if many:  # the other jobs go on; Hydra reports the first that failed at the end, without a traceback
-            log.error("%s failed: %s", run_dir, error)
+            with journal(run_dir):
+                log.error("%s failed: %s", run_dir, error)
             raise CompactHydraException(str(error)) from None
+        _remove_empty(run_dir)
         with app.errors_as_sentences():
             raise
     except SystemExit:  # a signal; the run has printed its resume command
@@ -77,12 +88,23 @@ def _task(config: Any) -> float | None:
         raise
 
 
+def _remove_empty(run_dir: Path) -> None:
+    """Removes a run folder, and `outputs/` around it, in which there is no more than Hydra and the journal wrote."""
+    if {p.name for p in run_dir.iterdir()} <= {".hydra", ".lock", JOURNAL}:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        if run_dir.parent.name == "outputs":
+            with suppress(OSError):  # it holds other runs
+                run_dir.parent.rmdir()
+
+
 def _job(config: dict[str, Any], run_dir: Path) -> float | None:
     """One job of a sweep; continues an earlier start of the sweep, or of this job in a cluster's queue."""
     before = sweeps.earlier(run_dir, config)
     if before is not None and before.done:
         log.info("%s is done.", run_dir)
         return before.score
+    if before is None or before.checkpoint is None:
+        check_paths(config)
     from genlab.runs.start import train
 
     if before is not None:
@@ -109,6 +131,7 @@ def _resume(path: str, overrides: list[str]) -> None:
 
 
 def _start(config: dict[str, Any], run_dir: Path, checkpoint: Path | None = None) -> None:
+    check_paths(config if checkpoint is None else {**config, "init_from": None, "first_stage": None})
     from genlab.runs.start import train  # imports torch: only after the arguments are checked
 
     train(config, run_dir, resume=checkpoint)

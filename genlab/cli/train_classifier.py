@@ -27,8 +27,7 @@ def main() -> None:
     """The command line."""
     with app.errors_as_sentences(), app.log_lines():
         arguments = sys.argv[1:]
-        if {"-h", "--help"} & set(arguments):
-            print(HELP)
+        if app.print_if_asked(HELP):
             return
         out, arguments = take_path(arguments, "out")
         device, arguments = take_path(arguments, "device")

@@ -11,7 +11,7 @@ import genlab
 from genlab.cli import app
 from genlab.config.arguments import parse, take_path
 from genlab.errors import UserError
-from genlab.looks.looks import WHAT, Looks
+from genlab.looks.looks import WHAT, Looks, Unfit
 
 if TYPE_CHECKING:
     from genlab.models.base import GenerativeModel
@@ -56,8 +56,7 @@ DEFAULTS: dict[str, Any] = {
 def main() -> None:
     """The command line."""
     with app.errors_as_sentences():
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(HELP)
+        if app.print_if_asked(HELP):
             return
         typed = {key: take_path(sys.argv[1:], key)[0] for key in TEXT}
         options = parse([a for a in sys.argv[1:] if a.partition("=")[0] not in TEXT], DEFAULTS)
@@ -94,7 +93,7 @@ def visualize(options: dict[str, Any]) -> dict[str, Path]:
     folder, path = find_run(options["run"])
     home = Path(options["out"] or folder / "pictures")
     drawn: dict[str, Path] = {}
-    left_out: list[str] = []
+    left_out: dict[str, UserError] = {}
     with preserved_random_states():
         model = genlab.load(path, device=options["device"], allow_targets=tuple(options["allow_targets"]))
         looks = looks_into(model, options)
@@ -104,14 +103,26 @@ def visualize(options: dict[str, Any]) -> dict[str, Path]:
             except UserError as error:
                 if options["what"] != "all":
                     raise
-                left_out.append(f"{name}: {error}")
+                left_out[name] = error
                 continue
             drawn[name] = save_png(home / f"{name}.png", picture)
     if not drawn:
-        raise UserError(f"There is nothing to show. {left_out[0]}")
-    for reason in left_out:
-        print(f"Left out {reason}", file=sys.stderr)
+        raise UserError(f"There is nothing to show. {next(iter(left_out.values()))}")
+    for line in _reasons(left_out):
+        print(line, file=sys.stderr)
     return drawn
+
+
+def _reasons(left_out: dict[str, UserError]) -> list[str]:
+    """The pictures that were not drawn: those that do not fit on one line, and a line for each other reason."""
+    unfit = [name for name, error in left_out.items() if isinstance(error, Unfit)]
+    named = f"Left out, since they do not fit: {', '.join(unfit)} (what={unfit[0]} tells why)" if unfit else None
+    others: dict[str, list[str]] = {}
+    for name, error in left_out.items():
+        if name not in unfit:
+            others.setdefault(str(error), []).append(name)
+    lines = [f"Left out: {', '.join(names)}. {reason}" for reason, names in others.items()]
+    return [*([named] if named else []), *lines]
 
 
 def looks_into(model: GenerativeModel, options: dict[str, Any]) -> Looks:

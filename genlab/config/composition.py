@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.config import conditioning, schema, tricks
-from genlab.errors import UserError
+from genlab.errors import UserError, install
 
 # Values of these keys are paths. Hydra's grammar breaks on `=`, `(` or `[` in a path, so they are quoted.
 PATH_KEYS = (
@@ -123,7 +123,7 @@ def check_plugins(arguments: Sequence[str]) -> None:
         except ModuleNotFoundError:  # no plugin is installed
             missing = True
         if missing:
-            raise UserError(f'{asked[0]} needs {what} for Hydra: pip install "genlab[{extra}]"')
+            raise UserError(f"{asked[0]} needs {what} for Hydra: {install(extra)}")
     slurm = [a for a in arguments if a in ("hydra/launcher=slurm", "hydra/launcher=submitit_slurm")]
     if slurm and shutil.which("sbatch") is None:
         raise UserError(f"{slurm[0]} hands jobs to SLURM, and there is no sbatch here. Type it on a login node.")
@@ -229,6 +229,7 @@ def insisted(model: str, group: str) -> str | None:
 
 
 def first_line(group: str, name: str) -> str:
-    """An option's description: the first line of its yaml, if that is a comment, else ""."""
-    first = (config_dir() / group / f"{name}.yaml").read_text().partition("\n")[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+    """An option's description: the first line of its yaml (after Hydra's `@package`) if that is a comment, else ""."""
+    lines = (config_dir() / group / f"{name}.yaml").read_text().splitlines()
+    first = next((line for line in lines if not line.startswith("# @package")), "")
+    return first.lstrip("# ").removeprefix(f"configs/{group}/{name}.yaml: ") if first.startswith("#") else ""

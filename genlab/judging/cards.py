@@ -139,6 +139,11 @@ def title_of(score: str) -> str:
     return f"{title} ({extractor})" if extractor else title
 
 
+def margin(value: float, spread: float) -> str:
+    """A standard deviation or error of a value as text with two digits; "0" below a millionth of it, for rounding."""
+    return "0" if spread < 1e-6 * abs(value) else f"{spread:.2g}"
+
+
 def common_card(data: Mapping[str, Any], split: str, seed: int, ema: bool) -> dict[str, Any]:
     """The card fields shared by all scores of a run.
 

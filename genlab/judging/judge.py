@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genlab.errors import NotNumbers, UserError
 from genlab.fields.image import to_uint8
-from genlab.judging.cards import SEEN, common_card
+from genlab.judging.cards import SEEN, common_card, margin
 from genlab.metrics.cache import cached_stats
 from genlab.metrics.factors import HIGHER, coded, factor_lines, factor_scores
 from genlab.metrics.features import Extractor, FeatureStats, features_of
@@ -444,7 +444,7 @@ class ImageJudge(Judge):
             ratio = values["is"] / values["is_real"]
             real = f"real test images {values['is_real']:.3g} at equal n and splits: {ratio:.0%}"
             real += f", {SEEN}" if ratio > 1 and self.chosen == "classifier" else ""
-            rows.append((f"is/{name}", f"{values['is']:.3g} ± {values['is_std']:.2g}  ({real})"))
+            rows.append((f"is/{name}", f"{values['is']:.3g} ± {margin(values['is'], values['is_std'])}  ({real})"))
         if "rarest_class" in values:
             share = f"{values['rarest_class']:.1%} of {CLASS_SHARE_SAMPLES} samples"
             rows.append(("classes", f"the rarest of {self.extractor.num_classes} has {share}"))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genlab.batch import Batch
 from genlab.errors import UserError
-from genlab.judging.cards import kind_of
+from genlab.judging.cards import kind_of, margin
 from genlab.judging.judge import Data, Judge
 from genlab.metrics import factors
 from genlab.metrics.ais import ais, ais_scores, can_anneal, partition_scores
@@ -161,11 +161,12 @@ class LikelihoodJudge(Judge):
         rows = []
         for name, value in values.items():
             if name in ("elbo", "objective", "loss") or kind_of(name) in ("iwae", "ais"):
-                error = f" ± {values[f'{name}_se']:.2g}" if f"{name}_se" in values else ""
+                error = f" ± {margin(value, values[f'{name}_se'])}" if f"{name}_se" in values else ""
                 of = f"{card['n_real']} test samples" if card else "test samples"
                 rows.append((name, f"{value:.4g}{error} nats  ({of})"))
         if "log_z" in values:
-            rows.append(("log Z", f"{values['log_z']:.5g} ± {values['log_z_se']:.2g} nats  (annealed, no bound)"))
+            error = margin(values["log_z"], values["log_z_se"])
+            rows.append(("log Z", f"{values['log_z']:.5g} ± {error} nats  (annealed, no bound)"))
         if "bits_per_dim" in values:
             rows.append(("bits/dim", f"{values['bits_per_dim']:.4g}"))
         if "active_units" in values:

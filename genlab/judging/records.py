@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genlab.errors import UserError
+from genlab.files import run_path
 
 FORMAT = 1  # of the files in scores/
 
@@ -19,7 +20,7 @@ def find_runs(named: Sequence[str | Path]) -> list[Path]:
     if not named:
         raise UserError("Say what to score: run=outputs/latest, several run=..., or real=PATH fake=PATH.")
     found: dict[Path, Path] = {}
-    for path in (Path(name).expanduser() for name in named):
+    for path in map(run_path, named):
         alone = path.is_file() or not path.exists() or (path / "checkpoints").is_dir()
         runs = [path] if alone else runs_in(path)  # `find_run` reports an invalid path
         if not runs:

@@ -38,8 +38,12 @@ CODES = 5000  # samples encoded at most
 YARDSTICK = 200  # real images whose median distance to the training images is the unit of samples' distances
 
 
+class Unfit(UserError):
+    """A picture that does not fit the model or its data."""
+
+
 class Looks:
-    """Pictures of one model. Each method returns uint8 [H, W, 3], or raises a `UserError` with the reason."""
+    """Pictures of one model. Each method returns uint8 [H, W, 3], or raises `Unfit` with the reason."""
 
     def __init__(
         self,
@@ -64,7 +68,7 @@ class Looks:
         self.rng = torch.Generator()
         choices = model.run_config.get("choices", {})
         on = f" on {choices['data']}" if "data" in choices else ""
-        self.name = f"{type(model).__name__}{on}"
+        self.name = f"{choices.get('model', type(model).__name__)}{on}"
 
     # --- Data, latents and checks ---------------------------------------------------------------------------------
 
@@ -117,20 +121,20 @@ class Looks:
         return telling(self.model, conditions.rows(each % len(conditions)))
 
     def need(self, look: str, *capabilities: str) -> None:
-        """Raises a `UserError` if the model lacks a capability."""
+        """Raises `Unfit` if the model lacks a capability."""
         for capability in capabilities:
             if not self.model.can(capability):
-                raise UserError(f"{type(self.model).__name__} has no `{capability}`, needed by what={look}.")
+                raise Unfit(f"{type(self.model).__name__} has no `{capability}`, needed by what={look}.")
 
     def need_plane_or_images(self, look: str) -> None:
-        """Raises a `UserError` unless the data are images or points in the plane."""
+        """Raises `Unfit` unless the data are images or points in the plane."""
         if not self.spec.x.pictorial and self.spec.shape != (2,):
-            raise UserError(f"what={look} needs images or points in the plane, got {self.spec.x.kind} data.")
+            raise Unfit(f"what={look} needs images or points in the plane, got {self.spec.x.kind} data.")
 
     def need_images(self, look: str) -> None:
-        """Raises a `UserError` unless the data are images."""
+        """Raises `Unfit` unless the data are images."""
         if not self.spec.x.pictorial:
-            raise UserError(f"what={look} needs images, got {self.spec.x.kind} data.")
+            raise Unfit(f"what={look} needs images, got {self.spec.x.kind} data.")
 
     def images(self, x: Tensor) -> Tensor:
         """Samples [..., C, H, W] as uint8."""
@@ -171,7 +175,7 @@ class Looks:
         self.need("mirror", "decode")
         self.need_images("mirror")
         if self.model.given:
-            raise UserError(f"what=mirror is for models without conditions, and {self.name} is given some.")
+            raise Unfit(f"what=mirror is for models without conditions, and {self.name} is given some.")
         x, _ = self.real(self.n)
         both = torch.cat([x, x.flip(-1)])
         bound = 1.0 if self.model.latent_prior == "uniform" else None
@@ -218,7 +222,7 @@ class Looks:
             count = min(self.n, active or len(values))
         classes = [d for group in self.model.one_hot_latents for d in group]  # values between 0 and 1 are no latents
         if len(classes) == len(values):
-            raise UserError("All latents are one-hot. Try what=categories.")
+            raise Unfit("All latents are one-hot. Try what=categories.")
         values[classes] = -1
         count = min(count, len(values) - len(classes))
         dims = values.topk(count).indices
@@ -247,7 +251,7 @@ class Looks:
         self.need_images("categories")
         groups = self.model.one_hot_latents
         if not groups:
-            raise UserError(f"{type(self.model).__name__} has no one-hot latents.")
+            raise Unfit(f"{type(self.model).__name__} has no one-hot latents.")
         z = go_through(self.latents(self.n).cpu(), groups[: self.n])
         each = "another draw of the rest" if len(groups) == 1 else "another variable of one draw"
         note = f"Each column: one class; each row: {each}."
@@ -294,7 +298,7 @@ class Looks:
             if len(a) == self.n
         ]
         if not pairs:
-            raise UserError(f"The {self.options['split']} split holds {len(x)} samples, fewer than n={self.n}.")
+            raise Unfit(f"The {self.options['split']} split holds {len(x)} samples, fewer than n={self.n}.")
         note = f"{self.options['split'].capitalize()} images, each with its reconstruction on the right. "
         return image_sheet(pairs, title, f"{note}Mean squared error {error:.4f} in [-1, 1].")
 
@@ -390,7 +394,7 @@ class Looks:
         self.need("factors", "encode")
         names = self.spec.factor_names
         if not names:
-            raise UserError("what=factors needs data with known factors, such as data=shapes.")
+            raise Unfit("what=factors needs data with known factors, such as data=shapes.")
         split = self.options["split"]
         codes, factor = coded(self.model, self.data.batches(split, 256, limit=CODES))
         matrix = correlations(codes, factor)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from genlab.fields.drawing import new_figure, save_png, to_array
+from genlab.looks.curves import smoothed
 
 if TYPE_CHECKING:
     from genlab.data.module import ArrayData
@@ -27,6 +28,8 @@ def beside(x: Tensor, x_recon: Tensor) -> Tensor:
 
 def curves(history: dict[str, tuple[list[int], list[float]]], path: Path) -> None:
     """Draws losses, other recorded values and scores over iterations, one panel each, as a PNG.
+
+    A noisy curve is a pale line, with its moving mean over it.
 
     Args:
         history: Name to (iterations, values), from `read_metrics`.
@@ -50,7 +53,12 @@ def curves(history: dict[str, tuple[list[int], list[float]]], path: Path) -> Non
             steps, values = history[name]
             label = name.partition("/")[2]
             colour = PLAYER_COLOURS.get(label.partition("_")[0]) if title == "losses" else None
-            axes.plot(steps, values, label=label, color=colour, linewidth=1.2, marker="." if len(steps) < 30 else None)
+            mean, marker = smoothed(values), "." if len(steps) < 30 else None
+            (line,) = axes.plot(
+                steps, mean or values, label=label, color=colour, linewidth=1.2, marker=marker, zorder=3
+            )
+            if mean is not None:
+                axes.plot(steps, values, color=line.get_color(), linewidth=0.7, alpha=0.25)
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.errors import UserError
+from genlab.errors import UserError, install
 from genlab.networks.init import check_positive
 
 ZUKO = {"maf": "MAF", "nsf": "NSF"}
@@ -131,7 +131,7 @@ def zuko_flow(kind: str, dim: int, context: int, transforms: int, hidden: Sequen
     try:
         import zuko
     except ImportError as error:
-        raise UserError(f'{asked} needs the package zuko: pip install "genlab[flows]".') from error
+        raise UserError(f"{asked} needs the package zuko: {install('flows')}") from error
     make: Any = getattr(zuko.flows, ZUKO[kind])
     flow = make(dim, context=context, transforms=transforms, hidden_features=tuple(hidden))
     for part in flow.modules():

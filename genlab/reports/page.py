@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from genlab.errors import UserError
 from genlab.files import write_text
 from genlab.judging.cards import BETTER, kind_of, section_of, title_of
-from genlab.reports.report import Composition, Entry, Report, Row, cell, duration, markdown, number
+from genlab.reports.report import Composition, Entry, Report, Row, cell, duration, markdown, number, short
 
 if TYPE_CHECKING:
     Curves = dict[str, tuple[list[int], list[float]]]
@@ -158,7 +158,7 @@ def _facts(composition: Composition, lead: str | None) -> list[tuple[str, str]]:
         facts.append(("iterations", " to ".join(f"{n:,}" for n in dict.fromkeys((iterations[0], iterations[-1])))))
     parameters = entries[0].record.get("parameters", {})
     if parameters:
-        facts.append(("parameters", ", ".join(f"{k} {_short(v)}" for k, v in parameters.items())))
+        facts.append(("parameters", ", ".join(f"{k} {short(v)}" for k, v in parameters.items())))
     walls = [e.wall_seconds for e in entries if e.wall_seconds is not None]
     if walls:
         facts.append(("wall time of a run", duration(statistics.fmean(walls))))
@@ -171,13 +171,6 @@ def _facts(composition: Composition, lead: str | None) -> list[tuple[str, str]]:
 def _seeds(entries: list[Entry]) -> str:
     seeds = [str(e.seed) for e in entries if e.seed is not None]
     return f", seed{'s' * (len(seeds) > 1)} {', '.join(seeds[:10])}{', …' * (len(seeds) > 10)}" if seeds else ""
-
-
-def _short(n: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= size:
-            return f"{n / size:.3g}{unit}"
-    return f"{n:.0f}"
 
 
 def _table(report: Report, rows: list[Row]) -> str:
@@ -304,17 +297,24 @@ def _curves(report: Report) -> str:
 
 
 def _plot(lines: list[tuple[int, list[int], list[float]]]) -> str:
-    """An SVG plot, a thin line per run. The vertical axis is logarithmic if values span two orders of magnitude."""
+    """An SVG plot, a thin line per run; a noisy run's is pale, with its moving mean over it.
+
+    The vertical axis is logarithmic if values span two orders of magnitude.
+    """
+    from genlab.looks.curves import smoothed
+
     data = []
     for i, steps, values in lines:
-        stride = max(1, math.ceil(len(steps) / POINTS_PER_CURVE))
-        kept = list(zip(steps, values, strict=True))[::stride]
-        kept += [(steps[-1], values[-1])] if steps and kept[-1][0] != steps[-1] else []
-        points = [(x, y) for x, y in kept if math.isfinite(y)]
-        if points:
-            data.append((i, points))
-    ys = [y for _, points in data for _, y in points]
-    xs = [x for _, points in data for x, _ in points]
+        mean = smoothed(values)
+        for drawn, opacity in [(values, 0.75)] if mean is None else [(values, 0.2), (mean, 0.85)]:
+            stride = max(1, math.ceil(len(steps) / POINTS_PER_CURVE))
+            kept = list(zip(steps, drawn, strict=True))[::stride]
+            kept += [(steps[-1], drawn[-1])] if steps and kept[-1][0] != steps[-1] else []
+            points = [(x, y) for x, y in kept if math.isfinite(y)]
+            if points:
+                data.append((i, points, opacity))
+    ys = [y for _, points, _ in data for _, y in points]
+    xs = [x for _, points, _ in data for x, _ in points]
     if not data or max(xs) == min(xs):
         return ""
     logarithmic = min(ys) > 0 and max(ys) / min(ys) > 100
@@ -339,12 +339,12 @@ def _plot(lines: list[tuple[int, list[int], list[float]]]) -> str:
         parts.append(f'<line class="g" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>')
     for value in _ticks(min(xs), max(xs), 4):
-        parts.append(f'<text x="{px(value):.1f}" y="{height - 7}" text-anchor="middle">{_short(value)}</text>')
-    for i, points in data:
+        parts.append(f'<text x="{px(value):.1f}" y="{height - 7}" text-anchor="middle">{short(value)}</text>')
+    for i, points, opacity in data:
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{COLOURS[i % len(COLOURS)]}" stroke-width="1.5" '
-            'stroke-opacity=".75" stroke-linejoin="round"/>'
+            f'stroke-opacity="{opacity}" stroke-linejoin="round"/>'
         )
         if len(points) < 12:
             parts += [

@@ -12,6 +12,7 @@ from typing import Any
 
 from genlab.config.composition import PARTS
 from genlab.errors import UserError
+from genlab.files import run_path
 from genlab.judging.cards import (
     BETTER,
     SEEN,
@@ -21,6 +22,7 @@ from genlab.judging.cards import (
     differences,
     disagreement,
     kind_of,
+    margin,
     run_card,
     section_of,
     title_of,
@@ -183,7 +185,7 @@ def draw_boxes(report: Report, path: Path) -> Path:
 
 def home_of(named: list[str]) -> Path:
     """The folder of the page: the named folder if it is the only path, else `outputs/` or the working directory."""
-    path = Path(named[0]).expanduser()
+    path = run_path(named[0])
     return path if len(named) == 1 and path.is_dir() else Path("outputs") if Path("outputs").is_dir() else Path()
 
 
@@ -204,7 +206,7 @@ def collect(named: list[str], by: str | None = None) -> Report:
         raise UserError("Say what to report on: runs=outputs/latest, or a folder of runs.")
     entries: list[Entry] = []
     for name in named:
-        path = Path(name).expanduser()
+        path = run_path(name)
         files = [path] if path.suffix == ".json" else []
         if path.is_dir() and not any(path.rglob("run.json")):
             files = sorted(path.glob("*.json"))
@@ -413,8 +415,8 @@ def _best(kind: str, values: list[list[float]]) -> list[int]:
     if not means:
         return []
     first = max(means, key=lambda i: means[i])
-    margin = {i: max(spread(values[i]) or 0.0, spread(values[first]) or 0.0) for i in means}
-    tied = [i for i in means if i != first and means[first] - means[i] <= margin[i]]
+    near = {i: max(spread(values[i]) or 0.0, spread(values[first]) or 0.0) for i in means}
+    tied = [i for i in means if i != first and means[first] - means[i] <= near[i]]
     return [first, *tied]
 
 
@@ -434,13 +436,21 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def short(n: float) -> str:
+    """Three digits and a unit: 950, 12.3k, 1.23M."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g}{unit}"
+    return f"{n:.0f}"
+
+
 def cell(values: list[float]) -> str:
     """`mean ± std`, a single value, or a dash."""
     if not values:
         return "–"
     around = spread(values)
     mean = statistics.fmean(values)
-    return number(mean) if around is None else f"{number(mean)} ± {around:.2g}"
+    return number(mean) if around is None else f"{number(mean)} ± {margin(mean, around)}"
 
 
 def duration(seconds: float | None) -> str:

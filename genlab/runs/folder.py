@@ -19,7 +19,7 @@ import yaml
 import genlab
 from genlab.config.instantiate import build_data, build_model, check_allowed, check_signatures, locate, matches
 from genlab.errors import UserError
-from genlab.files import FolderLock, write_json, write_text
+from genlab.files import LATEST, FolderLock, run_path, write_json, write_text
 
 if TYPE_CHECKING:
     from genlab.data.module import ArrayData
@@ -46,7 +46,7 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
     Raises:
         UserError: If there is no such path, or no checkpoint in the folder.
     """
-    place = Path(path)
+    place = run_path(path)
     if not place.exists():
         raise UserError(f"There is no run at {place}. Give a run folder (outputs/...) or a .ckpt file.")
     if place.is_file():
@@ -317,14 +317,9 @@ class RunRecord:
 
 
 def point_latest(folder: Path) -> None:
-    """Makes `outputs/latest` (beside the run folder) point to this run; systems without links go without."""
-    link = folder.parent / "latest"
-    temporary = folder.parent / f".latest.{os.getpid()}"
-    try:
-        temporary.symlink_to(folder.name, target_is_directory=True)
-        os.replace(temporary, link)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    """Writes the run's name to `outputs/latest`, beside the run folder; see `genlab.files.run_path`."""
+    with suppress(OSError):  # a folder of that name; a full disk is reported elsewhere
+        write_text(folder.parent / LATEST, f"{folder.name}\n")
 
 
 def _commit() -> str | None:

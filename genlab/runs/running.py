@@ -20,6 +20,8 @@ from genlab.config import checks, speed
 from genlab.config.instantiate import build_data, build_model, instantiate
 from genlab.errors import Interrupted, NotFinite, TrainingStopped, UserError
 from genlab.files import FolderLock, free_mib, remove_temporaries
+from genlab.journal import journal, note, say
+from genlab.reports.report import short
 from genlab.runs import folder, processes
 
 if TYPE_CHECKING:
@@ -210,12 +212,17 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
     with session(config, run_dir, one_device) as lock:
         if resume is None and is_first_process():
             folder.check_unused(run_dir)
-        try:
-            prepared = _prepare(config, run_dir, resume, one_device, lock)
-        except Interrupted:
-            print("Stopped before the first iteration.")
-            raise
-        return _fit(*prepared, run_dir, resume)
+        with journal(run_dir) if is_first_process() else nullcontext():
+            try:
+                try:
+                    prepared = _prepare(config, run_dir, resume, one_device, lock)
+                except Interrupted:
+                    say("Stopped before the first iteration.")
+                    raise
+                return _fit(*prepared, run_dir, resume)
+            except (UserError, TrainingStopped) as error:
+                note(str(error))
+                raise
 
 
 def ready(config: dict[str, Any], resume: Path | None = None) -> tuple[Parts, dict[str, Any] | None]:
@@ -319,9 +326,9 @@ def _fit(
         done = status == "done"
         status = status if done else "killed"
         if record and done:
-            print(f"Training is done, but not its scores: python scripts/evaluate.py run={run_dir}")
+            say(f"Training is done, but not its scores: python scripts/evaluate.py run={run_dir}")
         elif record:
-            print(f"Stopped at once. Go on from the last checkpoint: python train.py resume={run_dir}")
+            say(f"Stopped at once. Go on from the last checkpoint: python train.py resume={run_dir}")
         raise
     except (TrainingStopped, OSError) as error:
         reason = _unwritable(error, run_dir) if isinstance(error, OSError) else str(error)
@@ -367,7 +374,7 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: folder.Run
     progress = next((c for c in callbacks if hasattr(c, "images_per_second")), None)
     if not _is_finished(trainer):
         if record:
-            print(f"Stopped after iteration {trainer.global_step}. Go on with: python train.py resume={run_dir}")
+            say(f"Stopped after iteration {trainer.global_step}. Go on with: python train.py resume={run_dir}")
         if stop.signal is not None:
             if record:
                 record.write(status="interrupted")
@@ -519,7 +526,7 @@ def _cpu_seconds(config: dict[str, Any]) -> float | None:
 
 def _headline(parts: Parts, run_dir: Path, resume_step: int | None) -> str:
     choices = parts.config["choices"]
-    players = ", ".join(f"{name} {sum(p.numel() for p in ps) / 1e6:.2f}M" for name, ps in parts.model.players.items())
+    players = ", ".join(f"{name} {short(sum(p.numel() for p in ps))}" for name, ps in parts.model.players.items())
     start = "" if resume_step is None else f" from iteration {resume_step}"
     return f"{choices['model']} on {choices['data']}{start} ({players} parameters), in {run_dir}"
 

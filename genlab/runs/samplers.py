@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ def ready_sampler(
     checkpoint: Path,
     data_root: str | None = None,
     allow_targets: tuple[str, ...] = (),
+    progress: Callable[[str, float], None] | None = None,
 ) -> Sampler:
     """A sampler fitted to a checkpoint. A kept fit is loaded; otherwise the sampler is fitted now, and the fit kept.
 
@@ -53,6 +54,7 @@ def ready_sampler(
         checkpoint: Its file; the fit is kept as `samplers/<name>-<hash>.pt` in the run folder.
         data_root: Folder of the run's data on this machine.
         allow_targets: As for `genlab.load`.
+        progress: That of the sampler; None to show nothing.
 
     Raises:
         UserError: If the sampler does not fit the model, or its data cannot be read.
@@ -63,6 +65,7 @@ def ready_sampler(
     from genlab.seeding import preserved_random_states
 
     sampler = build_sampler(name, settings)
+    sampler.progress = progress or sampler.progress
     sampler.check(model)
     if not sampler.fitted_by:
         return sampler

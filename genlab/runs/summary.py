@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.config.composition import PARTS
+from genlab.journal import note
 from genlab.looks.pictures import curves
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def write_pictures(parts: Parts, run_dir: Path) -> None:
 
 
 def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: dict[str, float]) -> None:
-    """Prints the closing table.
+    """Prints the closing table, and writes it to the journal.
 
     Args:
         parts: Parts of the run.
@@ -37,28 +38,33 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column(overflow="fold")
+
+    def add(name: str, text: str) -> None:
+        table.add_row(name, text)
+        note(f"{name}: {text}")
+
     composed = "  ".join(f"{k}={choices[k]}" for k in ("model", *PARTS, "data") if k in choices)
-    table.add_row("ran", f"{composed}  seed={record['seed']}")
+    add("ran", f"{composed}  seed={record['seed']}")
     wall = timedelta(seconds=round(session["wall_seconds"]))
     speed = f"{record['images_per_second']:,.0f} img/s, " if record["images_per_second"] else ""  # 0: not measured
-    table.add_row("length", f"{record['iterations']} iterations, {speed}{wall} in all")
+    add("length", f"{record['iterations']} iterations, {speed}{wall} in all")
     for line in getattr(parts.judge, "lines", lambda _: [])(scores):
-        table.add_row(*line)
+        add(*line)
     best = record["best"]
     if best["score"] is not None:
-        table.add_row(
+        add(
             "best",
             f"checkpoints/best.ckpt: {best['monitor']} {best['score']:.4g} on validation data, "
             f"iteration {best['iteration']}",
         )
     shown = [name for name in ("samples.png", "reconstructions.png", "curves.png") if (run_dir / name).is_file()]
-    table.add_row("folder", f"{run_dir}/  {', '.join(shown)}, metrics.csv, config.yaml")
-    table.add_row("draw more", f"python scripts/sample.py run={run_dir} n=64")
+    add("folder", f"{run_dir}/  {', '.join(shown)}, metrics.csv, config.yaml")
+    add("draw more", f"python scripts/sample.py run={run_dir} n=64")
     done, planned = record["iterations"], parts.config["trainer"]["max_steps"]
     longer = f" trainer.max_steps={2 * done}" if done >= planned else ""
     limit = parts.config.get("max_cpu_time")
     longer += f" max_cpu_time={2 * limit:g}" if limit and record.get("cpu_seconds", 0.0) >= limit else ""
-    table.add_row("go on", f"python train.py resume={run_dir}{longer}")
+    add("go on", f"python train.py resume={run_dir}{longer}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=240)  # a log file has room for whole paths

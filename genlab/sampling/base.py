@@ -85,6 +85,7 @@ class Sampler:
         data_samples: Largest number of these samples.
         grows: Whether drawing changes the state, so that batches must be drawn one after the other.
         report: Figures of the last fit and the last draw by name, such as the acceptance rate.
+        progress: Called with "fitting" or "drawing" and the share of it that is done, in [0, 1], where it takes long.
     """
 
     name: ClassVar[str]
@@ -97,6 +98,7 @@ class Sampler:
 
     def __init__(self) -> None:
         self.report: dict[str, float] = {}
+        self.progress: Callable[[str, float], None] = _silent
 
     @property
     def is_fitted(self) -> bool:
@@ -179,6 +181,10 @@ class Sampler:
     def _sample(self, model: Model, n: int, given: Batch | None, rng: torch.Generator) -> Tensor:
         """The drawing itself; `sample` calls it after its checks."""
         raise NotImplementedError
+
+
+def _silent(what: str, share: float) -> None:
+    """Shows nothing."""
 
 
 def generator(rng: torch.Generator | None) -> torch.Generator:

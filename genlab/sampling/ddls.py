@@ -98,7 +98,7 @@ class DDLS(Sampler):
         return 0.5 * in_float64(z.detach()).square().sum(dim=1) - ratio, z.detach() - along_z
 
     def _fit(self, model: Model, data: Tensor | None, rng: torch.Generator) -> None:
-        self.ratio.fit(model, data, rng)
+        self.ratio.fit(model, data, rng, self.progress)
         self.report = dict(self.ratio.report)
         self._is_fitted = True
 
@@ -107,7 +107,8 @@ class DDLS(Sampler):
         energy, slope = self.energy(model, z)
         self.report["energy_start"] = float(energy.mean())
         accepted = 0.0
-        for _ in range(self.steps):
+        for step in range(self.steps):
+            self.progress("drawing", step / self.steps)
             proposal = z - 0.5 * self.step_size * slope + self.step_size**0.5 * randn_like(z, rng)
             new_energy, new_slope = self.energy(model, proposal)
             if not self.metropolis:

@@ -104,8 +104,12 @@ class DRS(Sampler):
         self.maximum = state["maximum"].cpu()
 
     def _fit(self, model: Model, data: Tensor | None, rng: torch.Generator) -> None:
-        self.ratio.fit(model, data, rng)
-        ratios = torch.cat([self.ratio(model, x).cpu() for x in draws(model, self.burn_in, rng)])
+        self.ratio.fit(model, data, rng, self.progress)
+        found: list[Tensor] = []
+        for x in draws(model, self.burn_in, rng):
+            found.append(self.ratio(model, x).cpu())
+            self.progress("fitting", min(1.0, len(found) * len(found[0]) / self.burn_in))
+        ratios = torch.cat(found)
         if not bool(ratios.isfinite().all()):
             raise UserError("The discriminator's logits are not finite, so that no sample can be accepted or rejected.")
         self.maximum = ratios.max()
@@ -123,6 +127,7 @@ class DRS(Sampler):
             good = x[accepted.to(x.device)]
             kept.append(good)
             found, tried = found + len(good), tried + len(x)
+            self.progress("drawing", min(1.0, found / n))
             if found < n and tried >= self.max_tries * n:
                 raise UserError(
                     f"Of {tried} candidates only {found} were accepted, because the largest density ratio is "

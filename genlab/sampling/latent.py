@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genlab.batch import Batch
-from genlab.errors import UserError
+from genlab.errors import UserError, install
 from genlab.sampling.base import Model, Sampler, expect_keys, new_seed
 
 HELD_OUT = 0.1  # share of the codes that are held out to evaluate the density
@@ -267,6 +267,7 @@ class Flow(Codes):
         best, kept = math.inf, _copied(flow)
         with torch.enable_grad():
             for step in range(1, self.steps + 1):
+                self.progress("fitting", step / self.steps)
                 rows = torch.randint(len(x), (self.batch_size,), generator=rng, device=rng.device).cpu()
                 loss = -flow().log_prob(x[rows]).mean()
                 optimizer.zero_grad()
@@ -307,7 +308,5 @@ def _import_zuko() -> Any:
     try:
         import zuko
     except ImportError as error:
-        raise UserError(
-            'sampler=flow needs the package zuko: pip install "genlab[flows]". Or try sampler=gmm.'
-        ) from error
+        raise UserError(f"sampler=flow needs the package zuko: {install('flows')} (or try sampler=gmm)") from error
     return zuko

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -65,13 +65,20 @@ class LogRatio:
         self.weights: dict[str, Tensor] = {}
         self.report: dict[str, float] = {}
 
-    def fit(self, model: Model, data: Tensor | None, rng: torch.Generator | None) -> None:
+    def fit(
+        self,
+        model: Model,
+        data: Tensor | None,
+        rng: torch.Generator | None,
+        progress: Callable[[str, float], None] = lambda what, share: None,
+    ) -> None:
         """Trains the copy and fits a and b.
 
         Args:
             model: A model with `sample` and `score_logits`.
             data: Real samples [N, ...]; None: the raw logits are used, with a warning.
             rng: Random stream.
+            progress: That of the sampler, for the training of the copy.
 
         Raises:
             UserError: If there are fewer than `FEWEST` samples, a logit is not finite, or no weights can be trained.
@@ -91,7 +98,7 @@ class LogRatio:
         order = torch.randperm(len(data), generator=rng, device=rng.device).to(data.device)
         held = max(FEWEST // 2, round(HELD_OUT * len(data))) if self.d_steps else len(data)
         if self.d_steps:
-            self._train_copy(model, data[order[held:]], rng)
+            self._train_copy(model, data[order[held:]], rng, progress)
         if self.calibrate:
             real = torch.cat([self._logits(model, x.to(model.device)) for x in data[order[:held]].split(256)])
             drawn = torch.cat([self._logits(model, x) for x in draws(model, held, rng)])
@@ -169,7 +176,9 @@ class LogRatio:
                 for (parameter, _), data in zip(pairs, own, strict=True):
                     parameter.data = data
 
-    def _train_copy(self, model: Model, data: Tensor, rng: torch.Generator) -> None:
+    def _train_copy(
+        self, model: Model, data: Tensor, rng: torch.Generator, progress: Callable[[str, float], None]
+    ) -> None:
         """Trains the copy: the discriminator's updates in Algorithm 1 of Goodfellow et al. (2014)."""
         names, parameters = _score_parameters(model, data[:2].to(model.device))
         if not parameters:
@@ -178,7 +187,8 @@ class LogRatio:
             self.weights = {name: parameter.detach().clone() for name, parameter in zip(names, parameters, strict=True)}
         weights = list(self.weights.values())
         optimizer = torch.optim.Adam(weights, lr=self.d_lr)
-        for _ in range(self.d_steps):
+        for step in range(self.d_steps):
+            progress("fitting", step / self.d_steps)
             rows = torch.randint(len(data), (self.batch_size,), generator=rng, device=rng.device)
             x_real = data[rows.to(data.device)].to(model.device)
             x_fake = model.sample(self.batch_size, rng=rng)  # outside the block below: with the model's own weights

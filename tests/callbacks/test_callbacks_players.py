@@ -110,12 +110,51 @@ LOOK = [1.0, 0.8, 0.8, 1.0, 1.0]
 def test_verdicts(look, verdicts):
     players = Players(window=3)
     players.largest = [1.0, 1.0]
-    players.looks.extend([look, look])
-    assert players.verdicts() == []  # not yet
-    players.looks.append(look)
-    assert players.verdicts() == verdicts
-    players.looks.append(LOOK)  # one good look acquits
-    assert players.verdicts() == []
+    for _ in range(2):
+        players.add(look)
+    assert players.verdicts(0.6) == []  # not yet
+    players.add(look)
+    assert players.verdicts(0.6) == verdicts
+    assert players.verdicts(0.4) == [verdict for verdict in verdicts if verdict != "collapse"]  # not late enough
+    players.add(LOOK)  # one good look acquits
+    assert players.verdicts(0.6) == []
+
+
+def said_of(diversity, planned, every=50, window=20):
+    """The iterations at which a course of diversity, a value per look, gives the verdict of collapse."""
+    players, found = Players(every, window=window), []
+    for i, value in enumerate(diversity, 1):
+        players.add([value, *4 * [math.nan]])
+        if players.verdicts(i * every / planned):
+            found.append(i * every)
+    return found
+
+
+def test_a_start_from_below_is_no_collapse():
+    """BEGAN on 10,000 faces: 0.075 for its first 1,000 iterations of 5,000, varied faces by 3,500."""
+    began = [0.075] * 20 + [0.075 + 0.525 * i / 50 for i in range(50)] + [0.6] * 30
+    assert said_of(began, 5000) == []
+    assert said_of(began[:20], 1000) == [1000]  # a run that ends there
+    assert said_of([0.075] * 100, 5000)[0] == 2500  # and one that never rises
+    slowly = [0.05 * 1.02**i for i in range(80)]  # below 0.3 to the end, but rising
+    assert said_of(slowly, 4000) == []
+
+
+def test_a_fall_is_a_collapse_at_once():
+    """As soon as the window agrees, from whatever the run had kept for half a window."""
+    assert said_of([0.8] * 10 + [0.1] * 25, 10**6)[0] == 30 * 50
+    assert said_of([0.28] * 10 + [0.1] * 25, 10**6)[0] == 30 * 50
+    assert said_of([0.8] * 9 + [0.1] * 30, 10**6) == []  # too short to have been reached
+    assert said_of([0.25] * 10 + [0.15] * 30, 10**6) == []  # no fall to half
+
+
+def test_what_was_reached_outlives_a_resume():
+    players, again = Players(window=4), Players(window=4)
+    for value in (0.9, 0.8, *3 * [0.1]):
+        players.add([value, *4 * [math.nan]])
+    again.load_state_dict(players.state_dict())
+    again.add([0.1, *4 * [math.nan]])
+    assert again.verdicts(0.0) == ["collapse"]
 
 
 def test_diversity_is_the_ratio_of_mean_distances(tmp_path):

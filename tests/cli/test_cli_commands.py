@@ -13,6 +13,7 @@ from PIL import Image
 import genlab
 from genlab.config.composition import compose, read_option
 from genlab.errors import UserError
+from genlab.files import run_path
 from genlab.runs.start import train
 from tests.cli.helpers import REPO, command
 
@@ -86,7 +87,7 @@ def test_a_run_folder_explains_itself(tmp_path):
     """One real command line: everything that a run leaves."""
     result = command(["trainer.max_steps=40", "metrics.every_n_steps=20", "trainer.log_every_n_steps=10"], tmp_path)
     assert result.returncode == 0, result.stderr
-    run = tmp_path / "outputs" / "latest"
+    run = run_path(tmp_path / "outputs" / "latest")
     names = {p.name for p in run.iterdir()}
     assert {
         "config.yaml",
@@ -220,4 +221,4 @@ def test_own_configs_beside_the_shipped_ones(tmp_path):
     (mine / "my_gan.yaml").write_text("# My GAN\ndefaults:\n  - gan\n  - _self_\nlatent_dim: 5\n")
     result = command(["--config-dir", str(tmp_path / "mine"), "model=my_gan", *QUICK], tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "latent_dim: 5" in (tmp_path / "outputs" / "latest" / "config.yaml").read_text()
+    assert "latent_dim: 5" in run_path(tmp_path / "outputs" / "latest" / "config.yaml").read_text()

@@ -30,7 +30,7 @@ def run(tmp_path_factory):
 def exported(run):
     """All three formats."""
     for package in ("safetensors", "onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(package, reason='pip install "genlab[export]"')
+        pytest.importorskip(package, reason='pip install -e ".[export]"')
     return export({"run": run})
 
 
@@ -118,7 +118,7 @@ def test_a_nan_is_no_agreement(run, tmp_path, monkeypatch):
 def test_a_missing_package_is_named(run, tmp_path, monkeypatch):
     """Asked for by name it is an error; among all formats it is left out, and an old file does not stay behind."""
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'sampler.onnx needs onnx and .* pip install "genlab\[export\]"'):
+    with pytest.raises(UserError, match=r'sampler.onnx needs onnx and .* pip install -e ".*\[export\]"'):
         export({"run": run, "formats": "onnx", "out": tmp_path})
     (tmp_path / FILES["onnx"]).write_text("of an earlier export")
     folder, spec = export({"run": run, "out": tmp_path})
@@ -143,7 +143,7 @@ def test_mistakes_are_one_sentence(options, message, run):
 
 
 def test_a_model_without_decode_gives_its_weights(tmp_path, monkeypatch):
-    pytest.importorskip("safetensors", reason='pip install "genlab[export]"')
+    pytest.importorskip("safetensors", reason='pip install -e ".[export]"')
     train(compose(["model=gan", *QUICK, "trainer.max_steps=1"]), tmp_path)
     from genlab.models.gan import GAN
 

@@ -52,7 +52,7 @@ MISTAKES = {
     "no folder of images": (["data=folder"], ["data.root"]),
     "a missing folder": (["data=folder", "data.root=nowhere"], ["nowhere"]),
     "an empty folder": (["data=folder", "data.root=empty"], ["empty"]),
-    "no download": (["data=celeba", "data.root=nowhere"], ["CelebA", "img_align_celeba"]),
+    "no download": (["data=celeba", "data.root=nowhere"], ["data=celeba", "img_align_celeba"]),
     "no run": (["resume=outputs/none"], ["outputs/none"]),
     "a run without a checkpoint": (["resume=empty"], ["empty", "checkpoint"]),
     "a list": (["--list", "modles"], ["modles", "model"]),

@@ -18,7 +18,7 @@ def has_sweeper():
         return False
 
 
-@pytest.mark.skipif(not has_sweeper(), reason='needs pip install "genlab[optuna]"')
+@pytest.mark.skipif(not has_sweeper(), reason='needs pip install -e ".[optuna]"')
 def test_a_search_minimises_the_monitored_score(tmp_path):
     quick = ["trainer.max_steps=20", "metrics.every_n_steps=10", "callbacks.grid=null", "logger=none", "trainer=cpu"]
     done = command(["-m", "+search=optuna_fid", "hydra.sweeper.n_trials=4", *quick], tmp_path, timeout=300)
@@ -38,5 +38,5 @@ def test_a_search_minimises_the_monitored_score(tmp_path):
 def test_a_missing_sweeper_is_one_sentence(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     check_plugins(["model=gan", "search=other"])
-    with pytest.raises(UserError, match=r'\+search=optuna_fid needs .*pip install "genlab\[optuna\]"'):
+    with pytest.raises(UserError, match=r'\+search=optuna_fid needs .*pip install -e ".*\[optuna\]"'):
         check_plugins(["-m", "+search=optuna_fid"])

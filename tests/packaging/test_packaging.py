@@ -35,8 +35,8 @@ def wheel(tmp_path_factory):
             shutil.copytree(REPO / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(REPO / name, copy / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation"]
-    run([*pip, "--wheel-dir", str(folder), str(copy)], folder)
+    pip = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-index", "--no-build-isolation"]
+    assert "Warning" not in run([*pip, "--wheel-dir", str(folder), str(copy)], folder)
     (path,) = folder.glob("genlab-*.whl")
     return path
 

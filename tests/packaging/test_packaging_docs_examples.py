@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from genlab.files import run_path
 from tests.cli.helpers import REPO
 
 TEXT = (REPO / "docs" / "adding-a-method.md").read_text()
@@ -68,7 +69,7 @@ def test_an_example_of_ones_own_project_trains_and_draws(words, model, project):
     """Each training with its sampling, the document's own command lines but for the length."""
     (training,) = [c for c in commands("genlab-train", *words) if "--config-dir" in c]
     run("genlab-train", [*training, *FEW], project)
-    config = yaml.safe_load((project / "outputs" / "latest" / "config.yaml").read_text())
+    config = yaml.safe_load(run_path(project / "outputs" / "latest" / "config.yaml").read_text())
     assert config["choices"]["model"] == model
     sampling = next(c for c in commands("genlab-sample") if any("radius" in a for a in c) == (model != "r1_gan"))
     run("genlab-sample", [*sampling, "format=npz", "out=samples.npz"], project)

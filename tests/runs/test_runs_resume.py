@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from genlab.config.composition import compose
+from genlab.files import run_path
 from genlab.runs.folder import find_run, read_config
 from genlab.runs.start import train
 from tests.cli.helpers import REPO, assert_identical, command, main, weights
@@ -124,11 +125,11 @@ def test_resume_auto_takes_the_newest_of_the_same_composition(tmp_path, monkeypa
     short = [*SMALL, "trainer.max_steps=5", "callbacks=none", "logger=csv"]
     for extra in (["seed=1"], ["seed=2"], ["seed=1", "model=vae"]):
         assert main(monkeypatch, *short, *extra) == 0
-    runs = sorted(p for p in (tmp_path / "outputs").iterdir() if not p.is_symlink())
+    runs = sorted(p for p in (tmp_path / "outputs").iterdir() if p.is_dir())
     longer = [*SMALL, "trainer.max_steps=8", "callbacks=none", "logger=csv", "seed=1"]
     assert main(monkeypatch, *longer, "resume=auto") == 0
-    assert (tmp_path / "outputs" / "latest").resolve() == runs[0].resolve()
-    assert sorted(p for p in (tmp_path / "outputs").iterdir() if not p.is_symlink()) == runs
+    assert run_path(tmp_path / "outputs" / "latest") == runs[0]
+    assert sorted(p for p in (tmp_path / "outputs").iterdir() if p.is_dir()) == runs
     assert main(monkeypatch, f"resume={runs[0]}") == 2
     assert "already been trained" in capsys.readouterr().err
     assert main(monkeypatch, *short, "seed=7", "resume=auto") == 0

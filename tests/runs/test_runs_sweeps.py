@@ -142,7 +142,7 @@ def test_what_makes_a_run_the_one_that_it_is():
 def test_a_missing_launcher_is_one_sentence(argument, extra, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     check_plugins(["-m", "hydra/launcher=basic"])
-    with pytest.raises(UserError, match=rf'{argument} needs .*pip install "genlab\[{extra}\]"'):
+    with pytest.raises(UserError, match=rf'{argument} needs .*pip install -e ".*\[{extra}\]"'):
         check_plugins(["-m", argument])
 
 

@@ -35,6 +35,17 @@ def test_three_points_accept_two_fifths_and_give_the_law_of_the_data():
     assert sampler.report["acceptance"] == pytest.approx(0.4, abs=0.01)
 
 
+def test_fitting_and_drawing_tell_how_far_they_are():
+    """From their start to their end, for the bars of genlab-sample."""
+    sampler, model = exact(burn_in=1000), ThreePoints()
+    told = {}
+    sampler.progress = lambda what, share: told.setdefault(what, []).append(share)
+    sampler.fit(model, rng=rng(1))
+    sampler.sample(model, 2000, rng=rng(2))
+    for shares in (told["fitting"], told["drawing"]):
+        assert len(shares) > 3 and shares == sorted(shares) and shares[0] < 0.3 and shares[-1] == 1
+
+
 def test_without_epsilon_and_gamma_the_probability_is_the_ratio_to_the_maximum():
     sampler = exact()
     sampler.maximum = torch.tensor(3.0, dtype=torch.float64)
