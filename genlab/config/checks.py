@@ -96,6 +96,39 @@ def check_batch_norm(model: nn.Module, share: int) -> None:
         )
 
 
+def check_accumulation(model: GenerativeModel, config: dict[str, Any]) -> None:
+    """Refuses gradient accumulation where an update would differ from that of the whole batch.
+
+    A module, the method included, that needs all samples of a batch at once names the reason in its `whole_batch`.
+
+    Raises:
+        UserError: If one does, a trick does, nothing is trained by gradients, or the chunks are unequal.
+    """
+    n, size, tricks_asked = accumulated(config), config["data"].get("batch_size"), config.get("tricks") or {}
+    if n == 1:
+        return
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"optim.accumulate={n} has no effect on a model without gradients. Leave it out.")
+    needing: list[Any] = [part.whole_batch for part in model.modules() if getattr(part, "whole_batch", None)]
+    needing += [f"tricks.{name}" for name in ("replay", "feature_matching") if tricks_asked.get(name)]
+    if needing:
+        raise UserError(
+            f"optim.accumulate={n} trains on chunks of a batch, and {needing[0]} needs the whole batch at once. Leave "
+            "one of them out."
+        )
+    unit = n * int(tricks_asked.get("packing") or 1)
+    if isinstance(size, int) and size % unit:
+        raise UserError(
+            f"optim.accumulate={n} needs chunks of equal size, and data.batch_size={size} is no multiple of {unit}. "
+            f"Try data.batch_size={max(1, size // unit) * unit}."
+        )
+
+
+def accumulated(config: dict[str, Any]) -> int:
+    """Chunks of a batch whose gradients are averaged for each update; 1 in configs older than the key."""
+    return int(config["optim"].get("accumulate", 1))
+
+
 def networks_with(model: nn.Module, kind: type) -> list[str]:
     """Sorted names of the model's parts that contain a layer of this class."""
     return sorted({name.partition(".")[0] for name, part in model.named_modules() if isinstance(part, kind)})
@@ -199,10 +232,13 @@ def _kinds(group: str, option: str) -> set[str]:
 
 
 def _check_positive(config: dict[str, Any]) -> None:
-    for path in ("trainer.max_steps", "trainer.log_every_n_steps", "checkpoint.every_n_steps", "checkpoint.keep"):
+    counts = ("trainer.max_steps", "trainer.log_every_n_steps", "checkpoint.every_n_steps", "checkpoint.keep")
+    for path in (*counts, "checkpoint.smooth", "checkpoint.early_stop", "optim.accumulate"):
         node: Any = config
         for key in path.split("."):
-            node = node[key]
+            node = node[key] if path in counts else node.get(key)  # the others may be missing in older configs
+        if path not in counts and node is None:
+            continue
         if not isinstance(node, int) or node < 1:
             raise UserError(f"{path} must be a whole number of at least 1, got {node!r}.")
     health = config.get("health") or {}

@@ -28,9 +28,10 @@ class TrainerConfig:
 
 @dataclass
 class OptimConfig:
-    """Settings of every player's optimizer: the largest gradient norm, and a factor on all learning rates."""
+    """Settings of all players: largest gradient norm, chunks of a batch for one update, factor on learning rates."""
 
     clip: float | None = None
+    accumulate: int = 1
     lr_scale: float = 1.0
 
 

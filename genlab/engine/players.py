@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from genlab.engine.lockstep import Lockstep, in_strand
 from genlab.engine.schedules import OptimizerFactory, SchedulerFactory, WindowedPlateau
 from genlab.engine.settings import Settings
 from genlab.engine.watch import Watch, of_gradients
@@ -84,7 +85,7 @@ class Turn:
     def minimise(self, loss: Tensor) -> None:
         """One update of this player that lowers `loss` (a scalar)."""
         self.collect(loss)
-        self.optimizer.step()  # type: ignore[union-attr]
+        self._game.step(self.name)
 
     @torch.no_grad()
     def remember(self, weight: float) -> None:
@@ -119,6 +120,7 @@ class Players:
 
     Attributes:
         turns: The move of each, by name, in the order of declaration.
+        lockstep: The chunks of a batch, with gradient accumulation.
         schedulers: Of their learning rates, those that have one.
     """
 
@@ -133,6 +135,7 @@ class Players:
         self.keys: dict[str, str] = {}  # of each player's optimizer in the config
         self.factories: dict[str, OptimizerFactory | SchedulerFactory | None] = {}  # by key
         self.schedulers: list[LRScheduler] = []
+        self.lockstep = Lockstep(game)
 
     def add(
         self,
@@ -187,6 +190,8 @@ class Players:
 
     def step(self, names: Iterable[str], scaler: torch.amp.GradScaler | None) -> None:
         """Moves players on the gradients that they collected, all of them under one scale in float16."""
+        if in_strand():
+            return self.lockstep.update(*names)
         with one_scale(scaler):
             for name in names:
                 self.turns[name].optimizer.step()  # type: ignore[union-attr]
