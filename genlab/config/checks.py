@@ -32,10 +32,16 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         UserError: Names both sides and the options that fit.
     """
-    for part in ("data", "derive", "model", "metrics", "callbacks", "logger"):
+    for part in ("data", "derive", "model", "scheduler", "metrics", "callbacks", "logger"):
         if config.get(part):
             given = _with_provided(config[part], PROVIDED.get(part, set()))
             check_signatures(given, part)
+    idle = [key for key in config.get("scheduler") or {} if "_target_" not in config["scheduler"]]
+    if idle:
+        raise UserError(
+            f"scheduler.{idle[0]} has no effect without a schedule. Choose one of scheduler="
+            f"{', '.join(name for name in options('scheduler') if name != 'none')}."
+        )
     _check_tricks(config)
     _check_types(config)
     _check_kinds(config)

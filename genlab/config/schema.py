@@ -107,6 +107,7 @@ class TrainConfig:
     penalty: Any = None
     adversary: Any = None
     conditioning: Any = None
+    scheduler: Any = None
     derive: Any = None
     metrics: Any = None
     callbacks: Any = None

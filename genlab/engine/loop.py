@@ -37,6 +37,11 @@ class Iterating(Protocol):
     settings: Settings
     moves: Players
 
+    @property
+    def progress(self) -> float:
+        """The share of training that is done, in [0, 1]."""
+        ...
+
     def begin_iteration(self) -> None:
         """Before each `training_step`."""
         ...
@@ -68,7 +73,10 @@ class IterationLoop(_ManualOptimization):
 
     def on_run_start(self) -> None:
         """Begins the iteration, without Lightning's hooks that count optimizer steps."""
-        cast(Iterating, self.trainer.lightning_module).begin_iteration()
+        model = cast(Iterating, self.trainer.lightning_module)
+        model.begin_iteration()
+        if model.moves.schedulers:
+            model.moves.follow(model.progress)
 
     def on_run_end(self) -> Any:
         """Counts the iteration, before any callback sees its end."""

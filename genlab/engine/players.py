@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from genlab.engine.lockstep import Lockstep, in_strand
-from genlab.engine.schedules import OptimizerFactory, SchedulerFactory, WindowedPlateau
+from genlab.engine.schedules import ByShare, OptimizerFactory, SchedulerFactory, WindowedPlateau
 from genlab.engine.settings import Settings
 from genlab.engine.watch import Watch, of_gradients
 from genlab.errors import UserError
@@ -161,7 +161,7 @@ class Players:
         """See `GenerativeModel.use_optimizers`."""
         method, known = type(self.game).__name__, {*self.keys.values(), *self.game.idle_optimizers}
         for key in factories:
-            if key not in known | {_schedule_of(k) for k in known}:
+            if key not in known | {schedule_of(k) for k in known}:
                 raise UserError(f"model.{key} belongs to no player; {method} has {', '.join(sorted(known)) or 'none'}.")
         for name, key in self.keys.items():
             if factories.get(key) is None:
@@ -201,7 +201,7 @@ class Players:
         made, self.schedulers = [], []
         for name, key in self.keys.items():
             made.append(self.make_optimizer(name))
-            make_scheduler = cast(SchedulerFactory | None, self.factories.get(_schedule_of(key)))
+            make_scheduler = cast(SchedulerFactory | None, self.factories.get(schedule_of(key)))
             for group in made[-1].param_groups:
                 group["lr"] *= self.game.settings.lr_scale
             if make_scheduler is not None:
@@ -241,8 +241,14 @@ class Players:
             return
         watching.recorded[f"grad_norm_{turn.name}"] = norm
 
+    def follow(self, share: float) -> None:
+        """Sets the learning rates of the next iteration, before which a share of training in [0, 1] is done."""
+        for scheduler in self.schedulers:
+            if isinstance(scheduler, ByShare):
+                scheduler.follow(share)
+
     def schedule(self, recorded: Mapping[str, Tensor | float], average: Callable[[Tensor], Tensor]) -> None:
-        """Moves the schedules by one iteration.
+        """Moves the schedules by one iteration, but those that `follow` the share of training.
 
         Args:
             recorded: What the iteration recorded, for those that watch a value.
@@ -252,6 +258,8 @@ class Players:
             UserError: If a value that is watched was not recorded.
         """
         for scheduler in self.schedulers:
+            if isinstance(scheduler, ByShare):
+                continue
             if not isinstance(scheduler, WindowedPlateau):
                 scheduler.step()
                 continue
@@ -286,7 +294,7 @@ class Players:
             self.turns[name].history = [mean.to(device, copy=True) for mean in history]
 
 
-def _schedule_of(optimizer: str) -> str:
+def schedule_of(optimizer: str) -> str:
     """Config key of an optimizer's schedule."""
     return optimizer.removesuffix("optimizer") + "scheduler"
 

@@ -94,7 +94,7 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     with _mistakes_named(config):
         data = build_data({**config, "data": data_config})
         pl.seed_everything(seed, verbose=False)  # the same initial weights on every process
-        model = build_model(config["model"])
+        model = build_model(config["model"], config.get("scheduler"))
     checks.check_columns(model, data.column_names, config["choices"])
     model.spec, model.run_config = data.spec, config
     freeze_first_stage(model)
