@@ -32,10 +32,16 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         UserError: Names both sides and the options that fit.
     """
-    for part in ("data", "derive", "model", "metrics", "callbacks", "logger"):
+    for part in ("data", "derive", "model", "scheduler", "metrics", "callbacks", "logger"):
         if config.get(part):
             given = _with_provided(config[part], PROVIDED.get(part, set()))
             check_signatures(given, part)
+    idle = [key for key in config.get("scheduler") or {} if "_target_" not in config["scheduler"]]
+    if idle:
+        raise UserError(
+            f"scheduler.{idle[0]} has no effect without a schedule. Choose one of scheduler="
+            f"{', '.join(name for name in options('scheduler') if name != 'none')}."
+        )
     _check_tricks(config)
     _check_types(config)
     _check_kinds(config)
@@ -94,6 +100,39 @@ def check_batch_norm(model: nn.Module, share: int) -> None:
             f"Batch norm in the {' and '.join(norms)} cannot normalise over a batch of one sample per process. "
             "Try data.batch_size=2 for each process, or network.generator_norm=none."
         )
+
+
+def check_accumulation(model: GenerativeModel, config: dict[str, Any]) -> None:
+    """Refuses gradient accumulation where an update would differ from that of the whole batch.
+
+    A module, the method included, that needs all samples of a batch at once names the reason in its `whole_batch`.
+
+    Raises:
+        UserError: If one does, a trick does, nothing is trained by gradients, or the chunks are unequal.
+    """
+    n, size, tricks_asked = accumulated(config), config["data"].get("batch_size"), config.get("tricks") or {}
+    if n == 1:
+        return
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"optim.accumulate={n} has no effect on a model without gradients. Leave it out.")
+    needing: list[Any] = [part.whole_batch for part in model.modules() if getattr(part, "whole_batch", None)]
+    needing += [f"tricks.{name}" for name in ("replay", "feature_matching") if tricks_asked.get(name)]
+    if needing:
+        raise UserError(
+            f"optim.accumulate={n} trains on chunks of a batch, and {needing[0]} needs the whole batch at once. Leave "
+            "one of them out."
+        )
+    unit = n * int(tricks_asked.get("packing") or 1)
+    if isinstance(size, int) and size % unit:
+        raise UserError(
+            f"optim.accumulate={n} needs chunks of equal size, and data.batch_size={size} is no multiple of {unit}. "
+            f"Try data.batch_size={max(1, size // unit) * unit}."
+        )
+
+
+def accumulated(config: dict[str, Any]) -> int:
+    """Chunks of a batch whose gradients are averaged for each update; 1 in configs older than the key."""
+    return int(config["optim"].get("accumulate", 1))
 
 
 def networks_with(model: nn.Module, kind: type) -> list[str]:
@@ -199,10 +238,13 @@ def _kinds(group: str, option: str) -> set[str]:
 
 
 def _check_positive(config: dict[str, Any]) -> None:
-    for path in ("trainer.max_steps", "trainer.log_every_n_steps", "checkpoint.every_n_steps", "checkpoint.keep"):
+    counts = ("trainer.max_steps", "trainer.log_every_n_steps", "checkpoint.every_n_steps", "checkpoint.keep")
+    for path in (*counts, "checkpoint.smooth", "checkpoint.early_stop", "optim.accumulate"):
         node: Any = config
         for key in path.split("."):
-            node = node[key]
+            node = node[key] if path in counts else node.get(key)  # the others may be missing in older configs
+        if path not in counts and node is None:
+            continue
         if not isinstance(node, int) or node < 1:
             raise UserError(f"{path} must be a whole number of at least 1, got {node!r}.")
     health = config.get("health") or {}

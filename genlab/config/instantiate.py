@@ -199,14 +199,18 @@ def _is_of_every_model(key: str, place: str) -> bool:
     return place.partition(".")[0] == "model" and PLAYERS.fullmatch(key) is not None
 
 
-def build_model(config: dict[str, Any]) -> GenerativeModel:
+def build_model(config: dict[str, Any], scheduler: dict[str, Any] | None = None) -> GenerativeModel:
     """Builds a model from its config, and gives its players their optimizers.
 
     Keys such as `g_optimizer` and `g_scheduler`, at any depth below `model`, are no arguments of constructors: they go
     to `use_optimizers`. Those of a `first_stage`, which is frozen, are left out.
 
+    Args:
+        config: The section `model` of a run's config.
+        scheduler: The learning-rate schedule of all players that have none of their own.
+
     Raises:
-        UserError: If the config describes no genlab model, or a player has no optimizer.
+        UserError: If the config describes no genlab model, a player has no optimizer, or the schedule has no player.
     """
     from genlab.models.base import GenerativeModel
 
@@ -229,8 +233,32 @@ def build_model(config: dict[str, Any]) -> GenerativeModel:
     while node:  # of the model and its first stages
         inner.given = tuple(node.get("given") or inner.given)
         inner, node = getattr(inner, "first_stage", None), node.get("first_stage")
-    model.use_optimizers({key: instantiate(value) for key, value in found.items()})
+    model.use_optimizers({key: instantiate(value) for key, value in _scheduled(found, scheduler).items()})
     return model
+
+
+def _scheduled(found: dict[str, Any], scheduler: dict[str, Any] | None) -> dict[str, Any]:
+    """The optimizers and schedules of players by config key, with a schedule for those that have none.
+
+    Raises:
+        UserError: If all of them have one, or there are no players; or a player's schedule is no node of a config.
+    """
+    from genlab.engine.players import schedule_of
+
+    own = [key for key in found if not key.endswith("optimizer")]
+    for key in own:
+        if not isinstance(found[key], (dict, type(None))):
+            raise UserError(
+                f"model.{key} must be a schedule with a _target_, got {found[key]!r}. For an option of the group "
+                f"scheduler: +scheduler@model.{key}=cosine. For none: ~model.{key}"
+            )
+    if not scheduler:
+        return found
+    free = {schedule_of(key): scheduler for key in found if key.endswith("optimizer")}.keys() - found.keys()
+    if not free:
+        cure = f" Leave out those of the players: {' '.join(f'~model.{key}' for key in own)}." if own else ""
+        raise UserError(f"scheduler has no effect: no player of this model is without a schedule of its own.{cure}")
+    return {**found, **dict.fromkeys(sorted(free), scheduler)}
 
 
 def build_data(config: dict[str, Any]) -> ArrayData:

@@ -27,9 +27,10 @@ class TrainerConfig:
 
 @dataclass
 class OptimConfig:
-    """Settings of every player's optimizer: the largest gradient norm, and a factor on all learning rates."""
+    """Settings of all players: largest gradient norm, chunks of a batch for one update, factor on learning rates."""
 
     clip: float | None = None
+    accumulate: int = 1
     lr_scale: float = 1.0
 
 
@@ -105,6 +106,7 @@ class TrainConfig:
     penalty: Any = None
     adversary: Any = None
     conditioning: Any = None
+    scheduler: Any = None
     derive: Any = None
     metrics: Any = None
     callbacks: Any = None

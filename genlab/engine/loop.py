@@ -7,12 +7,40 @@ from typing import Any, Protocol, cast
 
 from pytorch_lightning.loops.optimization.manual import _ManualOptimization
 
+from genlab.engine.lockstep import in_strand
+from genlab.engine.players import Players
+from genlab.engine.settings import Settings
+
+
+class _Swapping:
+    """A reentrant lock that a chunk's thread need not take: the iteration that it belongs to holds it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not in_strand():
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        if not in_strand():
+            self._lock.release()
+
+
 # Held by an iteration, and by inference that must swap weights or modes: one thread at a time.
-SWAPPING = threading.RLock()
+SWAPPING = _Swapping()
 
 
 class Iterating(Protocol):
-    """The methods of a model that the loop calls."""
+    """The parts of a model that the loop uses."""
+
+    settings: Settings
+    moves: Players
+
+    @property
+    def progress(self) -> float:
+        """The share of training that is done, in [0, 1]."""
+        ...
 
     def begin_iteration(self) -> None:
         """Before each `training_step`."""
@@ -35,9 +63,20 @@ class IterationLoop(_ManualOptimization):
         with SWAPPING:
             return super().run(*args, **kwargs)
 
+    def advance(self, kwargs: Any) -> None:
+        """The step: on the whole batch, or on its chunks."""
+        model = cast(Iterating, self.trainer.lightning_module)
+        if model.settings.accumulate == 1:
+            return super().advance(kwargs)
+        with model.moves.lockstep.installed():
+            super().advance(kwargs)
+
     def on_run_start(self) -> None:
         """Begins the iteration, without Lightning's hooks that count optimizer steps."""
-        cast(Iterating, self.trainer.lightning_module).begin_iteration()
+        model = cast(Iterating, self.trainer.lightning_module)
+        model.begin_iteration()
+        if model.moves.schedulers:
+            model.moves.follow(model.progress)
 
     def on_run_end(self) -> Any:
         """Counts the iteration, before any callback sees its end."""

@@ -27,6 +27,9 @@ class Noise:
         self.rng.manual_seed(0)
         self.rank, self.world = 0, 1
         self._common = False
+        self._chunk, self._chunks = 0, 1  # that draws now, and their number; see `Lockstep`
+        self._kept: list[Tensor] = []  # draws for all chunks, which some have not taken yet
+        self._taken = 0  # by this chunk
 
     def draw(
         self,
@@ -39,11 +42,11 @@ class Noise:
     ) -> Tensor:
         """Draws [n, *shape] of `torch.randn` or `torch.rand`.
 
-        The training stream draws for the global batch, and each process takes its slice.
+        The training stream draws for the global batch, and each process and chunk takes its slice.
 
         Args:
             draw: The function.
-            n: Number of draws of this process.
+            n: Number of draws of this process and chunk.
             shape: Shape of each draw.
             rng: Another stream; draws from it are this process's own.
             device: Device of the result.
@@ -53,9 +56,35 @@ class Noise:
             return draw(n, *shape, generator=rng, device=rng.device, dtype=dtype).to(device)
         if self.rng.device != device:
             self.rng = torch.Generator(device).manual_seed(self.rng.initial_seed())
-        world = 1 if self._common else self.world
-        values = draw(n * world, *shape, generator=self.rng, device=device, dtype=dtype)
-        return values if world == 1 else values[self.rank * n : (self.rank + 1) * n]
+        parts = 1 if self._common else self.world * self._chunks
+
+        def whole() -> Tensor:
+            return draw(n * parts, *shape, generator=self.rng, device=device, dtype=dtype)
+
+        values = whole() if self._chunks == 1 else self._shared(whole)
+        if parts == 1:
+            return values if self._chunks == 1 else values.clone()
+        part = self.rank * self._chunks + self._chunk
+        return values[part * n : (part + 1) * n]
+
+    def _shared(self, draw: Callable[[], Tensor]) -> Tensor:
+        """The first chunk's draws for all chunks, in their order."""
+        if self._taken == len(self._kept):
+            self._kept.append(draw())
+        self._taken += 1
+        return self._kept[self._taken - 1]
+
+    def enter_chunk(self, number: int, chunks: int) -> None:
+        """Lets a chunk take its rows of the draws that were made since `forget_draws`."""
+        self._chunk, self._chunks, self._taken = number, chunks, 0
+
+    def leave_chunk(self) -> None:
+        """Draws for the whole batch of this process again."""
+        self._chunk, self._chunks = 0, 1
+
+    def forget_draws(self) -> None:
+        """Drops draws that all chunks have taken."""
+        self._kept = []
 
     @contextmanager
     def common(self) -> Iterator[None]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from genlab.engine.schedules import OptimizerFactory, SchedulerFactory, WindowedPlateau
+from genlab.engine.lockstep import Lockstep, in_strand
+from genlab.engine.schedules import ByShare, OptimizerFactory, SchedulerFactory, WindowedPlateau
 from genlab.engine.settings import Settings
 from genlab.engine.watch import Watch, of_gradients
 from genlab.errors import UserError
@@ -84,7 +85,7 @@ class Turn:
     def minimise(self, loss: Tensor) -> None:
         """One update of this player that lowers `loss` (a scalar)."""
         self.collect(loss)
-        self.optimizer.step()  # type: ignore[union-attr]
+        self._game.step(self.name)
 
     @torch.no_grad()
     def remember(self, weight: float) -> None:
@@ -119,6 +120,7 @@ class Players:
 
     Attributes:
         turns: The move of each, by name, in the order of declaration.
+        lockstep: The chunks of a batch, with gradient accumulation.
         schedulers: Of their learning rates, those that have one.
     """
 
@@ -133,6 +135,7 @@ class Players:
         self.keys: dict[str, str] = {}  # of each player's optimizer in the config
         self.factories: dict[str, OptimizerFactory | SchedulerFactory | None] = {}  # by key
         self.schedulers: list[LRScheduler] = []
+        self.lockstep = Lockstep(game)
 
     def add(
         self,
@@ -158,7 +161,7 @@ class Players:
         """See `GenerativeModel.use_optimizers`."""
         method, known = type(self.game).__name__, {*self.keys.values(), *self.game.idle_optimizers}
         for key in factories:
-            if key not in known | {_schedule_of(k) for k in known}:
+            if key not in known | {schedule_of(k) for k in known}:
                 raise UserError(f"model.{key} belongs to no player; {method} has {', '.join(sorted(known)) or 'none'}.")
         for name, key in self.keys.items():
             if factories.get(key) is None:
@@ -187,6 +190,8 @@ class Players:
 
     def step(self, names: Iterable[str], scaler: torch.amp.GradScaler | None) -> None:
         """Moves players on the gradients that they collected, all of them under one scale in float16."""
+        if in_strand():
+            return self.lockstep.update(*names)
         with one_scale(scaler):
             for name in names:
                 self.turns[name].optimizer.step()  # type: ignore[union-attr]
@@ -196,7 +201,7 @@ class Players:
         made, self.schedulers = [], []
         for name, key in self.keys.items():
             made.append(self.make_optimizer(name))
-            make_scheduler = cast(SchedulerFactory | None, self.factories.get(_schedule_of(key)))
+            make_scheduler = cast(SchedulerFactory | None, self.factories.get(schedule_of(key)))
             for group in made[-1].param_groups:
                 group["lr"] *= self.game.settings.lr_scale
             if make_scheduler is not None:
@@ -236,8 +241,14 @@ class Players:
             return
         watching.recorded[f"grad_norm_{turn.name}"] = norm
 
+    def follow(self, share: float) -> None:
+        """Sets the learning rates of the next iteration, before which a share of training in [0, 1] is done."""
+        for scheduler in self.schedulers:
+            if isinstance(scheduler, ByShare):
+                scheduler.follow(share)
+
     def schedule(self, recorded: Mapping[str, Tensor | float], average: Callable[[Tensor], Tensor]) -> None:
-        """Moves the schedules by one iteration.
+        """Moves the schedules by one iteration, but those that `follow` the share of training.
 
         Args:
             recorded: What the iteration recorded, for those that watch a value.
@@ -247,6 +258,8 @@ class Players:
             UserError: If a value that is watched was not recorded.
         """
         for scheduler in self.schedulers:
+            if isinstance(scheduler, ByShare):
+                continue
             if not isinstance(scheduler, WindowedPlateau):
                 scheduler.step()
                 continue
@@ -281,7 +294,7 @@ class Players:
             self.turns[name].history = [mean.to(device, copy=True) for mean in history]
 
 
-def _schedule_of(optimizer: str) -> str:
+def schedule_of(optimizer: str) -> str:
     """Config key of an optimizer's schedule."""
     return optimizer.removesuffix("optimizer") + "scheduler"
 

@@ -65,6 +65,7 @@ class Settings:
     Attributes:
         seed: Seeds the noise of training (the same on every process) and the global streams (one per process).
         clip: Largest gradient norm of each player's update; None for no clipping. A player's own clip wins.
+        accumulate: Number of chunks of a batch whose gradients are averaged for each update.
         lr_scale: Factor on every player's learning rate, so that one number scales methods with different optimizers.
         ema_decay: Decay of the moving average per iteration, 0 for none (then the live weights are judged).
         log_every_n_steps: Interval in iterations at which recorded values are written, and checked for NaN.
@@ -74,6 +75,7 @@ class Settings:
 
     seed: int = 0
     clip: float | None = None
+    accumulate: int = 1
     lr_scale: float = 1.0
     ema_decay: float = 0.0
     log_every_n_steps: int = 50

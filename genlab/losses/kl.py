@@ -13,14 +13,20 @@ from torch import Tensor, nn
 
 
 class KLTerm(nn.Module):
-    """The KL term of an objective, in nats per sample, before `kl_weight`."""
+    """The KL term of an objective, in nats per sample, before `kl_weight`.
+
+    Attributes:
+        whole_batch: Its name, if it is no mean over samples and so needs the whole batch; else "".
+    """
+
+    whole_batch = ""
 
     @abstractmethod
     def forward(self, kl: Tensor, iteration: int) -> Tensor:
         """A scalar.
 
         Args:
-            kl: The G terms of each sample's KL, [N, G], in nats, for the batch over all processes.
+            kl: The G terms of each sample's KL, [N, G], in nats; of the batch over all processes if it needs it.
             iteration: Number of iterations done.
         """
 
@@ -89,6 +95,8 @@ class FreeBits(KLTerm):
     before the maximum.
     """
 
+    whole_batch = "kl=free_bits"
+
     def __init__(self, nats: float) -> None:
         """Sets the floor.
 
@@ -113,6 +121,8 @@ class Capacity(KLTerm):
 
     Burgess et al. (2018), "Understanding disentangling in beta-VAE", arXiv:1804.03599, Eq. 8.
     """
+
+    whole_batch = "kl=capacity"
 
     def __init__(self, nats: float, steps: int) -> None:
         """Sets the capacity.

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from genlab.contracts import Offered, offers
 from genlab.engine import noise, start, state, watch
 from genlab.engine.averages import Averages
+from genlab.engine.lockstep import in_strand
 from genlab.engine.looking import inference, looking
 from genlab.engine.noise import Noise
 from genlab.engine.players import Players, Turn
@@ -270,13 +271,17 @@ class GenerativeModel(pl.LightningModule, Offered):
         return self.randn(n, self.latent_dim, rng=rng)
 
     def averaged(self, value: Tensor) -> Tensor:
-        """The mean of a value over processes with equally many samples, without gradient."""
+        """The mean of a value over processes (and chunks) with equally many samples, without gradient."""
+        if in_strand():
+            return self.moves.lockstep.averaged(value)
         if self.stream.world == 1:
             return value.detach()
         return self.trainer.strategy.reduce(value.detach().clone().to(self.device), reduce_op="mean")
 
     def gathered(self, x: Tensor) -> Tensor:
         """The whole batch [world * N, ...] of a tensor [N, ...], with its gradient, for terms that couple samples."""
+        if in_strand():
+            return self.moves.lockstep.gathered(x)
         if self.stream.world == 1:
             return x
         return cast(Tensor, self.all_gather(x, sync_grads=True)).flatten(0, 1)

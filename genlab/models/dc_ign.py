@@ -81,7 +81,7 @@ class DCIGN(VAE):
         z = shown.rsample(self.randn(len(x), self.latent_dim, rng=rng))
         recon = -self.likelihood.log_prob(x, self.decoder(z)).mean()
         kl = kl_standard_normal_terms(q.mu, q.logvar) * active
-        kl_term = self.kl_weight * self.kl(self.gathered(kl), self.iteration)
+        kl_term = self.kl_weight * self.kl(self.gathered(kl) if self.kl.whole_batch else kl, self.iteration)
         spread = (q.mu - mean.mu).square()
         pull = 0.5 * self.invariance * torch.where(active, 0.0, spread).sum(dim=1).mean()
         variance = spread.detach().mean(dim=0)

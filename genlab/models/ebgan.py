@@ -49,6 +49,7 @@ class EBGAN(Generating):
         self.discriminator: Any = discriminator  # nn.Module declares no `encode` and no `decode`
         self.latent_dim, self.code_dim = latent_dim, code_dim
         self.pt_weight, self.pretrain_steps = pt_weight, pretrain_steps
+        self.whole_batch = "the pulling-away term" if pt_weight else ""
         self.add_player("discriminator", discriminator, "d_optimizer")
         self.add_player("generator", generator, "g_optimizer")
 

@@ -131,17 +131,14 @@ class RBM(GenerativeModel):
         self.machine.visible_bias.copy_(self.base)
         self.chains.copy_(_units(samples)[: self.persistent].round())
 
-    def gibbs(self, v: Tensor, steps: int, rng: torch.Generator | None = None, common: bool = False) -> Tensor:
+    def gibbs(self, v: Tensor, steps: int, rng: torch.Generator | None = None) -> Tensor:
         """Visible states [N, D] after `steps` steps v -> h -> v.
 
         Args:
             v: Start of the chains, [N, D].
             steps: Number of steps.
             rng: Source of the draws; the stream of training unless given.
-            common: Whether all processes run the same chains, rather than each its own.
         """
-        if common:
-            rng = self.rng
         for _ in range(steps):
             h = self._bernoulli(self.machine.hidden_logits(v), rng)
             v = self._bernoulli(self.machine.visible_logits(h), rng)
@@ -222,7 +219,8 @@ class RBM(GenerativeModel):
         v = _units(x)
         with torch.no_grad():
             if self.training and self.persistent:
-                self.chains.copy_(self.gibbs(self.chains, self.k, common=True))
+                with self.common_draws():  # all processes run the same chains
+                    self.chains.copy_(self.gibbs(self.chains, self.k))
                 negative = self.chains.clone()
             else:
                 negative = self.gibbs(self._bernoulli_of(v, rng), self.k, rng)

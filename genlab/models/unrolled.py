@@ -97,6 +97,7 @@ class UnrolledGAN(Generating):
 
     tricks_taken = (*Generating.tricks_taken, "replay", "packing")
     ema_modules = ("generator",)
+    whole_batch = "the discriminator's unrolled updates"
 
     def __init__(
         self,

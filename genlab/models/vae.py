@@ -159,7 +159,8 @@ class VAE(Opposable):
         told = self.told(given)
         z, kl = self.draw(x, rng, *told)
         recon = -self.likelihood.log_prob(x, self.decoder(z, *told)).mean()
-        kl_term = self.kl_weight * self.kl(self.gathered(kl) if self.training else kl, self.iteration)
+        whole = self.gathered(kl) if self.training and self.kl.whole_batch else kl
+        kl_term = self.kl_weight * self.kl(whole, self.iteration)
         kl = kl.sum(dim=1).mean()
         return {"loss": recon + kl_term, "recon": recon, "kl": kl, "elbo": -(recon + kl)}
 

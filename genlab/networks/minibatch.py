@@ -66,7 +66,7 @@ class MinibatchDiscriminator(nn.Module):
         """
         super().__init__()
         self.discriminator: Any = discriminator
-        self.couples_samples = True
+        self.couples_samples, self.whole_batch = True, "tricks.minibatch_discrimination"
         self.in_features = feature_count(discriminator, shape)
         self.minibatch = MinibatchDiscrimination(self.in_features, kernels, kernel_dim)
         self.head = nn.Linear(kernels, 1, bias=False)  # added to the wrapped head: linear in [f, o]

@@ -40,8 +40,13 @@ def cluster_environment() -> Any:
     return LightningEnvironment() if launch() is None else SLURMEnvironment(auto_requeue=False)
 
 
-def check(trainer: pl.Trainer, batch_size: int) -> None:
+def check(trainer: pl.Trainer, batch_size: int, chunks: int = 1) -> None:
     """Checks the number of started processes against the Trainer's, and the batch size against both.
+
+    Args:
+        trainer: The Trainer of the run.
+        batch_size: Samples per update, over all processes.
+        chunks: Parts of each process's share, by `optim.accumulate`.
 
     Raises:
         UserError: If the numbers differ (each process would train alone in one folder, or wait for ever), or the batch
@@ -57,6 +62,12 @@ def check(trainer: pl.Trainer, batch_size: int) -> None:
         raise UserError(
             f"data.batch_size={batch_size} is the batch over all {wanted} processes, which cannot share it evenly. Try "
             f"data.batch_size={max(1, batch_size // wanted) * wanted}."
+        )
+    if batch_size % (wanted * chunks):
+        raise UserError(
+            f"optim.accumulate={chunks} cuts each process's share of data.batch_size={batch_size}, which {wanted} "
+            f"processes and {chunks} chunks do not divide. Try "
+            f"data.batch_size={max(1, batch_size // (wanted * chunks)) * wanted * chunks}."
         )
 
 
@@ -86,7 +97,7 @@ def warn_of_separate_batches(model: nn.Module, trainer: pl.Trainer, config: dict
         raise UserError(
             f"model={config['choices'].get('model')} is fitted without gradients, in one process. Try trainer=auto."
         )
-    share, sentences = config["data"]["batch_size"] // world, []
+    share, sentences = config["data"]["batch_size"] // world // checks.accumulated(config), []
     norms = checks.networks_with(model, _BatchNorm)
     if asked and trainer.strategy.root_device.type == "cpu":
         raise UserError(

@@ -96,17 +96,19 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     with _mistakes_named(config):
         data = build_data({**config, "data": data_config})
         pl.seed_everything(seed, verbose=False)  # the same initial weights on every process
-        model = build_model(config["model"])
+        model = build_model(config["model"], config.get("scheduler"))
     checks.check_columns(model, data.column_names, config["choices"])
     model.spec, model.run_config = data.spec, config
     freeze_first_stage(model)
     checks.warn_of_unbounded_critic(model, config["choices"])
-    checks.check_batch_norm(model, data_config.get("batch_size", 0))
+    checks.check_accumulation(model, config)
+    checks.check_batch_norm(model, data_config.get("batch_size", 0) // checks.accumulated(config))
     switches, precision = speed.resolve(config, model)
     asked = config.get("tricks") or {}
     model.settings = Settings(
         seed=seed,
         clip=config["optim"]["clip"],
+        accumulate=checks.accumulated(config),
         lr_scale=config["optim"].get("lr_scale", 1.0),
         ema_decay=config["ema"]["decay"],
         log_every_n_steps=config["trainer"]["log_every_n_steps"],
@@ -256,7 +258,7 @@ def _prepare(
         folder.load_weights(parts.model, checkpoint, resume or Path())
         folder.load_averages(parts.model, checkpoint, resume or Path())
     trainer = make_trainer(parts, run_dir, resume_step)
-    processes.check(trainer, config["data"].get("batch_size", 0))
+    processes.check(trainer, config["data"].get("batch_size", 0), checks.accumulated(config))
     if resume_step is not None and resume_step >= trainer.max_steps:
         raise UserError(
             f"{run_dir} has already been trained for its {resume_step} iterations. "
