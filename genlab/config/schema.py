@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from genlab import launch
+from genlab.config.shipped import config_dir
 
 
 @dataclass
@@ -137,10 +137,8 @@ def _domains() -> dict[str, Any]:
     """The options of the group `data` for a part of one: without the network and the metrics that they choose."""
     import yaml
 
-    import genlab.configs
-
     options = {}
-    for path in sorted((Path(genlab.configs.__file__).parent / "data").glob("*.yaml")):
+    for path in sorted((config_dir() / "data").glob("*.yaml")):
         option = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         own = [line for line in option["defaults"] if not (isinstance(line, dict) and "@_global_" in next(iter(line)))]
         options[path.stem] = {**option, "defaults": own}
