@@ -12,7 +12,8 @@ from genlab.cli import app
 from genlab.config import composition
 from genlab.config.arguments import take_path
 from genlab.errors import TrainingStopped, UserError
-from genlab.runs import sweeps
+from genlab.launch import launch
+from genlab.runs import stopping, sweeps
 from genlab.runs.folder import check_unused, find_checkpoint, find_run, lock, read_config
 
 log = logging.getLogger("genlab")
@@ -30,11 +31,13 @@ def main() -> None:
         resume, arguments = take_path(arguments, "resume")
         run_dir, _ = take_path(arguments, "hydra.run.dir")
         if resume is not None and sweeps.is_sweep(resume):
-            return app.hydra_app(_task, "train", sweeps.command(resume, arguments))
+            return _hydra(sweeps.command(resume, arguments))
         if resume == "auto":
             resume = _earlier_start(arguments, run_dir)
             if resume is not None:  # the run's own config holds the rest
                 arguments = [a for a in arguments if a.partition("=")[0] in sweeps.RESUMABLE]
+        if resume is not None and sweeps.is_set_up(resume):
+            return _hydra(_begin_again(resume, [a for a in arguments if not a.startswith("hydra.run.dir=")]))
         if resume is not None:
             with app.log_lines():
                 return _resume(resume, [a for a in arguments if not a.startswith("hydra.")])
@@ -43,7 +46,23 @@ def main() -> None:
             check_unused(Path(run_dir))
             if Path(run_dir).is_dir():
                 lock(Path(run_dir)).release()
-        return app.hydra_app(_task, "train", arguments)
+        return _hydra(arguments)
+
+
+def _begin_again(folder: str, arguments: list[str]) -> list[str]:
+    """The command line of a run that was stopped in its set-up; refuses a run that another process is setting up."""
+    command = sweeps.set_up_command(folder, arguments)
+    started = launch()
+    if started is None or started.rank == 0:
+        lock(Path(folder)).release()
+        print(f"{folder} was stopped in its set-up, so it starts from the beginning.")
+    return command
+
+
+def _hydra(arguments: list[str]) -> None:
+    """Runs a command line under Hydra: one run, or the jobs of a sweep."""
+    with stopping.sweep():
+        app.hydra_app(_task, "train", arguments)
 
 
 def _task(config: Any) -> float | None:
@@ -58,8 +77,11 @@ def _task(config: Any) -> float | None:
     try:
         resolved = composition.resolve(config, dict(hydra.runtime.choices))
         if many:
-            return _job(resolved, run_dir)
-        from genlab.runs.start import train
+            with stopping.job() as wanted:
+                return _job(resolved, run_dir) if wanted else None
+            return None  # stopped together with its sweep
+        with stopping.set_up(run_dir):
+            from genlab.runs.start import train
 
         monitored = train(resolved, run_dir).monitored
         if resolved["dry_run"] and {p.name for p in run_dir.iterdir()} <= {".hydra", "train.log"}:
@@ -71,10 +93,6 @@ def _task(config: Any) -> float | None:
             raise CompactHydraException(str(error)) from None
         with app.errors_as_sentences():
             raise
-    except SystemExit:  # a signal; the run has printed its resume command
-        if many:
-            print(f"Run the missing jobs of the sweep with: python train.py resume={hydra.sweep.dir}")
-        raise
 
 
 def _job(config: dict[str, Any], run_dir: Path) -> float | None:
@@ -109,7 +127,8 @@ def _resume(path: str, overrides: list[str]) -> None:
 
 
 def _start(config: dict[str, Any], run_dir: Path, checkpoint: Path | None = None) -> None:
-    from genlab.runs.start import train  # imports torch: only after the arguments are checked
+    with stopping.set_up(run_dir):
+        from genlab.runs.start import train  # imports torch: only after the arguments are checked
 
     train(config, run_dir, resume=checkpoint)
 

@@ -21,6 +21,7 @@ from genlab.config.instantiate import build_data, build_model, instantiate
 from genlab.errors import Interrupted, NotFinite, TrainingStopped, UserError
 from genlab.files import FolderLock, free_mib, remove_temporaries
 from genlab.runs import folder, processes
+from genlab.runs.stopping import interrupts, set_up
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -194,8 +195,6 @@ def session(config: dict[str, Any], run_dir: Path, one_device: bool = False) -> 
     """
     import torch
 
-    from genlab.callbacks.checkpoints import interrupts
-
     if one_device and config["trainer"]["devices"] not in (1, "1"):
         raise UserError("A sweep (-m) trains each run on one device. Try trainer=auto, or start the runs one by one.")
     torch.set_num_threads(config["threads"] or _default_threads(config))
@@ -210,11 +209,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
     with session(config, run_dir, one_device) as lock:
         if resume is None and is_first_process():
             folder.check_unused(run_dir)
-        try:
+        with set_up(run_dir):
             prepared = _prepare(config, run_dir, resume, one_device, lock)
-        except Interrupted:
-            print("Stopped before the first iteration.")
-            raise
         return _fit(*prepared, run_dir, resume)
 
 
