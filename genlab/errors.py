@@ -1,5 +1,7 @@
 """The exceptions of genlab. No heavy imports, so that the command line can report a mistake at once."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 
@@ -27,6 +29,11 @@ class Interrupted(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
+        self.number = number
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
+        """Pickles the signal: a worker process sends the exception to its sweep."""
+        return Interrupted, (self.number,)
 
 
 def install(extra: str) -> str:

@@ -1,4 +1,4 @@
-"""The launcher of this process (torchrun, srun or none) and its rank. Does not import torch."""
+"""The launcher of this process (torchrun, srun or none) and its rank, and its sweep. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 STORE_SECONDS = 600  # timeout of waiting for the first process, which may still be importing torch
+SWEEP = "GENLAB_SWEEP"  # environment variable of the main process of a sweep, which its workers inherit
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,41 @@ def _agreed() -> str:
 
 def _now() -> str:
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")[:-3]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep that this process, or the one that started it, runs.
+
+    Attributes:
+        process: Number of the sweep's main process.
+        folder: Folder of the sweep.
+    """
+
+    process: int
+    folder: Path
+
+    @property
+    def stop_file(self) -> Path:
+        """A file that exists while the sweep is being stopped; it holds the number of the signal."""
+        return self.folder / ".stop"
+
+
+def announce_sweep(folder: Path) -> None:
+    """Makes this process the main process of a sweep."""
+    os.environ[SWEEP] = f"{os.getpid()}:{folder}"
+    Sweep(os.getpid(), folder).stop_file.unlink(missing_ok=True)  # of an earlier start that was killed
+
+
+def sweep() -> Sweep | None:
+    """The sweep of this process or of the one that started it; None if there is none."""
+    process, colon, folder = os.environ.get(SWEEP, "").partition(":")
+    return Sweep(int(process), Path(folder)) if colon else None
+
+
+def forget_sweep() -> None:
+    """Ends a sweep of this process."""
+    of = sweep()
+    if of is not None and of.process == os.getpid():
+        del os.environ[SWEEP]
+        of.stop_file.unlink(missing_ok=True)

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from genlab.config import composition
-from genlab.errors import UserError, install
+from genlab.config.shipped import config_dir
+from genlab.errors import Interrupted, UserError, install
 from genlab.runs import folder as runs
 
 GROUP = "mode_benchmark"  # in configs/experiment
@@ -101,9 +102,7 @@ class Plan:
 def rows() -> dict[str, str]:
     """Row names, the plain GAN first, with their descriptions: the first comment line of each file."""
     found = {}
-    for path in sorted(
-        (composition.config_dir() / "experiment" / GROUP).glob("*.yaml"), key=lambda p: (p.stem != "gan", p)
-    ):
+    for path in sorted((config_dir() / "experiment" / GROUP).glob("*.yaml"), key=lambda p: (p.stem != "gan", p)):
         comments = [line.lstrip("# ").strip() for line in path.read_text().splitlines() if line.startswith("# ")]
         found[path.stem] = next((c for c in comments if not c.startswith("@package")), "")
     return found
@@ -224,8 +223,10 @@ def sweep(plan: Plan, data: str) -> None:
                         done.add(key)
                         text = f"{found['modes']:.0f} modes, HQ {found['hq']:.1%}, {found['iterations']} iterations"
                         _tell(f"{data} {len(done)}/{len(wanted)}: {key[0]}, seed {key[1]}: {text}")
-        except KeyboardInterrupt:  # the runs receive it as well, and write their checkpoints
+        except Interrupted:
+            process.terminate()  # the runs write their checkpoints; Ctrl-C has reached them already, which does no harm
             process.wait()
+            _tell("Stopped. The same command continues with the missing runs.")
             raise
 
 

@@ -7,8 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,26 +188,6 @@ def _second_name(path: Path, name: Path) -> None:
         os.link(path, name)
     except OSError:
         path.replace(name)
-
-
-@contextmanager
-def interrupts() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Interrupted` inside the block; during training, `CleanStop` handles them instead."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise Interrupted(number)
-
-    before: dict[int, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, stop)
-    except ValueError:  # not the main thread
-        pass
-    try:
-        yield
-    finally:
-        for taken, handler in before.items():
-            signal.signal(taken, handler or signal.SIG_DFL)
 
 
 # Ctrl-C, the end of a job, and the signals that clusters send some minutes before they withdraw a job's machines.

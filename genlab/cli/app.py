@@ -13,7 +13,8 @@ from typing import Any
 
 import genlab
 from genlab.config import schema
-from genlab.config.composition import check_plugins, config_dir, first_line, options, quote_paths
+from genlab.config.composition import check_plugins, first_line, options, quote_paths
+from genlab.config.shipped import config_dir
 from genlab.errors import TrainingStopped, UserError
 from genlab.runs import processes
 
@@ -88,7 +89,7 @@ def hydra_app(task: Callable[[Any], Any], config_name: str, arguments: Sequence[
     check_plugins(arguments)
     logging.raiseExceptions = False  # a log file on a full disk: the run itself reports it
     sys.argv = [sys.argv[0], *quote_paths([*arguments, *processes.quiet_overrides()])]
-    hydra.main(version_base="1.3", config_path="pkg://genlab.configs", config_name=config_name)(task)()
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(task)()
 
 
 def print_if_asked(help_text: str | None) -> bool:
@@ -112,13 +113,13 @@ def print_help(config_name: str, arguments: Sequence[str]) -> None:
     from string import Template
 
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
+    from hydra import initialize_config_dir
     from hydra.errors import CompactHydraException
     from omegaconf import OmegaConf
 
     schema.register()
     overrides = quote_paths([a for a in arguments if not a.startswith("-")])
-    with initialize_config_module("genlab.configs", version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             config = hydra_compose(config_name, overrides, return_hydra_config=True)
         except CompactHydraException as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from genlab.benchmarks.modes import gather, parse, sweep, tables
 from genlab.cli import app
+from genlab.runs import stopping
 
 
 def main() -> None:
@@ -25,8 +26,9 @@ def main() -> None:
             return
         plan = parse(sys.argv[1:])
         app.check_writable(plan.out)
-        for data in plan.data:
-            sweep(plan, data)
+        with stopping.interrupts():
+            for data in plan.data:
+                sweep(plan, data)
         results = gather(plan)
         stem = plan.out / f"mode_benchmark_{plan.seconds:g}s"
         plan.out.mkdir(parents=True, exist_ok=True)

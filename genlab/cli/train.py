@@ -15,7 +15,8 @@ from genlab.config.arguments import take_path
 from genlab.errors import TrainingStopped, UserError
 from genlab.files import run_path
 from genlab.journal import JOURNAL, journal
-from genlab.runs import sweeps
+from genlab.launch import launch
+from genlab.runs import stopping, sweeps
 from genlab.runs.folder import check_unused, find_checkpoint, find_run, lock, read_config
 from genlab.runs.paths import check_paths
 
@@ -37,11 +38,13 @@ def main() -> None:
         run_dir, _ = take_path(arguments, "hydra.run.dir")
         resume = str(run_path(resume)) if resume is not None else None
         if resume is not None and sweeps.is_sweep(resume):
-            return app.hydra_app(_task, "train", sweeps.command(resume, arguments))
+            return _hydra(sweeps.command(resume, arguments))
         if resume == "auto":
             resume = _earlier_start(arguments, run_dir)
             if resume is not None:  # the run's own config holds the rest
                 arguments = [a for a in arguments if a.partition("=")[0] in sweeps.RESUMABLE]
+        if resume is not None and sweeps.is_set_up(resume):
+            return _hydra(_begin_again(resume, [a for a in arguments if not a.startswith("hydra.run.dir=")]))
         if resume is not None:
             with app.log_lines():
                 return _resume(resume, [a for a in arguments if not a.startswith("hydra.")])
@@ -50,7 +53,23 @@ def main() -> None:
             check_unused(Path(run_dir))
             if Path(run_dir).is_dir():
                 lock(Path(run_dir)).release()
-        return app.hydra_app(_task, "train", arguments)
+        return _hydra(arguments)
+
+
+def _begin_again(folder: str, arguments: list[str]) -> list[str]:
+    """The command line of a run that was stopped in its set-up; refuses a run that another process is setting up."""
+    command = sweeps.set_up_command(folder, arguments)
+    started = launch()
+    if started is None or started.rank == 0:
+        lock(Path(folder)).release()
+        print(f"{folder} was stopped in its set-up, so it starts from the beginning.")
+    return command
+
+
+def _hydra(arguments: list[str]) -> None:
+    """Runs a command line under Hydra: one run, or the jobs of a sweep."""
+    with stopping.sweep():
+        app.hydra_app(_task, "train", arguments)
 
 
 def _task(config: Any) -> float | None:
@@ -67,8 +86,11 @@ def _task(config: Any) -> float | None:
         if not many:
             check_paths(resolved)
         if many:
-            return _job(resolved, run_dir)
-        from genlab.runs.start import train
+            with stopping.job() as wanted:
+                return _job(resolved, run_dir) if wanted else None
+            return None  # stopped together with its sweep
+        with stopping.set_up(run_dir):
+            from genlab.runs.start import train
 
         monitored = train(resolved, run_dir).monitored
         if resolved["dry_run"]:
@@ -82,10 +104,6 @@ def _task(config: Any) -> float | None:
         _remove_empty(run_dir)
         with app.errors_as_sentences():
             raise
-    except SystemExit:  # a signal; the run has printed its resume command
-        if many:
-            print(f"Run the missing jobs of the sweep with: python train.py resume={hydra.sweep.dir}")
-        raise
 
 
 def _remove_empty(run_dir: Path) -> None:
@@ -132,7 +150,8 @@ def _resume(path: str, overrides: list[str]) -> None:
 
 def _start(config: dict[str, Any], run_dir: Path, checkpoint: Path | None = None) -> None:
     check_paths(config if checkpoint is None else {**config, "init_from": None, "first_stage": None})
-    from genlab.runs.start import train  # imports torch: only after the arguments are checked
+    with stopping.set_up(run_dir):
+        from genlab.runs.start import train  # imports torch: only after the arguments are checked
 
     train(config, run_dir, resume=checkpoint)
 

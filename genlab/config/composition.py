@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from genlab.config import conditioning, schema, tricks
+from genlab.config.shipped import config_dir
 from genlab.errors import UserError, install
 
 # Values of these keys are paths. Hydra's grammar breaks on `=`, `(` or `[` in a path, so they are quoted.
@@ -94,13 +94,6 @@ def _chooses(argument: str) -> bool:
     )
 
 
-def config_dir() -> Path:
-    """The folder of the shipped configs, in a checkout as in an installed wheel."""
-    import genlab.configs  # a folder of yaml files with an empty __init__.py
-
-    return Path(genlab.configs.__file__).parent
-
-
 PLUGINS = {  # pattern of an override -> the Hydra plugin's module, its name, and the extra that installs it
     r"\+?search=optuna\w*|hydra/sweeper=optuna": ("hydra_optuna_sweeper", "Optuna's sweeper", "optuna"),
     r"hydra/launcher=joblib": ("hydra_joblib_launcher", "the joblib launcher", "sweep"),
@@ -140,10 +133,10 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[s
         Plain containers, see `resolve`.
     """
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
+    from hydra import initialize_config_dir
 
     schema.register()
-    with initialize_config_module("genlab.configs", version_base="1.3"):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = hydra_compose(config_name, quote_paths(overrides), return_hydra_config=True)
         return resolve(config, dict(config.hydra.runtime.choices))
 

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from genlab import launch
+from genlab.config.shipped import config_dir
 
 
 @dataclass
@@ -147,8 +148,6 @@ def register() -> None:
     from hydra.core.config_store import ConfigNode, ConfigStore
     from omegaconf import OmegaConf
 
-    import genlab.configs
-
     def image_shape(channels: int, size: Any) -> list[int]:
         return [channels, size, size] if isinstance(size, int) else [channels, *size]
 
@@ -187,8 +186,7 @@ def register() -> None:
     repo = ConfigStore.instance().repo
     if PARTS_OF_DATA not in repo:
         ConfigStore.instance().store("train_schema", TrainConfig)
-        folder = Path(genlab.configs.__file__).parent / "data"
-        repo[PARTS_OF_DATA] = {path.name: Part(path) for path in sorted(folder.glob("*.yaml"))}
+        repo[PARTS_OF_DATA] = {path.name: Part(path) for path in sorted((config_dir() / "data").glob("*.yaml"))}
     OmegaConf.register_new_resolver("genlab.image_shape", image_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("genlab.plus", lambda a, b: (a or 0) + (b or 0), replace=True)

@@ -23,6 +23,7 @@ from genlab.files import FolderLock, free_mib, remove_temporaries
 from genlab.journal import journal, note, say
 from genlab.reports.report import short
 from genlab.runs import folder, processes
+from genlab.runs.stopping import interrupts, set_up
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -198,8 +199,6 @@ def session(config: dict[str, Any], run_dir: Path, one_device: bool = False) -> 
     """
     import torch
 
-    from genlab.callbacks.checkpoints import interrupts
-
     if one_device and config["trainer"]["devices"] not in (1, "1"):
         raise UserError("A sweep (-m) trains each run on one device. Try trainer=auto, or start the runs one by one.")
     torch.set_num_threads(config["threads"] or _default_threads(config))
@@ -216,11 +215,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
             folder.check_unused(run_dir)
         with journal(run_dir) if is_first_process() else nullcontext():
             try:
-                try:
+                with set_up(run_dir):
                     prepared = _prepare(config, run_dir, resume, one_device, lock)
-                except Interrupted:
-                    say("Stopped before the first iteration.")
-                    raise
                 return _fit(*prepared, run_dir, resume)
             except (UserError, TrainingStopped) as error:
                 note(str(error))

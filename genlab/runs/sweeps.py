@@ -1,4 +1,4 @@
-"""Resuming of sweeps: the state of each job, and the command that made the sweep."""
+"""Resuming of sweeps, and of runs that were stopped in their set-up: the command that made them, each job's state."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ RESUMABLE = (
     "trainer.log_every_n_steps",
 )
 SWEEP_FILE = "multirun.yaml"  # Hydra's own, written before the first job starts
+HYDRA = ".hydra"  # Hydra's folder in a run folder, written before the set-up of the run
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,75 @@ def command(folder: str, arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: If there are other arguments, or the sweep is a search, whose later jobs depend on earlier scores.
     """
-    hydra = yaml.safe_load((Path(folder) / SWEEP_FILE).read_text())["hydra"]
+    hydra = _hydra_of(Path(folder) / SWEEP_FILE)
+    if hydra is None:
+        raise UserError(_unknown(folder, "hydra.sweep.dir"))
     if not str(hydra["sweeper"]["_target_"]).endswith(".BasicSweeper"):
         raise UserError(
             f"{folder} is a search, whose later trials depend on the scores of the earlier ones. To continue it, "
             "repeat its command with hydra.sweeper.storage=sqlite:///study.db hydra.sweeper.study_name=NAME."
         )
     typed = [a for a in arguments if a not in ("-m", "--multirun")]
-    for argument in typed:
+    _check_resumable(typed, "sweep keeps its own jobs")
+    kept = [a for a in hydra["overrides"]["hydra"] if not a.startswith(("hydra.mode=", "hydra.sweep.dir="))]
+    place = f"hydra.sweep.dir={Path(folder).absolute()}"
+    return ["-m", *_own_configs(hydra), *hydra["overrides"]["task"], *kept, *typed, place]
+
+
+def is_set_up(path: str) -> bool:
+    """Whether this is the folder of a run that was stopped in its set-up, before its config was written."""
+    folder = Path(path)
+    begun = (folder / HYDRA).is_dir() or (folder / "train.log").is_file()
+    return begun and not (folder / "config.yaml").is_file() and runs.find_checkpoint(folder) is None
+
+
+def set_up_command(folder: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments that started a run which was stopped in its set-up, with its folder as the target.
+
+    Args:
+        folder: Folder of the run, or of one job of a sweep.
+        arguments: Further arguments: lengths and places, and keys of Hydra.
+
+    Raises:
+        UserError: If there are other arguments, or the run was stopped before Hydra had saved its command.
+    """
+    _check_resumable(arguments, "run keeps its own config")
+    hydra = _hydra_of(Path(folder) / HYDRA / "hydra.yaml")
+    if hydra is None:
+        raise UserError(_unknown(folder, "hydra.run.dir"))
+    others = ("hydra.mode=", "hydra.run.dir=", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
+    kept = [a for a in hydra["overrides"]["hydra"] if not a.startswith(others)]
+    placed = [*arguments, "hydra.mode=RUN", f"hydra.run.dir={folder}"]
+    return [*_own_configs(hydra), *hydra["overrides"]["task"], *kept, *placed]
+
+
+def _hydra_of(path: Path) -> dict[str, Any] | None:
+    """Hydra's own config, as Hydra saves it; None if the file is missing or cut off (Hydra writes it in place)."""
+    try:
+        hydra = yaml.safe_load(path.read_text())["hydra"]
+        return hydra if {"overrides", "runtime", "sweeper"} <= hydra.keys() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return None
+
+
+def _own_configs(hydra: dict[str, Any]) -> list[str]:
+    """The folders of configs that were given on the command line, as arguments."""
+    sources = hydra["runtime"]["config_sources"]
+    return [a for s in sources if s["provider"] == "command-line" for a in ("--config-dir", s["path"])]
+
+
+def _unknown(folder: str, key: str) -> str:
+    return f"{folder} was stopped before its command was saved. Give the command again, with {key}={folder}"
+
+
+def _check_resumable(arguments: Sequence[str], reason: str) -> None:
+    for argument in arguments:
         key = argument.partition("=")[0]
         if key not in RESUMABLE and not key.startswith(("hydra.", "hydra/")):
             raise UserError(
-                f"A resumed sweep keeps its own jobs, so {argument!r} cannot be changed; it takes "
+                f"A resumed {reason}, so {argument!r} cannot be changed; it takes "
                 f"{', '.join(RESUMABLE)}, and keys of hydra."
             )
-    sources = hydra["runtime"]["config_sources"]
-    own = [a for s in sources if s["provider"] == "command-line" for a in ("--config-dir", s["path"])]
-    kept = [a for a in hydra["overrides"]["hydra"] if not a.startswith(("hydra.mode=", "hydra.sweep.dir="))]
-    return ["-m", *own, *hydra["overrides"]["task"], *kept, *typed, f"hydra.sweep.dir={Path(folder).absolute()}"]
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
+import signal
 import subprocess
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +143,27 @@ def test_mistakes_are_one_sentence(argument, words, monkeypatch, capsys):
         door.main()
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and all(word in error for word in words) and "Traceback" not in error
+
+
+def test_a_signal_ends_the_sweep_too(tmp_path, monkeypatch, capsys):
+    """The sweep is a process of its own, which would train on."""
+    sweep = tmp_path / "python"
+    sweep.write_text("#!/bin/sh\nexec sleep 30\n")
+    sweep.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(sweep))
+    monkeypatch.setattr("sys.argv", ["mode_benchmark.py", "rows=gan", "data=ring", f"out={tmp_path}"])
+    started, popen = [], subprocess.Popen
+
+    def start(*args, **kwargs):
+        started.append(popen(*args, **kwargs))
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(SystemExit) as stopped:
+        door.main()
+    assert stopped.value.code == 143 and started[0].poll() == -signal.SIGTERM
+    assert "The same command continues with the missing runs" in capsys.readouterr().err
 
 
 # --- Tables ----------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from genlab.models import base
 from genlab.runs import folder as runs
 from genlab.runs import running, summary
 
-TRAINING, WRITING = "training", "writing"
+TRAINING, WRITING, SETUP = "training", "writing", "set-up"
 
 
 class Points:
@@ -52,7 +52,7 @@ class Points:
         setattr(owner, name, watched)
 
     def install(self, links):
-        """Watches iterations, optimizer steps, and every step of a write, half of a file's bytes included."""
+        """Watches set-up, iterations, optimizer steps, and every step of a write, half of a file's bytes included."""
         save = torch.save
 
         def save_in_halves(content, file):
@@ -65,6 +65,9 @@ class Points:
             file.write(written[len(written) // 2 :])
 
         torch.save = save_in_halves
+        self.watch(composition, "resolve", SETUP)
+        self.watch(running, "build", SETUP)
+        self.watch(running, "_prepare_data", SETUP)
         self.watch(base.GenerativeModel, "end_iteration", TRAINING)
         self.watch(torch.optim.Adam, "step", TRAINING)
         self.watch(files.os, "fsync", WRITING)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.cli.helpers import REPO, assert_identical, weights
+from tests.cli.helpers import REPO, assert_identical, main, weights
 
 TINY = ["trainer=cpu", "callbacks=none", "logger=csv", "metrics=none", "threads=1"]
 POINTS = ["data=ring", "network.hidden=[16]", *TINY, "trainer.max_steps=12", "checkpoint.every_n_steps=4"]
@@ -100,6 +100,40 @@ def test_points_are_met_and_another_run_is_another(train):
 
 def test_a_run_killed_anywhere_ends_as_one_left_alone(train):
     assert len(kill_and_go_on(dict.fromkeys(SOME, 2), train)) == 6
+
+
+def test_a_run_killed_in_its_set_up_is_resumed_by_its_folder(train):
+    """Before its config is written, too, and once more while it is resumed; Hydra's record holds the command."""
+    one = SOME["one checkpoint is kept"]
+    code, points, _ = train("alone in its set-up", one)
+    numbers = [i for i, kind in enumerate(points) if kind == "set-up"]
+    assert code == 0 and len(numbers) == 6
+    for number in (numbers[0], numbers[-1]):
+        name = f"killed in its set-up at {number}"
+        assert train(name, one, kill_at=number)[0] == -9
+        assert not (train.folder / name / "config.yaml").exists()
+        if number == numbers[0]:
+            assert train(name, [f"resume={name}"], kill_at=number)[0] == -9
+        code, _, log = train(name, [f"resume={name}"])
+        assert code == 0 and "stopped in its set-up, so it starts from the beginning" in log, log
+        assert_identical(weights(train.folder / "alone in its set-up"), weights(train.folder / name), name)
+
+
+def test_a_folder_without_a_command_is_one_sentence(tmp_path, monkeypatch, capsys):
+    """Hydra makes the folder some milliseconds before it writes to it, and does not write whole files."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    (run / ".hydra").mkdir(parents=True)
+    for text in ("", "hydra:\n  overrides: {}\n", "hydra: [\n"):
+        (run / ".hydra" / "hydra.yaml").write_text(text)
+        assert main(monkeypatch, "resume=run") == 2
+        assert "run was stopped before its command was saved. Give the command again, with hydra.run.dir=run" in (
+            capsys.readouterr().err
+        )
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").write_text("hydra:\n  launcher: {}\n")
+    assert main(monkeypatch, "resume=sweep") == 2
+    assert "with hydra.sweep.dir=sweep" in capsys.readouterr().err
 
 
 @pytest.mark.slow

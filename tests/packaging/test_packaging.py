@@ -13,7 +13,18 @@ import pytest
 resource = pytest.importorskip("resource")  # CPU time of children; not on Windows
 
 REPO = Path(__file__).resolve().parents[2]
-SOURCES = ("genlab", "configs", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("genlab", "configs", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+
+
+def copied(target, names=SOURCES):
+    """A copy of the sources, since setuptools leaves build folders behind, and would pack what an older one holds."""
+    target.mkdir()
+    for name in names:
+        if (REPO / name).is_dir():
+            shutil.copytree(REPO / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(REPO / name, target / name)
+    return target
 
 
 def run(arguments, cwd, **env):
@@ -26,17 +37,15 @@ def run(arguments, cwd, **env):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Builds from a copy, since setuptools leaves build folders behind, and would pack what an older one holds."""
+    """Built from the source distribution, so that both are complete."""
     folder = tmp_path_factory.mktemp("wheel")
-    copy = folder / "copy"
-    copy.mkdir()
-    for name in SOURCES:
-        if (REPO / name).is_dir():
-            shutil.copytree(REPO / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(REPO / name, copy / name)
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run([sys.executable, "-c", code, str(folder)], copied(folder / "copy"))
+    (archive,) = folder.glob("genlab-*.tar.gz")
+    shutil.unpack_archive(archive, folder / "unpacked")
+    (source,) = (folder / "unpacked").iterdir()
     pip = [sys.executable, "-m", "pip", "wheel", "--verbose", "--no-deps", "--no-index", "--no-build-isolation"]
-    assert "Warning" not in run([*pip, "--wheel-dir", str(folder), str(copy)], folder)
+    assert "Warning" not in run([*pip, "--wheel-dir", str(folder), str(source)], folder)
     (path,) = folder.glob("genlab-*.whl")
     return path
 
@@ -55,7 +64,6 @@ def test_the_wheel_holds_all_modules_and_configs(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {str(p.relative_to(REPO)) for p in (REPO / "genlab").rglob("*.py")} | {"genlab/py.typed"}
     configs = {f"genlab/{p.relative_to(REPO)}" for p in (REPO / "configs").rglob("*.yaml")}
-    configs |= {"genlab/configs/__init__.py"}
     assert sorted((code | configs) - names) == []
     metadata = {name for name in names if ".dist-info/" in name}
     assert sorted(names - code - configs - metadata) == []  # no tests, no scripts, no run folders
@@ -66,7 +74,7 @@ def test_the_wheel_holds_all_modules_and_configs(wheel):
 def test_the_commands_of_the_wheel_in_another_folder(installed, tmp_path):
     """Three iterations and four samples; `commit` in `run.json` is null only outside a checkout."""
     path = {"PYTHONPATH": str(installed)}
-    where = "import genlab, genlab.configs as c; print(genlab.__file__, c.__file__)"
+    where = "import genlab; from genlab.config.shipped import config_dir; print(genlab.__file__, config_dir())"
     for found in run([sys.executable, "-c", where], tmp_path, **path).split():
         assert Path(found).is_relative_to(installed)  # an editable install would otherwise answer
     train, sample = str(installed / "bin" / "genlab-train"), str(installed / "bin" / "genlab-sample")

@@ -7,7 +7,7 @@ import pytest
 
 import genlab
 from genlab import contracts
-from genlab.config.composition import config_dir
+from genlab.config.shipped import config_dir
 
 HOUSE = Path(genlab.__file__).parent
 TREES = {path: ast.parse(path.read_text()) for path in sorted(HOUSE.rglob("*.py")) if "configs" not in path.parts}
