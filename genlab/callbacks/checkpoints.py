@@ -21,6 +21,8 @@ from genlab.files import free_mib, remove_temporaries, write_atomic
 from genlab.models.base import GenerativeModel
 
 log = logging.getLogger("genlab")
+# Attributes of `Checkpoints` that its checkpoints hold.
+REMEMBERED = ("score_name", "best_score", "best_value", "best_step", "last_value", "last_step", "idle")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -70,6 +72,15 @@ class Checkpoints(Checkpoint):
     """Writes `last.ckpt` every n iterations and at the end, keeps a few older ones, and `best.ckpt` by a score.
 
     All are written at the end of an iteration, after every player's update, so that each can be resumed exactly.
+
+    Attributes:
+        best_score: Best monitored score, a mean of the last `smooth` validations; None before the first.
+        best_value: The score of the validation at `best_step` alone.
+        best_step: Iteration of `best.ckpt`.
+        last_value: The score of the last validation alone.
+        last_step: Its iteration.
+        idle: Number of validations since the best one.
+        score_name: Full name of the monitored score, such as "fid/inception".
     """
 
     def __init__(
@@ -78,6 +89,8 @@ class Checkpoints(Checkpoint):
         keep: int,
         monitor: str | Sequence[str] | None,
         mode: str | Callable[[str], str] = "min",
+        smooth: int = 1,
+        early_stop: int | None = None,
     ) -> None:
         """Sets the schedule and the monitored score.
 
@@ -87,6 +100,8 @@ class Checkpoints(Checkpoint):
             monitor: Name of the validation score that chooses `best.ckpt`; None for no such file. Of several names, the
                 first that is among the scores is used.
             mode: The better direction of the score, "min" or "max", or a function from the score's name to it.
+            smooth: Number of validations whose mean chooses `best.ckpt`; the first ones have fewer.
+            early_stop: Number of validations without a better mean after which training ends; None for no end.
         """
         if every_n_steps < 1 or keep < 1:
             raise ValueError(f"checkpoint.every_n_steps and keep must be at least 1, got {every_n_steps} and {keep}.")
@@ -94,8 +109,15 @@ class Checkpoints(Checkpoint):
         self._choices = (monitor,) if isinstance(monitor, str) else tuple(monitor or ())
         self.monitor = monitor if isinstance(monitor, str) else None  # of several names: set at the first scores
         self._mode = mode if callable(mode) else lambda _: mode
+        self.smooth, self.early_stop = smooth, early_stop
         self.best_score: float | None = None
+        self.best_value: float | None = None
         self.best_step: int | None = None
+        self.last_value: float | None = None
+        self.last_step: int | None = None
+        self.score_name: str | None = None
+        self.idle = 0
+        self._recent: list[float] = []  # scores of the last validations
         self._last_step: int | None = None  # of the existing `last.ckpt`, None if there is none or it is unreadable
         self.saved = False  # in this session
         self._warned = False
@@ -110,19 +132,29 @@ class Checkpoints(Checkpoint):
         """The checkpoint folder of a run."""
         return Path(trainer.default_root_dir) / "checkpoints"
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether `early_stop` validations have brought no better score."""
+        return self.early_stop is not None and self.idle >= self.early_stop
+
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far, and its name."""
-        return {"monitor": self.monitor, "best_score": self.best_score, "best_step": self.best_step}
+        """The best and the last scores so far, and their name."""
+        kept = {name: getattr(self, name) for name in REMEMBERED}
+        return {"monitor": self.monitor, **kept, "recent": list(self._recent)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best score, unless it is one of another name: the two have no common scale."""
+        """Restores the scores, unless they are of another name: the two have no common scale."""
         name = state_dict.get("monitor")
         if name in self._choices:
             self.monitor = name
-            self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+            for key in REMEMBERED:
+                setattr(self, key, state_dict.get(key, getattr(self, key)))  # older checkpoints have the best alone
+            self._recent = list(state_dict.get("recent", []))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reads the step of an earlier session's `last.ckpt`, which is then kept like any other checkpoint."""
+        if self.exhausted:  # killed between its end and its scores
+            trainer.should_stop = True
         last = self.folder(trainer) / "last.ckpt"
         if trainer.is_global_zero and last.is_file():
             remove_temporaries(last.parent)
@@ -155,27 +187,39 @@ class Checkpoints(Checkpoint):
                 path.unlink()
 
     def consider(self, trainer: pl.Trainer, scores: dict[str, float]) -> None:
-        """Keeps this iteration's weights as `best.ckpt` if the monitored score is the best so far.
+        """Keeps this iteration's weights as `best.ckpt` if the monitored score, smoothed, is the best so far.
 
-        The scoring callback calls it at the end of an iteration, before this callback's own hook.
+        After `early_stop` validations without a better one it ends training. The scoring callback calls it at the end
+        of an iteration, before this callback's own hook.
         """
         if self.monitor is None:
             self.monitor = next((choice for choice in self._choices if choice in scores), None)
         # "fid" matches "fid/<extractor>" of any extractor.
         name = next((n for n in scores if self.monitor in (n, n.partition("/")[0])), None)
         if name is None:
-            if self.monitor is not None and scores and not self._warned:
-                self._warned = True
-                names = ", ".join(sorted(scores))
-                log.warning("No best.ckpt: checkpoint.monitor=%s is not among the scores %s.", self.monitor, names)
+            self._warn(scores)
             return
-        score = scores[name]
+        score, step = scores[name], trainer.global_step
+        self.score_name, self.last_value, self.last_step = name, score, step
         sign = 1 if self.mode == "min" else -1
-        if not math.isfinite(score):
+        self.idle += 1
+        if math.isfinite(score):
+            self._recent = [*self._recent, score][-self.smooth :]
+            mean = sum(self._recent) / len(self._recent)
+            if self.best_score is None or sign * mean < sign * self.best_score:
+                self.best_score, self.best_value, self.best_step, self.idle = mean, score, step, 0
+                trainer.save_checkpoint(self.folder(trainer) / "best.ckpt")
+        if self.exhausted:
+            trainer.should_stop = True
+
+    def _warn(self, scores: dict[str, float]) -> None:
+        """Says once that the monitored score is missing."""
+        if self._warned or not scores or (self.monitor is None and self.early_stop is None):
             return
-        if self.best_score is None or sign * score < sign * self.best_score:
-            self.best_score, self.best_step = score, trainer.global_step
-            trainer.save_checkpoint(self.folder(trainer) / "best.ckpt")
+        self._warned = True
+        asked = self.monitor or " or ".join(self._choices) or "null"
+        lost = "best.ckpt" if self.early_stop is None else "best.ckpt and no early stop"
+        log.warning("No %s: checkpoint.monitor=%s is not among the scores %s.", lost, asked, ", ".join(sorted(scores)))
 
 
 def _second_name(path: Path, name: Path) -> None:

@@ -77,11 +77,17 @@ class EMAConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Interval and number of checkpoints, and the score that chooses the best one (null: the judge's own)."""
+    """Interval and number of checkpoints, the choice of the best one, and the early end.
+
+    `monitor` is the score that chooses (null: the judge's own), by the mean of `smooth` validations; `early_stop` such
+    means without a better one end training.
+    """
 
     every_n_steps: int = 500
     keep: int = 1
     monitor: str | None = None
+    smooth: int = 3
+    early_stop: int | None = None
 
 
 @dataclass

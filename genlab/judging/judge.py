@@ -279,6 +279,18 @@ class Judge:
         """Scores on test data, named `test/...`; fills `cards`."""
         return self._timed(model, data, "test")
 
+    def rescore(self, model: Sampler, data: Data) -> dict[str, float]:
+        """Scores of other weights on test data, to compare with `final`, whose `cards` stay."""
+        cards, self.cards = self.cards, {}
+        try:
+            return self.final(model, data)
+        finally:
+            self.cards = cards
+
+    def count(self, data: Data, split: str) -> int:
+        """Number of samples that scores on a split are of."""
+        return min(self.num_samples, len(data.split(split)))
+
     def _timed(self, model: Sampler, data: Data, split: str) -> dict[str, float]:
         if not callable(getattr(model, "sample", None)):
             return {}

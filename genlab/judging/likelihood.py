@@ -107,24 +107,35 @@ class LikelihoodJudge(Judge):
     def score(self, model: Any, data: Data, split: str) -> dict[str, float]:
         """The terms of the objective; on test data also the bounds, with their card."""
         rows = list(data.batches(split, batch_size=self.batch_size, limit=self.num_samples))
-        batches = [b.x for b in rows]
-        support = getattr(getattr(model, "likelihood", None), "support", "real")
-        valid = is_likelihood(torch.cat(batches), support)
-        terms = self.terms(model, rows)
-        scores = {n if valid else n.replace("elbo", "objective"): value for n, value in terms.items()}
-        if not valid:
-            scores.pop("bound", None)
+        scores, valid, support = self._objective(model, rows)
         if split == "test" and callable(getattr(model, "sample_posterior", None)):
             found = self.bounds(model, rows, support, valid, data.spec.images)
             self.cards["likelihood"] = {**self.common(model, data, split), **found.card}
             scores |= found
         if split == "test" and valid and self.ais_steps and callable(getattr(model, "log_partition", None)):
             log_w = model.log_partition(self.ais_steps, self.ais_samples, stream(self.seed, 0))
-            log_p = torch.cat([model.log_unnormalised(x.to(model.device)) for x in batches])
+            log_p = torch.cat([model.log_unnormalised(b.x.to(model.device)) for b in rows])
             of_z = partition_scores(log_w, log_p, self.ais_steps)
             self.cards["likelihood"] = {**self.common(model, data, split), "n_real": len(log_p), **of_z.card}
             scores |= of_z
         return scores
+
+    def rescore(self, model: Any, data: Data) -> dict[str, float]:
+        """The terms of the objective of other weights on test data, without bounds of many draws."""
+        if not callable(getattr(model, "objective", None)):
+            return {}
+        rows = list(data.batches("test", batch_size=self.batch_size, limit=self.num_samples))
+        return {f"test/{name}": value for name, value in self._objective(model, rows)[0].items()}
+
+    def _objective(self, model: Any, rows: list[Batch]) -> tuple[dict[str, float], bool, str]:
+        """The terms by the names of their scores, whether the likelihood is one of the data, and its support."""
+        support = getattr(getattr(model, "likelihood", None), "support", "real")
+        valid = is_likelihood(torch.cat([b.x for b in rows]), support)
+        terms = self.terms(model, rows)
+        scores = {n if valid else n.replace("elbo", "objective"): value for n, value in terms.items()}
+        if not valid:
+            scores.pop("bound", None)
+        return scores, valid, support
 
     def terms(self, model: Objective, batches: list[Batch]) -> dict[str, float]:
         """The terms of the objective, means over all samples."""

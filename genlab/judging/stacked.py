@@ -69,6 +69,10 @@ class StackedJudge(Judge):
         _, logits = self.extractor(images.flatten(0, 1).unsqueeze(1))
         return logits.argmax(dim=1).view(images.shape[:2]).cpu()
 
+    def count(self, data: Data, split: str) -> int:
+        """Number of generated stacks."""
+        return self.num_samples if split == "test" else self.validation_samples
+
     def score(self, model: Sampler, data: Data, split: str) -> dict[str, float]:
         """Modes and KL; on the test split also those of real stacks."""
         scores = by_first(lambda: self._scores(model, data, split))
@@ -78,7 +82,7 @@ class StackedJudge(Judge):
 
     def _scores(self, model: Sampler, data: Data, split: str) -> Scores:
         assert self.extractor is not None
-        n, count = self.num_samples if split == "test" else self.validation_samples, self.extractor.num_classes
+        n, count = self.count(data, split), self.extractor.num_classes
         classes = torch.cat([self.classes(to_uint8(draw())) for draw in self.draws(model, data, split, n)])
         scores = tuple_coverage(classes, count)
         scores.card |= self.extractor.card()

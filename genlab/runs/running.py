@@ -119,6 +119,9 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     data.read = _columns_read(model)
     data.batches_per_step = getattr(model, "batches_at", model.batches_per_step)
     judge = instantiate(config["metrics"]) if config.get("metrics") else None
+    patience = config["checkpoint"].get("early_stop")
+    if patience is not None and judge is None:
+        raise UserError(f"checkpoint.early_stop={patience} needs scores on validation data, and metrics=none has none.")
     callbacks = {name: instantiate(c) for name, c in (config.get("callbacks") or {}).items() if c}
     return Parts(config, data, model, judge, callbacks, precision, rollbacks)
 
@@ -159,7 +162,14 @@ def make_trainer(
         keeping["keep"],
         keeping["monitor"] or getattr(parts.judge, "monitor", None),
         parts.judge.mode if parts.judge is not None else "min",
+        keeping.get("smooth", 1),  # configs older than the key
+        keeping.get("early_stop"),
     )
+    if checkpoints.early_stop is not None and not any(hasattr(c, "judge") for c in parts.callbacks.values()):
+        raise UserError(
+            f"checkpoint.early_stop={checkpoints.early_stop} needs the callback that scores validation data. Leave it "
+            "out, or take callbacks=default."
+        )
     chosen = (config.get("logger") or {}).values()
     asked = {k: v for k, v in config["trainer"].items() if k not in ("strategy", "log_every_n_steps")}
     arguments: dict[str, Any] = {
@@ -261,6 +271,7 @@ def _prepare(
             f"To go on further: trainer.max_steps={2 * resume_step}"
         )
     _check_cpu_time_left(config, checkpoint, run_dir)
+    _check_patience_left(config, checkpoint, run_dir)
     if trainer.is_global_zero:
         log.info(_headline(parts, run_dir, resume_step or None))
     processes.warn_of_separate_batches(parts.model, trainer, config)
@@ -365,11 +376,14 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: folder.Run
     from genlab.callbacks.checkpoints import CleanStop
     from genlab.callbacks.scores import judged
     from genlab.runs import summary
+    from genlab.runs.comparison import compare
 
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     stop = next(c for c in callbacks if isinstance(c, CleanStop))
     checkpoints = _checkpoints(trainer)
     progress = next((c for c in callbacks if hasattr(c, "images_per_second")), None)
+    if record and checkpoints.exhausted:
+        log.info("%s", summary.early(trainer.global_step, checkpoints.idle, checkpoints.monitor))
     if not _is_finished(trainer):
         if record:
             say(f"Stopped after iteration {trainer.global_step}. Go on with: python train.py resume={run_dir}")
@@ -381,17 +395,18 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: folder.Run
     scores: dict[str, float] = {}
     if parts.judge is not None and stop.signal is None:
         scores = judged(parts.judge.final, parts.model, trainer)
+    if record:
+        record.write(scores=scores, cards=getattr(parts.judge, "cards", {}))  # before the best weights are scored
+    compared = compare(parts, trainer, run_dir, checkpoints, scores, _is_finished(trainer))
     if trainer.is_global_zero:
         for logger in trainer.loggers if scores else ():
             logger.log_metrics(scores, step=trainer.global_step)
         summary.write_pictures(parts, run_dir)
         assert record is not None
         record.write(
-            scores=scores,
-            cards=getattr(parts.judge, "cards", {}),
             iterations=trainer.global_step,
             **({} if stop.max_cpu_seconds is None else {"cpu_seconds": round(stop.cpu_seconds, 2)}),
-            best={"monitor": checkpoints.monitor, "score": checkpoints.best_score, "iteration": checkpoints.best_step},
+            **compared,
             images_per_second=round(getattr(progress, "images_per_second", 0.0), 1),
         )
         for logger in trainer.loggers:
@@ -401,12 +416,13 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: folder.Run
 
 
 def _is_finished(trainer: pl.Trainer) -> bool:
-    """Whether the run has used up its iterations or its CPU time."""
+    """Whether the run has used up its iterations or its CPU time, or stopped early."""
     from genlab.callbacks.checkpoints import CleanStop
 
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     stop = next(c for c in callbacks if isinstance(c, CleanStop))
-    return trainer.global_step >= trainer.max_steps or (stop.out_of_cpu_time and stop.signal is None)
+    used_up = stop.out_of_cpu_time or _checkpoints(trainer).exhausted
+    return trainer.global_step >= trainer.max_steps or (used_up and stop.signal is None)
 
 
 def _check_cpu_time_left(config: dict[str, Any], checkpoint: dict[str, Any] | None, run_dir: Path) -> None:
@@ -420,6 +436,21 @@ def _check_cpu_time_left(config: dict[str, Any], checkpoint: dict[str, Any] | No
         raise UserError(
             f"{run_dir} has already been trained for its {spent:.0f} seconds of CPU time. "
             f"To go on further: max_cpu_time={2 * limit:g}"
+        )
+
+
+def _check_patience_left(config: dict[str, Any], checkpoint: dict[str, Any] | None, run_dir: Path) -> None:
+    """Refuses to resume a scored run that stopped early.
+
+    Raises:
+        UserError: If it did.
+    """
+    patience = config["checkpoint"].get("early_stop")
+    idle = int(((checkpoint or {}).get("callbacks", {}).get("Checkpoints") or {}).get("idle", 0))
+    if patience is not None and idle >= patience and folder.record_of(run_dir).get("scores") is not None:
+        raise UserError(
+            f"{run_dir} stopped early, after {idle} validations without a better score. "
+            f"To go on further: checkpoint.early_stop=null, or a number above {idle}"
         )
 
 

@@ -22,6 +22,35 @@ def write_pictures(parts: Parts, run_dir: Path) -> None:
         curves(read_metrics(run_dir / "metrics.csv"), run_dir / "curves.png")
 
 
+def early(iteration: int, idle: int, monitor: str | None) -> str:
+    """The sentence that says why a run ended before its last iteration."""
+    return f"stopped early after iteration {iteration}: {idle} validations without a better {monitor}"
+
+
+def compared(best: dict[str, Any], last: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the monitored score of the last and the best weights, on validation and on test data side by side.
+
+    Args:
+        best: The section `best` of `run.json`.
+        last: The section `last`.
+    """
+    if best["score"] is None:
+        return []
+
+    def row(values: dict[str, Any], note: str) -> str:
+        numbers = (values["validation"], values["test"])
+        return "".join("         -" if v is None else f"{v:>10.4g}" for v in numbers) + f"   iteration {note}"
+
+    mean = f", chosen by the mean of {best['mean_of']}" if best["mean_of"] > 1 else ""
+    sizes = "".join(f"{'n = ' + str(n):>10}" for n in last.get("n", {}).values())
+    return [
+        (str(best["monitor"]), "validation      test"),
+        *([("", sizes)] if sizes else []),
+        ("last", row(last, str(last["iteration"]))),
+        ("best", row(best, f"{best['iteration']}, best.ckpt{mean}")),
+    ]
+
+
 def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: dict[str, float]) -> None:
     """Prints the closing table, and writes it to the journal.
 
@@ -48,20 +77,18 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
     wall = timedelta(seconds=round(session["wall_seconds"]))
     speed = f"{record['images_per_second']:,.0f} img/s, " if record["images_per_second"] else ""  # 0: not measured
     add("length", f"{record['iterations']} iterations, {speed}{wall} in all")
-    for line in getattr(parts.judge, "lines", lambda _: [])(scores):
+    best, patience = record["best"], parts.config["checkpoint"].get("early_stop")
+    ended = patience is not None and best["idle"] >= patience
+    if ended:
+        add("end", early(record["iterations"], best["idle"], best["monitor"]))
+    for line in [*getattr(parts.judge, "lines", lambda _: [])(scores), *compared(best, record["last"])]:
         add(*line)
-    best = record["best"]
-    if best["score"] is not None:
-        add(
-            "best",
-            f"checkpoints/best.ckpt: {best['monitor']} {best['score']:.4g} on validation data, "
-            f"iteration {best['iteration']}",
-        )
     shown = [name for name in ("samples.png", "reconstructions.png", "curves.png") if (run_dir / name).is_file()]
     add("folder", f"{run_dir}/  {', '.join(shown)}, metrics.csv, config.yaml")
     add("draw more", f"python scripts/sample.py run={run_dir} n=64")
     done, planned = record["iterations"], parts.config["trainer"]["max_steps"]
     longer = f" trainer.max_steps={2 * done}" if done >= planned else ""
+    longer += " checkpoint.early_stop=null" if ended else ""
     limit = parts.config.get("max_cpu_time")
     longer += f" max_cpu_time={2 * limit:g}" if limit and record.get("cpu_seconds", 0.0) >= limit else ""
     add("go on", f"python train.py resume={run_dir}{longer}")

@@ -23,6 +23,7 @@ RESUMABLE = (
     "data.root",
     "checkpoint.every_n_steps",
     "checkpoint.keep",
+    "checkpoint.early_stop",
     "dry_run",
     "trainer.accelerator",
     "trainer.log_every_n_steps",
@@ -187,14 +188,15 @@ def earlier(run_dir: Path, config: dict[str, Any]) -> Earlier | None:
 
 
 def _is_done(run_dir: Path, config: dict[str, Any]) -> bool:
-    """Whether a run has used up its iterations or its CPU time, by `run.json` or else by its checkpoint.
+    """Whether a run has used up its iterations or its CPU time or stopped early, by `run.json` or its checkpoint.
 
     A run that has used up its CPU time but has no scores is not done: it trains one more iteration and is then scored.
     """
     record, steps, seconds = runs.record_of(run_dir), config["trainer"]["max_steps"], config.get("max_cpu_time")
     if (record.get("sessions") or [{}])[-1].get("status") == "done":
         in_time = seconds is not None and float(record.get("cpu_seconds") or 0) >= seconds
-        if in_time or int(record.get("iterations") or 0) >= steps:
+        patience, idle = config["checkpoint"].get("early_stop"), (record.get("best") or {}).get("idle", 0)
+        if in_time or (patience is not None and idle >= patience) or int(record.get("iterations") or 0) >= steps:
             return True
     checkpoint = runs.find_checkpoint(run_dir)
     if checkpoint is None or int(runs.read_checkpoint(checkpoint)["global_step"]) < steps:

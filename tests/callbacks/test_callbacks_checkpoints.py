@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CleanStop
 from genlab.config.composition import compose
-from genlab.errors import Interrupted, TrainingStopped
+from genlab.errors import Interrupted, TrainingStopped, UserError
 from genlab.files import write_atomic, write_json, write_text
 from genlab.judging.judge import Judge
 from genlab.judging.likelihood import LikelihoodJudge
@@ -183,7 +183,8 @@ def test_a_best_score_is_resumed_with_its_name(before, kept, tmp_path):
     several = Checkpoints(1, 1, LikelihoodJudge.monitor, LikelihoodJudge.mode)
     several.load_state_dict({"monitor": "elbo", "best_score": -28.0, "best_step": 3})
     assert (several.monitor, several.mode, several.best_score) == ("elbo", "max", -28.0)  # before any validation
-    assert several.state_dict() == {"monitor": "elbo", "best_score": -28.0, "best_step": 3}
+    state = {name: value for name, value in several.state_dict().items() if value}
+    assert state == {"monitor": "elbo", "best_score": -28.0, "best_step": 3}
 
 
 @pytest.mark.parametrize("judge", [Judge, LikelihoodJudge])
@@ -215,6 +216,8 @@ def test_an_rbm_s_run_has_no_best_checkpoint(tmp_path):
 class Given(Callback):
     """A judge with an opinion of its own: hands given scores to the checkpoints, as `Scores` does."""
 
+    judge = None
+
     def __init__(self, name, scores):
         self.name, self.scores = name, scores
 
@@ -224,15 +227,22 @@ class Given(Callback):
             checkpoints.consider(trainer, {"other": 0.0, self.name: self.scores[trainer.global_step]})
 
 
-def best(folder, monitor, scores, mode="min", name=None, steps=6, resume=None):
-    """Trains with these scores; {iteration: score} of best.ckpt as it is remembered, and the file's iteration."""
+def scored(folder, monitor, scores, mode="min", name=None, steps=6, resume=None, smooth=1, early_stop=None):
+    """Trains with these scores; the Trainer and the callback."""
     given = Given(name or monitor, scores)
-    parts = running.build(config([*POINTS, f"checkpoint.monitor={monitor}"], steps, model=WALK))
+    overrides = [*POINTS, f"checkpoint.monitor={monitor}", f"checkpoint.smooth={smooth}", "metrics=points"]
+    overrides += [] if early_stop is None else [f"checkpoint.early_stop={early_stop}"]
+    parts = running.build(config(overrides, steps, model=WALK))
     parts.callbacks["given"] = given
     parts.judge = SimpleNamespace(monitor=None, mode=lambda score: mode)
     trainer = running.make_trainer(parts, folder)
     trainer.fit(parts.model, datamodule=parts.data, ckpt_path=resume, weights_only=True)
-    checkpoints = next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
+    return trainer, next(c for c in trainer.callbacks if isinstance(c, Checkpoints))
+
+
+def best(folder, *arguments, **options):
+    """{iteration: score} of best.ckpt as it is remembered, and the file's iteration."""
+    _, checkpoints = scored(folder, *arguments, **options)
     path = folder / "checkpoints" / "best.ckpt"
     return checkpoints.best_step, checkpoints.best_score, step_of(path) if path.is_file() else None
 
@@ -254,6 +264,60 @@ def test_the_best_is_remembered_across_a_resume(tmp_path):
 
 def test_a_score_that_is_nan_is_never_the_best(tmp_path):
     assert best(tmp_path, "fid", {1: float("nan"), 2: 5.0, 3: float("nan")}) == (2, 5.0, 2)
+
+
+NOISY = {1: 9.0, 2: 5.0, 3: 1.0, 4: 6.0, 5: 4.0, 6: 3.0}  # a lucky third validation
+
+
+def test_the_best_is_chosen_by_a_mean_of_validations(tmp_path):
+    """Of the last three, the first two have fewer; the values of single validations are remembered beside it."""
+    assert best(tmp_path / "single", "fid", NOISY) == (3, 1.0, 3)
+    assert best(tmp_path / "mean", "fid", NOISY, smooth=3, steps=5) == (5, pytest.approx(11 / 3), 5)
+    _, checkpoints = scored(tmp_path / "more", "fid", {**NOISY, 6: 9.0}, smooth=3)
+    assert (checkpoints.best_step, checkpoints.best_value) == (5, 4.0)
+    assert (checkpoints.last_step, checkpoints.last_value, checkpoints.idle) == (6, 9.0, 1)
+
+
+def test_the_mean_goes_on_across_a_resume(tmp_path):
+    scored(tmp_path / "cut", "fid", NOISY, smooth=3, steps=4)
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    _, again = scored(tmp_path / "cut", "fid", NOISY, smooth=3, resume=last)
+    _, whole = scored(tmp_path / "whole", "fid", NOISY, smooth=3)
+    assert again.state_dict() == whole.state_dict()
+
+
+def test_a_run_stops_early(tmp_path):
+    """After two validations without a better one, at a checkpoint; a NaN is none; more patience goes on from there."""
+    scores = {1: 5.0, 2: 4.0, 3: float("nan"), 4: 4.5, 5: 3.0, 6: 3.5, 7: 3.5}
+    trainer, checkpoints = scored(tmp_path, "fid", scores, steps=9, early_stop=2)
+    assert trainer.global_step == 4 and checkpoints.exhausted and checkpoints.idle == 2
+    assert found(tmp_path) == {"best.ckpt": 2, "last.ckpt": 4}
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    trainer, _ = scored(tmp_path, "fid", scores, steps=9, early_stop=2, resume=last)
+    assert trainer.global_step == 4  # killed before its scores: it is at its end
+    trainer, checkpoints = scored(tmp_path, "fid", scores, steps=9, early_stop=3, resume=last)
+    assert trainer.global_step == 9 and checkpoints.best_step == 5 and checkpoints.idle == 2
+    trainer, _ = scored(tmp_path / "never", "fid", scores, steps=7)
+    assert trainer.global_step == 7
+
+
+def test_without_the_monitored_score_nothing_stops_early_and_that_is_said(tmp_path, caplog):
+    trainer, _ = scored(tmp_path, "fid", {1: 1.0, 2: 2.0}, name="other score", steps=3, early_stop=1)
+    assert trainer.global_step == 3 and caplog.text.count("No best.ckpt and no early stop: checkpoint.monitor=fid") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["checkpoint.early_stop=0"], "checkpoint.early_stop must be a whole number of at least 1, got 0"),
+        (["checkpoint.smooth=0"], "checkpoint.smooth must be a whole number of at least 1, got 0"),
+        (["checkpoint.early_stop=2"], "needs scores on validation data, and metrics=none has none"),
+        (["checkpoint.early_stop=2", "metrics=points"], "needs the callback that scores validation data"),
+    ],
+)
+def test_mistakes_about_the_best(words, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        running.make_trainer(running.build(config([*POINTS, *words])), tmp_path)
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("energy", "min"), ("hq", "max"), ("modes", "max")])
