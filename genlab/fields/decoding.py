@@ -86,7 +86,7 @@ def read_image(
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         if data[:4] in _TIFF:
-            raise ValueError("a TIFF of a kind that Pillow does not read; convert it to PNG") from None
+            raise ValueError("a TIFF that is damaged, or of a kind that Pillow does not read") from None
         raise
     with image:
         limit = Image.MAX_IMAGE_PIXELS

@@ -45,6 +45,12 @@ MISTAKES = {
     "batch norm of one": (["data.batch_size=1"], ["generator", "data.batch_size=2", "network.generator_norm=none"]),
     "the same, to be estimated": (["data.batch_size=1", "dry_run=true"], ["network.generator_norm=none"]),
     "an image size": (["network=dcgan", "data.image_size=33"], ["33", "data.image_size=32"]),
+    "sides that cannot be halved": (
+        ["network=resnet", "data.image_size=98"],
+        ["98", "data.image_size=96 or data.image_size=100"],
+    ),
+    "a background": (["data=folder", "data.root=empty", "data.background=pink"], ["pink", "white, black or '#rrggbb'"]),
+    "a number of bits": (["data=zip", "data.root=empty", "data.bits=11"], ["11", "8, 10, 12, 14, 16 or null"]),
     "no group": (["metrics=null"], ["metrics=null", "metrics=none"]),
     "no steps": (["trainer.max_steps=0"], ["trainer.max_steps", "0"]),
     "a decay": (["ema.decay=1.5"], ["ema.decay", "1.5"]),

@@ -13,7 +13,7 @@ from PIL import Image
 
 from genlab.config.composition import compose
 from genlab.data import decode as decode_module
-from genlab.data.folders import ImageFolder, ImageZip, PairedFolders
+from genlab.data.folders import ImageFolder, ImageZip, PairedFolders, file_entry
 from genlab.errors import UserError
 from genlab.fields.decoding import BITS, bits_for, colour_of, decode_image
 from genlab.fields.image import Image as ImageField
@@ -97,13 +97,19 @@ def test_whole_numbers_are_scaled_by_the_bits_of_the_largest_of_all(bits, dtype,
     assert values(again) == values(data) and again.spec == data.spec and f"needs {bits} bits" in told.text
 
 
-def test_processes_scale_as_threads_do(tmp_path, monkeypatch):
-    for k in range(40):
-        save(tmp_path / f"{k:02}.png", flat(100 * k, np.uint16))
-    threads = ImageFolder(root=tmp_path, **GREY).describe()
-    monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(decode_module, "_PROCESSES_FROM", 1)
-    assert ImageFolder(root=tmp_path, num_workers=3, **GREY).describe() == threads
+def test_processes_measure_as_threads_do(tmp_path, monkeypatch):
+    """A chunk as a process reads it, in this one: the rows, what is broken, and the largest values."""
+    for k in range(6):
+        save(tmp_path / f"{k}.png", flat(100 * k if k % 2 else k, np.uint16 if k % 2 else np.uint8))
+    (tmp_path / "3.png").write_bytes(b"no image")
+    entries = [file_entry(tmp_path, path)[1] for path in sorted(tmp_path.iterdir())]
+    monkeypatch.setattr(decode_module, "_job", (entries, decode_module.Reading((4, 4), 1)), raising=False)
+    start, rows, broken, largest = decode_module._decode_chunk(0)
+    array = np.zeros((6, 1, 4, 4), np.uint8)
+    reading = decode_module.Reading((4, 4), 1)
+    assert (broken, largest) == decode_module._decode(entries, array, 2, reading) == (broken, {1: 100, 5: 500})
+    assert start == 0 and [position for position, _, _ in broken] == [3]
+    np.testing.assert_array_equal(rows, array)
 
 
 def test_bits_may_be_stated(tmp_path):
@@ -133,6 +139,20 @@ def test_colours_of_16_bits_keep_their_upper_byte_and_those_of_12_are_refused(tm
         ImageFolder(root=tmp_path, **COMMON).setup()
     (tmp_path / "5.png").write_bytes(colour_png(65535))
     assert values(ImageFolder(root=tmp_path, **COMMON)) == [0, 1, 2, 3, 4, 255]
+
+
+def test_a_tiff_of_floating_point_colours_is_refused_by_name(tmp_path):
+    """Pillow reads no such file; it is an image all the same."""
+    tags = {256: 4, 257: 4, 258: 134, 259: 1, 262: 2, 273: 146, 277: 3, 278: 4, 279: 192, 339: 140}
+    counts = {258: 3, 339: 3}  # bits, and the kind of number, of each colour
+    rows = b"".join(struct.pack("<HHII", tag, 3, counts.get(tag, 1), value) for tag, value in tags.items())
+    ends = struct.pack("<I6H", 0, 32, 32, 32, 3, 3, 3)
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + rows + ends
+    assert len(content) == 146
+    for k in range(5):
+        (tmp_path / f"{k}.tif").write_bytes(content + flat(0.5, "<f4", 3).tobytes())
+    with pytest.raises(UserError, match=r"5 of 5 .*0.tif \(a TIFF that is damaged, or of a kind that Pillow does not"):
+        ImageFolder(root=tmp_path, **COMMON).setup()
 
 
 def test_a_bitmap_of_5_bits_a_colour_has_no_16(tmp_path):
