@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from datetime import timedelta
 from typing import Any
@@ -28,8 +30,8 @@ class _Line(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         left = "-:--:--" if task.time_remaining is None else str(timedelta(seconds=int(task.time_remaining)))
-        clock = f"{timedelta(seconds=int(task.elapsed or 0))} + {left}" if self.wide else f"{left} left"
-        line = Text(f"{task.completed:.0f}/{task.total:.0f}  {clock}  ", no_wrap=True, overflow="ellipsis")
+        clock = f"{timedelta(seconds=int(task.elapsed or 0))}, " if self.wide else ""
+        line = Text(f"{task.completed:.0f}/{task.total:.0f}  {clock}{left} left  ", no_wrap=True, overflow="ellipsis")
         return line.append_text(Text.from_markup(task.description))
 
 
@@ -58,6 +60,7 @@ class Progress(Callback):
         self.log_every_n_steps = log_every_n_steps
         self.images_per_second = 0.0
         self._bar: Bar | None = None
+        self._handlers: list[Any] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the bar on the first process."""
@@ -71,7 +74,11 @@ class Progress(Callback):
             wide = self._console.width >= WIDE
             self._bar = Bar(BarColumn(24 if wide else 8), _Line(wide), console=self._console, auto_refresh=False)
             self._task: TaskID = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step)
+            before = sys.stdout
             self._bar.start()
+            # Hydra's handler keeps the standard output that it started with; rich's prints above the bar.
+            self._handlers = [h for h in logging.getLogger().handlers if getattr(h, "stream", None) is before]
+            self._move(sys.stdout)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Updates the bar and the journal when due."""
@@ -107,6 +114,12 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+            self._move(sys.stdout)
+
+    def _move(self, stream: Any) -> None:
+        """Makes the log lines of the terminal go to a stream."""
+        for handler in self._handlers:
+            handler.setStream(stream)
 
 
 def _values(trainer: pl.Trainer) -> str:

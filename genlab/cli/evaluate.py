@@ -109,6 +109,8 @@ def main() -> None:
             print(f"{find_inception_weights(download=True)}: for extractor=inception, metrics.extractor=inception")
             return
         named, options = read_options(sys.argv[1:])
+        if len(named) == 1 and not run_path(named[0]).exists():
+            raise UserError(f"There is no run at {named[0]}. Give a run folder (outputs/...) or a .ckpt file.")
         from genlab.sharing import joined
 
         with joined() as first:

@@ -85,17 +85,18 @@ def export(options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         UserError: If the run cannot be read, or a format that was asked for by name cannot be made or its samples
             differ from the model's.
     """
-    import torch
-
     from genlab.files import write_json
     from genlab.runs.folder import find_run, read_checkpoint
-    from genlab.seeding import preserved_random_states
 
     options = {**DEFAULTS, **options}
     wanted, named = _formats(options["formats"])
     if options["run"] is None:
         raise UserError("Say what to export: run=outputs/latest, another run folder, or a .ckpt file.")
     folder, path = find_run(options["run"])
+    import torch
+
+    from genlab.seeding import preserved_random_states
+
     home = Path(options["out"] or folder / "export")
     allow = tuple(options["allow_targets"])
     left_out: dict[str, str] = {}

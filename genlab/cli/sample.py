@@ -89,11 +89,7 @@ def sample(options: dict[str, Any]) -> Path:
     Raises:
         UserError: If no samples can be drawn with these options.
     """
-    import torch
-
-    import genlab
     from genlab.runs.folder import find_run
-    from genlab.runs.samplers import ready_sampler
 
     options = {**DEFAULTS, **options}
     n, form = options["n"], options["format"]
@@ -105,6 +101,11 @@ def sample(options: dict[str, Any]) -> Path:
         raise UserError(f"format must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {form!r}.")
     name = options["sampler"] or "prior"
     folder, checkpoint = find_run(options["run"])
+    import torch
+
+    import genlab
+    from genlab.runs.samplers import ready_sampler
+
     allow = tuple(options["allow_targets"])
     model = genlab.load(options["run"], device=options["device"], allow_targets=allow)
     if not model.can("sample"):

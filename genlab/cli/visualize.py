@@ -77,9 +77,7 @@ def visualize(options: dict[str, Any]) -> dict[str, Path]:
     Raises:
         UserError: If the run cannot be read, or a picture that was asked for by name does not fit the model or data.
     """
-    from genlab.fields.drawing import save_png
     from genlab.runs.folder import find_run
-    from genlab.seeding import preserved_random_states
 
     options = {**DEFAULTS, **options}
     wanted = _wanted(options["what"])
@@ -91,6 +89,9 @@ def visualize(options: dict[str, Any]) -> dict[str, Path]:
     if options["split"] not in ("train", "val", "test"):
         raise UserError(f"split must be train, val or test, got {options['split']!r}.")
     folder, path = find_run(options["run"])
+    from genlab.fields.drawing import save_png  # imports torch, as does all below: only for a run that is there
+    from genlab.seeding import preserved_random_states
+
     home = Path(options["out"] or folder / "pictures")
     drawn: dict[str, Path] = {}
     left_out: dict[str, UserError] = {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from genlab.journal import journal
 from genlab.runs import folder, running
 from genlab.runs.dry_run import describe
 from genlab.runs.running import Result, is_first_process, ready, session
@@ -29,7 +31,10 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
         return running.train(config, run_dir, resume, one_device)
     with session(config, run_dir, one_device):
         if config.get("stages"):
-            return describe_stages(config) if config["dry_run"] else train_stages(config, run_dir)
+            if config["dry_run"]:
+                return describe_stages(config)
+            with journal(run_dir) if is_first_process() else nullcontext():
+                return train_stages(config, run_dir)
         if resume is None and is_first_process():
             folder.check_unused(run_dir)
         return describe(ready(config, resume)[0])

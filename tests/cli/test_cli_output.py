@@ -55,9 +55,27 @@ def test_iteration_and_time_left_are_cut_last(width, monkeypatch):
     bar.on_train_end(trainer, None)
     text = screen.getvalue().replace("\r", "\n")
     (line,) = [part for part in text.split("\n") if "1003/5000" in part][:1]
-    assert "left" in line or " + " in line
+    assert " left" in line
     assert ("g_loss" in line) == (width >= 80)
     assert text.count("1003/5000") <= 2  # the second is the closing one: no line is broken in two
+
+
+def test_a_warning_stands_above_the_bar(monkeypatch):
+    """On a line of its own, also by a handler that holds the standard output of before."""
+    screen, plain = io.StringIO(), io.StringIO()
+    monkeypatch.setattr("sys.stdout", plain)
+    console = Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(progress, "Console", lambda: console)
+    handler = logging.StreamHandler(plain)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    trainer = SimpleNamespace(global_step=0, max_steps=9, is_global_zero=True)
+    bar = Progress()
+    bar.on_train_start(trainer, None)
+    logging.getLogger("genlab").warning("beware")
+    bar.on_train_end(trainer, None)
+    assert "\r\x1b[2Kbeware\n" in screen.getvalue()  # the bar's line is erased first
+    logging.getLogger("genlab").warning("after it")
+    assert plain.getvalue() == "after it\n"
 
 
 # --- train.log ------------------------------------------------------------------------------------------------------

@@ -29,11 +29,11 @@ QUICK = {
         ["init_from=nowhere"],
         ["-m", "model=gan", "seeed=1,2"],
     ],
-    "sample": [["--help"], ["--version"], ["seeed=3"]],
-    "evaluate": [["--help"], ["--version"]],
+    "sample": [["--help"], ["--version"], ["seeed=3"], ["run=nowhere"], ["run=nowhere", "sampler=drs"]],
+    "evaluate": [["--help"], ["--version"], ["run=nowhere"]],
     "report": [["--help"]],
-    "visualize": [["--help"], ["--version"]],
-    "export": [["--help"]],
+    "visualize": [["--help"], ["--version"], ["run=nowhere"]],
+    "export": [["--help"], ["run=nowhere"]],
 }
 PROGRAM = """
 import importlib, json, os, sys
