@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.config import composition
+from genlab.config.arguments import expanded
 from genlab.errors import UserError
 from genlab.runs import folder as runs
 
@@ -151,7 +152,7 @@ def parse(arguments: Sequence[str]) -> Plan:
     if jobs and n_jobs < int(jobs):
         print('Runs go one by one: n_jobs needs the joblib launcher, pip install "genlab[sweep]"', file=sys.stderr)
     data = _names("data", values["data"], list(DATA))
-    return Plan(tuple(chosen), tuple(data), tuple(seeds), seconds, Path(values["out"]), n_jobs)
+    return Plan(tuple(chosen), tuple(data), tuple(seeds), seconds, Path(expanded(values["out"])), n_jobs)
 
 
 def _names(key: str, text: str, known: Sequence[str]) -> list[str]:

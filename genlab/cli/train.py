@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from genlab.cli import app
-from genlab.config import composition
-from genlab.config.arguments import take_path
-from genlab.errors import TrainingStopped, UserError
+from genlab.commands import command, short
+from genlab.config import composition, numbers, schema
+from genlab.config.arguments import expanded, take_path
+from genlab.errors import TrainingStopped, UserError, sentence
 from genlab.runs import sweeps
 from genlab.runs.folder import check_unused, find_checkpoint, find_run, lock, read_config
 
@@ -56,7 +57,7 @@ def _task(config: Any) -> float | None:
     many = hydra.mode == RunMode.MULTIRUN
     run_dir = Path(hydra.runtime.output_dir)
     try:
-        resolved = composition.resolve(config, dict(hydra.runtime.choices))
+        resolved = composition.resolve(config, hydra)
         if many:
             return _job(resolved, run_dir)
         from genlab.runs.start import train
@@ -73,7 +74,7 @@ def _task(config: Any) -> float | None:
             raise
     except SystemExit:  # a signal; the run has printed its resume command
         if many:
-            print(f"Run the missing jobs of the sweep with: python train.py resume={hydra.sweep.dir}")
+            print(f"Run the missing jobs of the sweep with: {command('train', resume=Path(hydra.sweep.dir))}")
         raise
 
 
@@ -99,7 +100,7 @@ def _resume(path: str, overrides: list[str]) -> None:
         if config.get("stages") or find_checkpoint(folder) is None:
             _override(config, overrides)
             if not config.get("stages"):
-                print(f"{folder} holds no checkpoint yet, so it starts from the beginning.")
+                print(f"{short(folder)} holds no checkpoint yet, so it starts from the beginning.")
             _start(config, folder)  # skips finished stages
             return
     run_dir, checkpoint = find_run(path)
@@ -120,8 +121,6 @@ def _override(config: dict[str, Any], overrides: list[str]) -> None:
     Raises:
         UserError: If a key is not in `sweeps.RESUMABLE`: with another method it would be another run.
     """
-    import yaml
-
     for override in overrides:
         key, _, value = override.partition("=")
         if key not in sweeps.RESUMABLE:
@@ -133,7 +132,28 @@ def _override(config: dict[str, Any], overrides: list[str]) -> None:
         *path, last = key.split(".")
         for part in path:
             node = node[part]
-        node[last] = yaml.safe_load(value)
+        node[last] = _typed(key, value)
+    numbers.check(config)
+
+
+def _typed(key: str, text: str) -> Any:
+    """The value of a resumed run's key, of the schema's type.
+
+    Raises:
+        UserError: If it has another type.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if composition.PATH_KEYS.fullmatch(key):
+        return expanded(text)
+    try:
+        config = OmegaConf.structured(schema.TrainConfig)
+        OmegaConf.update(config, key, yaml.safe_load(text))
+        return OmegaConf.select(config, key)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{key}={text} has no value of the right type: {sentence(error)}") from error
 
 
 def _earlier_start(arguments: list[str], run_dir: str | None) -> str | None:

@@ -6,7 +6,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
-from genlab.config import tricks
+from genlab.config import guesses, numbers, tricks
 from genlab.config.composition import PARTS, options, read_option
 from genlab.config.instantiate import check_signatures, constructor_hints, locate, targets
 from genlab.errors import UserError
@@ -27,19 +27,20 @@ PROVIDED = {"logger": {"run_dir", "resume_step"}}  # arguments that the code add
 
 
 def check(config: dict[str, Any]) -> None:
-    """Refuses unknown arguments, an objective of the wrong kind, and networks for other data.
+    """Refuses unknown arguments, numbers out of range, an objective of the wrong kind, and networks for other data.
 
     Raises:
         UserError: Names both sides and the options that fit.
     """
+    numbers.check(config)
+    _check_choices(config)
     for part in ("data", "derive", "model", "metrics", "callbacks", "logger"):
         if config.get(part):
             given = _with_provided(config[part], PROVIDED.get(part, set()))
-            check_signatures(given, part)
+            check_signatures(given, part, list(guesses.dotted(config)))
     _check_tricks(config)
     _check_types(config)
     _check_kinds(config)
-    _check_positive(config)
 
 
 def warn_of_unbounded_critic(model: nn.Module, choices: dict[str, str]) -> None:
@@ -150,11 +151,6 @@ def _check_tricks(config: dict[str, Any]) -> None:
             f"{', '.join(config['model']['given'])}. Leave it out."
         )
     values = config.get("tricks") or {}
-    if asked and (values["packing"] < 1 or not 0 <= values["replay"] <= 1 or values["replay_size"] < 1):
-        raise UserError(
-            f"tricks.packing and tricks.replay_size must be at least 1 and tricks.replay in [0, 1], got "
-            f"{values['packing']}, {values['replay_size']} and {values['replay']}."
-        )
     for name in ("packing", "minibatch_discrimination"):
         if {"replay", name} <= set(asked):
             raise UserError(
@@ -198,21 +194,7 @@ def _kinds(group: str, option: str) -> set[str]:
     return set.intersection(*sets) if sets else set()
 
 
-def _check_positive(config: dict[str, Any]) -> None:
-    for path in ("trainer.max_steps", "trainer.log_every_n_steps", "checkpoint.every_n_steps", "checkpoint.keep"):
-        node: Any = config
-        for key in path.split("."):
-            node = node[key]
-        if not isinstance(node, int) or node < 1:
-            raise UserError(f"{path} must be a whole number of at least 1, got {node!r}.")
+def _check_choices(config: dict[str, Any]) -> None:
     health = config.get("health") or {}
     if health.get("on_nan", "stop") not in ("stop", "rollback"):
         raise UserError(f"health.on_nan must be stop or rollback, got {health['on_nan']!r}.")
-    if health.get("max_rollbacks", 0) < 0:
-        raise UserError(f"health.max_rollbacks must be at least 0, got {health['max_rollbacks']}.")
-    scale = config["optim"].get("lr_scale", 1.0)
-    if not scale > 0:
-        raise UserError(f"optim.lr_scale must be positive, got {scale}. It multiplies every player's learning rate.")
-    decay = config["ema"]["decay"]
-    if not 0 <= decay < 1:
-        raise UserError(f"ema.decay must lie in [0, 1), got {decay}. 0 keeps no average.")

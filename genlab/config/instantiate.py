@@ -11,6 +11,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from genlab.config import guesses
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,8 +139,13 @@ def locate(target: str, path: str) -> Any:
         logger.disabled = logging_before
 
 
-def check_signatures(config: Any, path: str = "") -> None:
+def check_signatures(config: Any, path: str = "", known: Sequence[str] = ()) -> None:
     """Checks the keys of every `_target_` against its signature, before any data are read.
+
+    Args:
+        config: Plain containers.
+        path: Its key in the config of the run.
+        known: All keys of that config, among which an unknown one may be meant.
 
     Raises:
         UserError: Names the first unknown key (with the closest known one) or the first missing key.
@@ -157,7 +163,10 @@ def check_signatures(config: Any, path: str = "") -> None:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for key in sorted(given - parameters.keys()):
                 near = difflib.get_close_matches(key, parameters, n=1)
-                hint = f", did you mean {near[0]!r}?" if near else f"; it takes {', '.join(parameters)}."
+                cure = "" if near else guesses.cure(f"{place}.{key}", str(node[key]), known, ())
+                hint = (
+                    f", did you mean {near[0]!r}?" if near else f"; it takes {', '.join(parameters)}. {cure}".rstrip()
+                )
                 raise UserError(f"{place}: {node['_target_']} takes no {key!r}{hint}")
         if not node.get("_partial_") and "_args_" not in node:
             required = {k for k, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}

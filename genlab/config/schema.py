@@ -14,7 +14,7 @@ from genlab import launch
 
 @dataclass
 class TrainerConfig:
-    """Length and devices of a training; most keys go to Lightning's Trainer unchanged."""
+    """Length and devices of a training; most keys go to Lightning's Trainer unchanged, and it gets no others."""
 
     max_steps: int = 5000
     accelerator: str = "auto"
@@ -23,6 +23,8 @@ class TrainerConfig:
     strategy: str = "auto"
     sync_batchnorm: bool = False
     deterministic: bool = False
+    benchmark: bool | None = None
+    detect_anomaly: bool = False
     log_every_n_steps: int = 50
 
 
@@ -128,8 +130,22 @@ class TrainConfig:
     dry_run: bool = False
 
 
+PARTS = (
+    "loss",
+    "likelihood",
+    "prior",
+    "posterior",
+    "kl",
+    "penalty",
+    "adversary",
+    "network",
+)  # groups whose options are parts of a model
 PARTS_OF_DATA = "part_of_data"  # group of the data sets that others are made of, with the options of the group data
-SECTIONS = [f.name for f in fields(TrainConfig) if is_dataclass(f.default_factory)]
+SECTIONS = {  # the sections of typed keys, and their keys
+    f.name: {key.name for key in fields(f.default_factory)}  # type: ignore[arg-type]
+    for f in fields(TrainConfig)
+    if is_dataclass(f.default_factory)
+}
 
 
 @cache
@@ -184,6 +200,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("genlab.feature_shape", feature_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.prepend", prepend, replace=True)
     OmegaConf.register_new_resolver("genlab.last", lambda values, n: list(values)[-n:], replace=True)
+    OmegaConf.register_new_resolver("genlab.reversed", lambda values: list(values)[::-1], replace=True)
     OmegaConf.register_new_resolver("genlab.number_names", number_names, replace=True)
     OmegaConf.register_new_resolver("genlab.stamp", launch.stamp, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("genlab.devices", launch.devices, replace=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genlab.commands import command, short
 from genlab.config import checks, speed
 from genlab.config.instantiate import build_data, build_model, instantiate
 from genlab.errors import Interrupted, NotFinite, TrainingStopped, UserError
@@ -252,7 +253,7 @@ def _prepare(
     processes.check(trainer, config["data"].get("batch_size", 0))
     if resume_step is not None and resume_step >= trainer.max_steps:
         raise UserError(
-            f"{run_dir} has already been trained for its {resume_step} iterations. "
+            f"{short(run_dir)} has already been trained for its {resume_step} iterations. "
             f"To go on further: trainer.max_steps={2 * resume_step}"
         )
     _check_cpu_time_left(config, checkpoint, run_dir)
@@ -319,14 +320,14 @@ def _fit(
         done = status == "done"
         status = status if done else "killed"
         if record and done:
-            print(f"Training is done, but not its scores: python scripts/evaluate.py run={run_dir}")
+            print(f"Training is done, but not its scores: {command('evaluate', run=run_dir)}")
         elif record:
-            print(f"Stopped at once. Go on from the last checkpoint: python train.py resume={run_dir}")
+            print(f"Stopped at once. Go on from the last checkpoint: {command('train', resume=run_dir)}")
         raise
     except (TrainingStopped, OSError) as error:
         reason = _unwritable(error, run_dir) if isinstance(error, OSError) else str(error)
         kept = folder.find_checkpoint(run_dir)
-        tail = f" The last good checkpoint is {kept}." if kept else " No checkpoint had been written yet."
+        tail = f" The last good checkpoint is {short(kept)}." if kept else " No checkpoint had been written yet."
         raise TrainingStopped(f"Training stopped: {reason}{tail}") from error
     finally:
         if record:
@@ -367,7 +368,7 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: folder.Run
     progress = next((c for c in callbacks if hasattr(c, "images_per_second")), None)
     if not _is_finished(trainer):
         if record:
-            print(f"Stopped after iteration {trainer.global_step}. Go on with: python train.py resume={run_dir}")
+            print(f"Stopped after iteration {trainer.global_step}. Go on with: {command('train', resume=run_dir)}")
         if stop.signal is not None:
             if record:
                 record.write(status="interrupted")
@@ -413,7 +414,7 @@ def _check_cpu_time_left(config: dict[str, Any], checkpoint: dict[str, Any] | No
     limit, spent = _cpu_seconds(config), 0.0 if checkpoint is None else folder.cpu_seconds(checkpoint)
     if limit is not None and spent >= limit and (folder.record_of(run_dir).get("scores") is not None):
         raise UserError(
-            f"{run_dir} has already been trained for its {spent:.0f} seconds of CPU time. "
+            f"{short(run_dir)} has already been trained for its {spent:.0f} seconds of CPU time. "
             f"To go on further: max_cpu_time={2 * limit:g}"
         )
 
@@ -521,7 +522,7 @@ def _headline(parts: Parts, run_dir: Path, resume_step: int | None) -> str:
     choices = parts.config["choices"]
     players = ", ".join(f"{name} {sum(p.numel() for p in ps) / 1e6:.2f}M" for name, ps in parts.model.players.items())
     start = "" if resume_step is None else f" from iteration {resume_step}"
-    return f"{choices['model']} on {choices['data']}{start} ({players} parameters), in {run_dir}"
+    return f"{choices['model']} on {choices['data']}{start} ({players} parameters), in {short(run_dir)}"
 
 
 def _quiet() -> None:

@@ -6,11 +6,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genlab.commands import command, short
 from genlab.config.composition import PARTS
 from genlab.looks.pictures import curves
 
 if TYPE_CHECKING:
     from genlab.runs.running import Parts
+
+LABEL = 9  # letters of the first column, at least
 
 
 def write_pictures(parts: Parts, run_dir: Path) -> None:
@@ -31,11 +34,12 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
         scores: Test scores by name.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     choices, session = record["choices"], record["sessions"][-1]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column(style="bold cyan", no_wrap=True, min_width=LABEL)
     table.add_column(overflow="fold")
     composed = "  ".join(f"{k}={choices[k]}" for k in ("model", *PARTS, "data") if k in choices)
     table.add_row("ran", f"{composed}  seed={record['seed']}")
@@ -52,15 +56,17 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
             f"iteration {best['iteration']}",
         )
     shown = [name for name in ("samples.png", "reconstructions.png", "curves.png") if (run_dir / name).is_file()]
-    table.add_row("folder", f"{run_dir}/  {', '.join(shown)}, metrics.csv, config.yaml")
-    table.add_row("draw more", f"python scripts/sample.py run={run_dir} n=64")
+    lines = {"folder": f"{short(run_dir)}/  {', '.join(shown)}, metrics.csv, config.yaml"}
+    lines["draw more"] = command("sample", run=run_dir, n=64)
     done, planned = record["iterations"], parts.config["trainer"]["max_steps"]
-    longer = f" trainer.max_steps={2 * done}" if done >= planned else ""
+    longer = {"trainer.max_steps": 2 * done} if done >= planned else {}
     limit = parts.config.get("max_cpu_time")
-    longer += f" max_cpu_time={2 * limit:g}" if limit and record.get("cpu_seconds", 0.0) >= limit else ""
-    table.add_row("go on", f"python train.py resume={run_dir}{longer}")
+    longer |= {"max_cpu_time": f"{2 * limit:g}"} if limit and record.get("cpu_seconds", 0.0) >= limit else {}
+    lines["go on"] = command("train", resume=run_dir, **longer)
     console = Console()
     if not console.is_terminal:
         console = Console(width=240)  # a log file has room for whole paths
     console.print()
     console.print(table)
+    for label, text in lines.items():  # to be pasted: never wrapped
+        console.print(f"[bold cyan]{label:<{LABEL}}[/]  {escape(text)}", soft_wrap=True, highlight=False)
