@@ -153,9 +153,15 @@ def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     options |= {"sampler": sampler, "sampler_settings": settings}
     if isinstance(options["scores"], str):
         options["scores"] = options["scores"].split(",")
-    unknown = sorted({str(s) for s in options["scores"] or []} - set(SCORES))
+    asked = options["scores"] if isinstance(options["scores"], list | None) else [options["scores"]]
+    unknown = sorted({str(s) for s in asked or []} - set(SCORES))
     if unknown:
         raise UserError(f"There is no score {unknown[0]!r}; scores takes {', '.join(SCORES)}.")
+    if options["precision"] not in ("float32", "bfloat16"):
+        raise UserError(f"precision must be float32 or bfloat16, got {options['precision']!r}.")
+    sides = options["size"] if isinstance(options["size"], list) else [options["size"]]
+    if options["size"] is not None and not (0 < len(sides) < 3 and all(type(n) is int and n > 0 for n in sides)):
+        raise UserError(f"size must be a number of pixels, or [height,width], got {options['size']!r}. Try size=32.")
     if options["split"] not in ("train", "val", "test"):
         raise UserError(f"split must be train, val or test, got {options['split']!r}.")
     for key in ("n", "likelihood_images", "iwae_samples", "ais_steps", "ais_samples", "batch_size"):

@@ -12,7 +12,7 @@ from genlab.cli import app
 from genlab.commands import command, short
 from genlab.config import composition, numbers, schema
 from genlab.config.arguments import expanded, take_path
-from genlab.errors import TrainingStopped, UserError, sentence
+from genlab.errors import TrainingStopped, UserError
 from genlab.runs import sweeps
 from genlab.runs.folder import check_unused, find_checkpoint, find_run, lock, read_config
 
@@ -153,7 +153,7 @@ def _typed(key: str, text: str) -> Any:
         OmegaConf.update(config, key, yaml.safe_load(text))
         return OmegaConf.select(config, key)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{key}={text} has no value of the right type: {sentence(error)}") from error
+        raise UserError(f"{key}={text} cannot be: {str(error).partition(chr(10))[0]}.") from error
 
 
 def _earlier_start(arguments: list[str], run_dir: str | None) -> str | None:

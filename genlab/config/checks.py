@@ -23,7 +23,7 @@ CURES = {  # by missing column: the overrides that provide it
     "y": " Try data=digits, or data.labels=true.",
     "group": " Try data=shapes data.grouped=true, whose batches vary one known factor alone.",
 }
-PROVIDED = {"logger": {"run_dir", "resume_step"}}  # arguments that the code adds, not the config
+PROVIDED = {"logger": {"run_dir": "", "resume_step": None}}  # arguments that the code adds, not the config
 
 
 def check(config: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ def check(config: dict[str, Any]) -> None:
     _check_choices(config)
     for part in ("data", "derive", "model", "metrics", "callbacks", "logger"):
         if config.get(part):
-            given = _with_provided(config[part], PROVIDED.get(part, set()))
+            given = _with_provided(config[part], PROVIDED.get(part, {}))
             check_signatures(given, part, list(guesses.dotted(config)))
     _check_tricks(config)
     _check_types(config)
@@ -102,12 +102,12 @@ def networks_with(model: nn.Module, kind: type) -> list[str]:
     return sorted({name.partition(".")[0] for name, part in model.named_modules() if isinstance(part, kind)})
 
 
-def _with_provided(node: Any, names: set[str]) -> Any:
-    if not names or not isinstance(node, dict):
+def _with_provided(node: Any, provided: dict[str, Any]) -> Any:
+    if not provided or not isinstance(node, dict):
         return node
     if "_target_" in node:
-        return {**node, **dict.fromkeys(names)}
-    return {key: _with_provided(value, names) for key, value in node.items()}
+        return {**node, **provided}
+    return {key: _with_provided(value, provided) for key, value in node.items()}
 
 
 def _check_types(config: dict[str, Any]) -> None:
@@ -116,6 +116,8 @@ def _check_types(config: dict[str, Any]) -> None:
     hints = constructor_hints(locate(model["_target_"], "model"))
     for key, hint in hints.items():
         node = model.get(key)
+        if key in model and node is None and inspect.isclass(hint):
+            raise UserError(f"model.{key} cannot be null in model={config['choices'].get('model')}; leave it as it is.")
         if not (inspect.isclass(hint) and isinstance(node, dict) and "_target_" in node and not node.get("_partial_")):
             continue
         found = locate(node["_target_"], f"model.{key}")

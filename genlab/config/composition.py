@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from genlab.config import conditioning, guesses, numbers, schema, tricks, unread
+from genlab.config import conditioning, guesses, numbers, schema, speed, tricks, unread
 from genlab.config.arguments import expanded
 from genlab.config.schema import PARTS
 from genlab.errors import UserError
@@ -139,7 +140,7 @@ def composed(overrides: Sequence[str] = (), config_name: str = "train") -> Any:
     """A config as Hydra composes it, with Hydra's own section and the interpolations.
 
     Raises:
-        UserError: If a key does not exist; says where the thing is set.
+        UserError: If a key does not exist (says where the thing is set), or a value has the wrong type.
         hydra.errors.CompactHydraException: For other mistakes, with messages of Hydra's that need no help.
     """
     from hydra import compose as hydra_compose
@@ -154,14 +155,39 @@ def composed(overrides: Sequence[str] = (), config_name: str = "train") -> Any:
     except ConfigCompositionException as error:
         found = re.match(r"Could not override '([^']+)'\.\nTo append to your config", str(error))
         if found is None:
-            raise
+            raise _of_wrong_type(error) or error from None
         key = found.group(1)
         value = next((a.partition("=")[2] for a in typed if a.partition("=")[0] == key), "...")
         try:
-            config = composed([a for a in typed if a.partition("=")[0] != key], config_name)
+            config = _composed_once(config_name, *(a for a in typed if a.partition("=")[0] != key))
         except CompactHydraException:
-            config = composed((), config_name)
+            config = _composed_once(config_name)
         raise unread.refusal(key, value, config) from error
+
+
+KINDS = {"Integer": "a whole number", "Float": "a number"}  # by Hydra's names
+
+
+def _of_wrong_type(error: Exception) -> UserError | None:
+    """The error for a value of the wrong type; None for other errors of Hydra's."""
+    from omegaconf.errors import ValidationError
+
+    found = re.match(r"Error merging override \+*([^=]+)=(.*)", str(error))
+    if found is None or not isinstance(error.__cause__, ValidationError):
+        return None
+    (key, value), reason = found.groups(), str(error.__cause__).partition("\n")[0]
+    kind = re.search(r"converted to (\w+)|valid (bool)", reason)
+    if kind is None:
+        return UserError(f"{key}={value} cannot be: {reason.rstrip('.')}.")
+    number = float(value) if re.fullmatch(r"\d+(\.\d+)?e\+?\d+", value) else 0.5
+    hint = f" Try {key}={int(number)}." if kind.group(1) == "Integer" and number.is_integer() else ""
+    return UserError(f"{key} must be {KINDS.get(kind.group(1), 'true or false')}, got {value}.{hint}")
+
+
+@cache
+def _composed_once(config_name: str, *overrides: str) -> Any:
+    """A composed config to look at, the same object each time."""
+    return composed(overrides, config_name)
 
 
 def job_of(overrides: Sequence[str], position: int) -> list[str]:
@@ -196,7 +222,7 @@ def resolve(config: Any, hydra: Any) -> dict[str, Any]:
             needs), a section is missing or no mapping, or a number is out of its range.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+    from omegaconf.errors import OmegaConfBaseException
 
     unread.check(config, hydra)
     choices = dict(hydra.runtime.choices)
@@ -208,10 +234,8 @@ def resolve(config: Any, hydra: Any) -> dict[str, Any]:
         try:
             value = config[key]  # resolves a node that is an interpolation itself
             resolved[str(key)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        except InterpolationKeyError as error:
-            raise UserError(_missing_role(str(error), resolved["choices"]) or str(error)) from error
         except OmegaConfBaseException as error:
-            raise UserError(str(error)) from error
+            raise UserError(_missing_role(str(error), resolved["choices"]) or str(error)) from error
     for node in ("data", "model"):
         if resolved.get(node) in (None, "???"):
             raise UserError(f"{node} is empty. Choose one: {', '.join(options(node))}.")
@@ -220,6 +244,7 @@ def resolve(config: Any, hydra: Any) -> dict[str, Any]:
             raise UserError(f"{key} holds keys of its own, {key}.KEY=..., and cannot be {value!r} itself.")
     _expand_paths(resolved)
     numbers.check(resolved)
+    speed.check(resolved["speed"])
     if isinstance(resolved.get("metrics"), dict) and "_target_" not in resolved["metrics"]:
         resolved["metrics"] = None  # metrics=none; other keys are an experiment's, for a judge
     resolved = conditioning.told(resolved)
@@ -243,7 +268,7 @@ def _expand_paths(config: dict[str, Any]) -> None:
 
 def _missing_role(message: str, choices: dict[str, str]) -> str | None:
     """The message for a model that needs a part which the network family lacks; None for other errors."""
-    found = re.search(r"Interpolation key 'network\.(\w+)' not found", message)
+    found = re.search(r"(?:key '|trying to access )network\.(\w+)", message)
     if not found:
         return None
     role = found.group(1)

@@ -106,6 +106,7 @@ def cure(key: str, value: str, keys: Sequence[str], groups: Sequence[str]) -> st
     if places:
         return f"Try {' '.join(f'{place}={value}' for place in places[:4])}."
     keys = [k for k in keys if k != key and not k.startswith(f"{key}.")]
+    keys = [k for k in keys if not last_of(k).startswith("_")]
     near = difflib.get_close_matches(key, [*keys, *(g for g in groups if g != key)], n=1, cutoff=0.75)
     if not near:
         ends = difflib.get_close_matches(last, sorted({last_of(k) for k in keys}), n=1, cutoff=0.8)

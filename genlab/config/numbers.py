@@ -57,6 +57,7 @@ class Range:
 
 COUNT = Range(1, whole=True)
 COUNT_OR_NONE = Range(1, whole=True, none=True)
+WIDTH = Range(1, whole=True, example=64)
 NATURAL = Range(0, whole=True, example=0)
 POSITIVE = Range(0, open_below=True)
 WEIGHT = Range(0, example=0)
@@ -68,7 +69,7 @@ RANGES = {
     "seed": SEED,
     "*.seed": SEED,
     "*_seed": SEED,
-    "threads": COUNT_OR_NONE,
+    "threads": Range(0, whole=True, none=True),
     "max_cpu_time": Range(0, open_below=True, none=True, example=60),
     "trainer.max_steps": Range(1, whole=True, example=5000),
     "trainer.num_nodes": COUNT,
@@ -86,14 +87,15 @@ RANGES = {
     "tricks.instance_noise_until": SHARE,
     "tricks.instance_noise": WEIGHT,
     "tricks.historical_averaging": WEIGHT,
-    "callbacks.*.every_n_steps": COUNT,
-    "callbacks.*.num_samples": COUNT,
+    "callbacks.*.every_n_steps": Range(1, whole=True, example=500),
+    "callbacks.*.num_samples": WIDTH,
     "callbacks.*.window": COUNT,
     "callbacks.*.refresh_seconds": POSITIVE,
-    "metrics.every_n_steps": COUNT,
-    "metrics.num_samples": COUNT_OR_NONE,
-    "data.batch_size": COUNT,
-    "data.image_size": COUNT_OR_NONE,
+    "metrics.splits": COUNT,
+    "metrics.every_n_steps": Range(1, whole=True, example=500),
+    "metrics.num_samples": Range(1, whole=True, none=True, example=10000),
+    "data.batch_size": Range(1, whole=True, example=64),
+    "data.image_size": Range(1, whole=True, none=True, example=32),
     "data.channels": COUNT_OR_NONE,
     "data.num_classes": COUNT_OR_NONE,
     "data.num_workers": Range(0, whole=True, none=True, example=0),
@@ -104,10 +106,10 @@ RANGES = {
     "model*optimizer.momentum": DECAY,
     "model*optimizer.weight_decay": WEIGHT,
     "model*optimizer.eps": WEIGHT,
-    "model*.latent_dim": COUNT,
-    "model*.code_dim": COUNT,
-    "model*.width": COUNT,
-    "model*.hidden": COUNT,
+    "model*.latent_dim": WIDTH,
+    "model*.code_dim": WIDTH,
+    "model*.width": WIDTH,
+    "model*.hidden": WIDTH,
 }
 
 
@@ -118,17 +120,32 @@ def check(config: dict[str, Any]) -> None:
         config: Resolved. Keys without a range may have any finite value; those that are missing are not looked for.
 
     Raises:
-        UserError: Names the first such number and its range.
+        UserError: Names the first such number and its range, or `max_time` if it is no time.
     """
+    if config.get("max_time") is not None:
+        seconds(config["max_time"])
     for path, value in sorted(leaves(config), key=lambda leaf: leaf[0].count(".")):  # seed before data.seed
         allowed = next((r for pattern, r in RANGES.items() if fnmatch.fnmatchcase(path, pattern)), None)
         if allowed is not None and value is None and not allowed.none:
             allowed = None if path.partition(".")[0] in OPEN else allowed
         if allowed is not None and not (value is None and allowed.none) and not _fits(value, allowed):
-            raise UserError(f"{path} must be {allowed}, got {value!r}. Try {path}={allowed.example}.")
+            example = [allowed.example] * max(1, len(value)) if isinstance(value, list) else allowed.example
+            raise UserError(f"{path} must be {allowed}, got {value!r}. Try {path}={str(example).replace(' ', '')}.")
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{path} must be a finite number, got {number}.")
+
+
+def seconds(time: str) -> float:
+    """Seconds of a "HH:MM:SS" or "DD:HH:MM:SS".
+
+    Raises:
+        UserError: If the text has neither form.
+    """
+    parts = str(time).split(":")
+    if not 3 <= len(parts) <= 4 or not all(p.isdecimal() and p.isascii() for p in parts):
+        raise UserError(f"max_time is written HH:MM:SS or DD:HH:MM:SS, got {time!r}. Try max_time=00:30:00.")
+    return float(sum(int(p) * w for p, w in zip(reversed(parts), (1, 60, 3600, 86400), strict=False)))
 
 
 OPEN = ("data", "model", "metrics", "callbacks", "stages")  # where null may mean a default of the class

@@ -163,8 +163,9 @@ def _domains() -> dict[str, Any]:
     return options
 
 
+@cache
 def register() -> None:
-    """Registers the schema and genlab's resolvers with Hydra. Safe to call again."""
+    """Registers the schema and genlab's resolvers with Hydra, once."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 

@@ -34,7 +34,7 @@ def check(config: Any, hydra: Any) -> None:
     """
     from omegaconf import OmegaConf
 
-    raw = _containers(config)
+    raw = containers(config)
     typed = _typed([*hydra.overrides.task, *hydra.overrides.hydra])
     known = {f.name for f in fields(schema.TrainConfig)}
     roots = {**_roots(raw), "hydra": OmegaConf.to_container(hydra, resolve=False)}
@@ -59,11 +59,11 @@ def check(config: Any, hydra: Any) -> None:
 
 def refusal(key: str, value: str, config: Any) -> UserError:
     """The error for a key that a composed config does not have, with its cure."""
-    raw = _containers(config)
+    raw = containers(config)
     return _refusal(key, value, raw, _reached(raw, _roots(raw)), config.hydra.runtime.choices)
 
 
-def _containers(config: Any) -> dict[str, Any]:
+def containers(config: Any) -> dict[str, Any]:
     """The plain containers of a composed config without Hydra's own section, with interpolations as texts."""
     return {str(key): _raw(config._get_node(key)) for key in config if key != "hydra"}
 

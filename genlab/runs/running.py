@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.commands import command, short
-from genlab.config import checks, speed
+from genlab.config import checks, numbers, speed
 from genlab.config.instantiate import build_data, build_model, instantiate
 from genlab.errors import Interrupted, NotFinite, TrainingStopped, UserError
 from genlab.files import FolderLock, free_mib, remove_temporaries
@@ -177,7 +177,7 @@ def make_trainer(
     }
     try:
         return pl.Trainer(**arguments)
-    except (pl.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
+    except (pl.utilities.exceptions.MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"trainer={config['choices'].get('trainer')} cannot run here: {error}") from error
 
 
@@ -499,11 +499,7 @@ def _seconds(max_time: str | None, spent: float = 0.0) -> float | None:
     """
     if max_time is None:
         return None
-    parts = str(max_time).split(":")
-    if not 3 <= len(parts) <= 4 or not all(p.isdigit() for p in parts):
-        raise UserError(f"max_time is written HH:MM:SS or DD:HH:MM:SS, got {max_time!r}. Try max_time=00:30:00.")
-    weights = (1, 60, 3600, 86400)
-    return float(sum(int(p) * w for p, w in zip(reversed(parts), weights, strict=False))) - spent
+    return numbers.seconds(max_time) - spent
 
 
 def _cpu_seconds(config: dict[str, Any]) -> float | None:

@@ -13,8 +13,6 @@ from genlab.looks.pictures import curves
 if TYPE_CHECKING:
     from genlab.runs.running import Parts
 
-LABEL = 9  # letters of the first column, at least
-
 
 def write_pictures(parts: Parts, run_dir: Path) -> None:
     """Draws `curves.png` from the run's metrics, if there are any."""
@@ -39,7 +37,7 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
 
     choices, session = record["choices"], record["sessions"][-1]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold cyan", no_wrap=True, min_width=LABEL)
+    table.add_column(style="bold cyan", no_wrap=True, min_width=len("draw more"))
     table.add_column(overflow="fold")
     composed = "  ".join(f"{k}={choices[k]}" for k in ("model", *PARTS, "data") if k in choices)
     table.add_row("ran", f"{composed}  seed={record['seed']}")
@@ -68,5 +66,6 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
         console = Console(width=240)  # a log file has room for whole paths
     console.print()
     console.print(table)
+    width = max(len(str(label)) for label in (*table.columns[0].cells, *lines))
     for label, text in lines.items():  # to be pasted: never wrapped
-        console.print(f"[bold cyan]{label:<{LABEL}}[/]  {escape(text)}", soft_wrap=True, highlight=False)
+        console.print(f"[bold cyan]{label:<{width}}[/]  {escape(text)}", soft_wrap=True, highlight=False)
