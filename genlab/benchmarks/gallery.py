@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from genlab.config import composition
+from genlab.config.arguments import expanded
 from genlab.config.instantiate import locate
 from genlab.errors import UserError
 from genlab.runs import folder as runs
@@ -65,7 +66,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
                 raise UserError(f"{key} must be a whole number of at least 1, got {value!r}.")
             options[key] = int(value)
         else:
-            options[key] = value
+            options[key] = expanded(value) if key == "out" else value
     known = {row.name: row for row in rows()}
     names = list(known) if options["rows"] == "all" else options["rows"].split(",")
     unknown = [name for name in names if name not in known]

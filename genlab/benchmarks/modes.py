@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab.config import composition
+from genlab.config.arguments import expanded
 from genlab.config.shipped import config_dir
 from genlab.errors import Interrupted, UserError, install
 from genlab.runs import folder as runs
@@ -150,7 +151,7 @@ def parse(arguments: Sequence[str]) -> Plan:
     if jobs and n_jobs < int(jobs):
         print(f"Runs go one by one: n_jobs needs the joblib launcher, {install('sweep')}", file=sys.stderr)
     data = _names("data", values["data"], list(DATA))
-    return Plan(tuple(chosen), tuple(data), tuple(seeds), seconds, Path(values["out"]), n_jobs)
+    return Plan(tuple(chosen), tuple(data), tuple(seeds), seconds, Path(expanded(values["out"])), n_jobs)
 
 
 def _names(key: str, text: str, known: Sequence[str]) -> list[str]:

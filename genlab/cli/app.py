@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import logging
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import genlab
-from genlab.config import schema
+from genlab.config import composition
 from genlab.config.composition import check_plugins, first_line, options, quote_paths
 from genlab.config.shipped import config_dir
 from genlab.errors import TrainingStopped, UserError
@@ -28,6 +29,7 @@ def errors_as_sentences() -> Iterator[None]:
     HYDRA_FULL_ERROR=1 shows the traceback instead, as it does for Hydra's own errors.
     """
     try:
+        check_locale()
         yield
     except BrokenPipeError:  # the reader has closed the pipe: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -40,6 +42,22 @@ def errors_as_sentences() -> Iterator[None]:
             raise
         print(f"\n{error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, UserError) else 3) from None
+
+
+def check_locale() -> None:
+    """Refuses a locale without UTF-8, in which names of files and texts could be neither read nor written.
+
+    Windows is exempt: its names of files do not depend on the locale.
+
+    Raises:
+        UserError: If the locale has another encoding.
+    """
+    encoding = locale.getpreferredencoding(False)
+    if os.name != "nt" and encoding.lower().replace("-", "") not in ("utf8",):
+        raise UserError(
+            f"The locale writes texts in {encoding}, and genlab's files are in UTF-8. Set PYTHONUTF8=1, or "
+            "LC_ALL=C.UTF-8."
+        )
 
 
 class _ToStderr(logging.Handler):
@@ -87,6 +105,7 @@ def hydra_app(task: Callable[[Any], Any], config_name: str, arguments: Sequence[
     import hydra
 
     check_plugins(arguments)
+    check_line(config_name, arguments)
     logging.raiseExceptions = False  # a log file on a full disk: the run itself reports it
     sys.argv = [sys.argv[0], *quote_paths([*arguments, *processes.quiet_overrides()])]
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(task)()
@@ -102,6 +121,40 @@ def print_if_asked(help_text: str | None) -> bool:
     return bool(asked & {"-h", "--help", "--version"})
 
 
+def check_line(config_name: str, arguments: Sequence[str]) -> None:
+    """Composes the arguments before Hydra does, and creates nothing.
+
+    Of a sweep the first and the last job are composed; it is refused if both have the same mistake. Other mistakes are
+    left to the jobs, and those in Hydra's grammar and in the names of options to Hydra, whose messages are clear.
+
+    Raises:
+        UserError: If nothing reads a key, a number is out of range, or an interpolation fails.
+    """
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+
+    asked = get_args_parser().parse_args(list(arguments))
+    if asked.shell_completion or asked.info or asked.hydra_help or asked.config_name or asked.config_path:
+        return
+    own = [f"hydra.searchpath=[file://{Path(asked.config_dir).absolute()}]"] if asked.config_dir else []
+    jobs = [asked.overrides]
+    try:
+        if asked.multirun:
+            jobs = [composition.job_of(asked.overrides, i) for i in (0, -1)]
+        errors = []
+        for job in jobs:
+            try:
+                config = composition.composed([*job, *own], config_name)
+                composition.resolve(config, config.hydra)
+            except UserError as error:
+                errors.append(error)
+    except HydraException:
+        return
+    if len(errors) == len(jobs) and len({str(error) for error in errors}) == 1:
+        if "HydraConfig was not set" not in str(errors[0]):  # a key of the running job, as in ${hydra:job.num}
+            raise errors[0]
+
+
 def print_help(config_name: str, arguments: Sequence[str]) -> None:
     """Prints the help of a primary config: its template with the config groups and the composed config.
 
@@ -112,18 +165,13 @@ def print_help(config_name: str, arguments: Sequence[str]) -> None:
     """
     from string import Template
 
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from hydra.errors import CompactHydraException
     from omegaconf import OmegaConf
 
-    schema.register()
-    overrides = quote_paths([a for a in arguments if not a.startswith("-")])
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        try:
-            config = hydra_compose(config_name, overrides, return_hydra_config=True)
-        except CompactHydraException as error:
-            raise UserError(str(error)) from error
+    try:
+        config = composition.composed([a for a in arguments if not a.startswith("-")], config_name)
+    except CompactHydraException as error:
+        raise UserError(str(error)) from error
     template = Template(config.hydra.help.template)
     keys = OmegaConf.to_yaml({key: config._get_node(key) for key in config if key != "hydra"})
     folders = sorted({path.parent for path in config_dir().rglob("*.yaml")} - {config_dir()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 import genlab
 from genlab.cli import app
-from genlab.config.arguments import parse, take_path
+from genlab.commands import program, short
+from genlab.config.arguments import parse, take_path, take_paths
 from genlab.config.samplers import sampler_config, sampler_stem, take_sampler
 from genlab.errors import UserError
 from genlab.files import run_path, write_json
@@ -157,7 +159,7 @@ def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     """
     sampler, settings, arguments = take_sampler(arguments)
     sampler_config(sampler or "prior", settings)  # refuses wrong settings before any file is read
-    runs = [a.partition("=")[2] for a in arguments if a.startswith("run=")]
+    runs = take_paths(arguments, "run")
     typed = {key: take_path(arguments, key)[0] for key in TEXT}
     rest = [a for a in arguments if a.partition("=")[0] not in TEXT]
     known = {key: value for key, value in DEFAULTS.items() if key != "sampler_settings"}
@@ -165,9 +167,15 @@ def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     options |= {"sampler": sampler, "sampler_settings": settings}
     if isinstance(options["scores"], str):
         options["scores"] = options["scores"].split(",")
-    unknown = sorted({str(s) for s in options["scores"] or []} - set(SCORES))
+    asked = options["scores"] if isinstance(options["scores"], list | None) else [options["scores"]]
+    unknown = sorted({str(s) for s in asked or []} - set(SCORES))
     if unknown:
         raise UserError(f"There is no score {unknown[0]!r}; scores takes {', '.join(SCORES)}.")
+    if options["precision"] not in ("float32", "bfloat16"):
+        raise UserError(f"precision must be float32 or bfloat16, got {options['precision']!r}.")
+    sides = options["size"] if isinstance(options["size"], list) else [options["size"]]
+    if options["size"] is not None and not (0 < len(sides) < 3 and all(type(n) is int and n > 0 for n in sides)):
+        raise UserError(f"size must be a number of pixels, or [height,width], got {options['size']!r}. Try size=32.")
     if options["split"] not in ("train", "val", "test"):
         raise UserError(f"split must be train, val or test, got {options['split']!r}.")
     for key in ("n", "likelihood_images", "iwae_samples", "ais_steps", "ais_samples", "batch_size"):
@@ -331,7 +339,7 @@ def show(records: list[dict[str, Any]]) -> None:
         console.print(table)
         for note in record["notes"]:
             console.print(f"- {note}", style="yellow", highlight=False)
-        console.print(f"protocol and scores: {record['file']}", highlight=False)
+        console.print(f"protocol and scores: {short(record['file'])}", highlight=False, markup=False, soft_wrap=True)
     if len(records) > 1:
         _compare(records, console)
 
@@ -382,8 +390,9 @@ def _compare(records: list[dict[str, Any]], console: Any) -> None:
         ranking = ", ".join(f"{Path(r['run']).name} {r['scores'][name]:.4g}" for r in order)
         console.print(f"- {title_of(name)} ({BETTER[kind_of(name)]} is better): {ranking}", highlight=False)
     fixed = ", ".join(REPEATED)
-    told = f"Scores with equal cards are ranked ({fixed} may differ). For a page: python scripts/report.py runs=..."
-    console.print(told, highlight=False)
+    console.print(f"Scores with equal cards are ranked ({fixed} may differ). For a page:", highlight=False)
+    runs = [f"runs={short(r['run'] if 'checkpoint' in r else r['file'])}" for r in records]
+    console.print(f"{program('report')} {shlex.join(runs)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _one_line(

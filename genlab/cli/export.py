@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import genlab
 from genlab.cli import app
+from genlab.commands import short
 from genlab.config.arguments import parse, take_path
 from genlab.errors import UserError, install
 
@@ -66,8 +67,8 @@ def main() -> None:
         folder, spec = export(options)
         for name, facts in spec["files"].items():
             check = f"largest difference {facts['largest_difference']:.1e}" if "largest_difference" in facts else ""
-            print(f"{folder / name}  {check}")
-        print(folder / SPEC)
+            print(f"{short(folder / name)}  {check}")
+        print(short(folder / SPEC))
         for reason in spec["left_out"].values():
             print(reason, file=sys.stderr)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from genlab.cli import app
-from genlab.config.arguments import parse, take_path
+from genlab.commands import short
+from genlab.config.arguments import parse, take_path, take_paths
 from genlab.reports.page import write
 from genlab.reports.report import collect, draw_boxes, home_of, markdown
 
@@ -30,16 +31,16 @@ def main() -> None:
         arguments = sys.argv[1:]
         if app.print_if_asked(HELP):
             return
-        named = [a.partition("=")[2] for a in arguments if a.startswith("runs=")]
+        named = take_paths(arguments, "runs")
         out, rest = take_path([a for a in arguments if not a.startswith("runs=")], "out")
         by = parse(rest, DEFAULTS)["by"]
         report = collect(named, by)
         page = Path(out or home_of(named) / "report.html")
         write(report, page)
         print(markdown(report))
-        print(f"In {page} (open it in a browser) and {page.with_suffix('.md')}.")
+        print(f"In {short(page)} (open it in a browser) and {short(page.with_suffix('.md'))}.")
         if by:
-            print(f"The boxes are in {draw_boxes(report, page.with_suffix('.png'))}.")
+            print(f"The boxes are in {short(draw_boxes(report, page.with_suffix('.png')))}.")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.cli import app
+from genlab.commands import short
 from genlab.config.arguments import parse, take_path
 from genlab.errors import UserError
 
@@ -58,7 +59,7 @@ def main() -> None:
             return
         options = read_options(sys.argv[1:])
         path = sample(options)
-        print(f"{options['n']} samples in {path}")
+        print(f"{options['n']} samples in {short(path)}")
 
 
 def read_options(arguments: list[str]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from genlab.cli import app
-from genlab.config import composition
-from genlab.config.arguments import take_path
+from genlab.commands import short
+from genlab.config import composition, numbers, schema
+from genlab.config.arguments import expanded, take_path
 from genlab.errors import TrainingStopped, UserError
 from genlab.files import run_path
 from genlab.journal import JOURNAL, journal
@@ -82,7 +83,7 @@ def _task(config: Any) -> float | None:
     many = hydra.mode == RunMode.MULTIRUN
     run_dir = Path(hydra.runtime.output_dir)
     try:
-        resolved = composition.resolve(config, dict(hydra.runtime.choices))
+        resolved = composition.resolve(config, hydra)
         if not many:
             check_paths(resolved)
         if many:
@@ -139,7 +140,7 @@ def _resume(path: str, overrides: list[str]) -> None:
         if config.get("stages") or find_checkpoint(folder) is None:
             _override(config, overrides)
             if not config.get("stages"):
-                print(f"{folder} holds no checkpoint yet, so it starts from the beginning.")
+                print(f"{short(folder)} holds no checkpoint yet, so it starts from the beginning.")
             _start(config, folder)  # skips finished stages
             return
     run_dir, checkpoint = find_run(path)
@@ -162,8 +163,6 @@ def _override(config: dict[str, Any], overrides: list[str]) -> None:
     Raises:
         UserError: If a key is not in `sweeps.RESUMABLE`: with another method it would be another run.
     """
-    import yaml
-
     for override in overrides:
         key, _, value = override.partition("=")
         if key not in sweeps.RESUMABLE:
@@ -175,7 +174,28 @@ def _override(config: dict[str, Any], overrides: list[str]) -> None:
         *path, last = key.split(".")
         for part in path:
             node = node[part]
-        node[last] = yaml.safe_load(value)
+        node[last] = _typed(key, value)
+    numbers.check(config)
+
+
+def _typed(key: str, text: str) -> Any:
+    """The value of a resumed run's key, of the schema's type.
+
+    Raises:
+        UserError: If it has another type.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if composition.PATH_KEYS.fullmatch(key):
+        return expanded(text)
+    try:
+        config = OmegaConf.structured(schema.TrainConfig)
+        OmegaConf.update(config, key, yaml.safe_load(text))
+        return OmegaConf.select(config, key)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{key}={text} cannot be: {str(error).partition(chr(10))[0]}.") from error
 
 
 def _earlier_start(arguments: list[str], run_dir: str | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from genlab.cli import app
 from genlab.config import composition
-from genlab.config.arguments import take_path
+from genlab.config.arguments import check_device, take_path
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def main() -> None:
             return
         out, arguments = take_path(arguments, "out")
         device, arguments = take_path(arguments, "device")
+        check_device(device or "cpu")
         extractor = train(arguments, out, device or "cpu")
         size = "x".join(str(n) for n in extractor.shape)
         print(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import genlab
 from genlab.cli import app
+from genlab.commands import short
 from genlab.config.arguments import parse, take_path
 from genlab.errors import UserError
 from genlab.looks.looks import WHAT, Looks, Unfit
@@ -62,7 +63,7 @@ def main() -> None:
         options = parse([a for a in sys.argv[1:] if a.partition("=")[0] not in TEXT], DEFAULTS)
         options |= {key: value for key, value in typed.items() if value not in (None, "null")}
         for path in visualize(options).values():
-            print(path)
+            print(short(path))
 
 
 def visualize(options: dict[str, Any]) -> dict[str, Path]:

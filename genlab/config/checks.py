@@ -6,7 +6,7 @@ import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
-from genlab.config import tricks
+from genlab.config import guesses, numbers, tricks
 from genlab.config.composition import PARTS, options, read_option
 from genlab.config.instantiate import check_signatures, constructor_hints, locate, targets
 from genlab.errors import UserError
@@ -23,19 +23,21 @@ CURES = {  # by missing column: the overrides that provide it
     "y": " Try data=digits, or data.labels=true.",
     "group": " Try data=shapes data.grouped=true, whose batches vary one known factor alone.",
 }
-PROVIDED = {"logger": {"run_dir", "resume_step"}}  # arguments that the code adds, not the config
+PROVIDED = {"logger": {"run_dir": "", "resume_step": None}}  # arguments that the code adds, not the config
 
 
 def check(config: dict[str, Any]) -> None:
-    """Refuses unknown arguments, an objective of the wrong kind, and networks for other data.
+    """Refuses unknown arguments, numbers out of range, an objective of the wrong kind, and networks for other data.
 
     Raises:
         UserError: Names both sides and the options that fit.
     """
+    numbers.check(config)
+    _check_choices(config)
     for part in ("data", "derive", "model", "scheduler", "metrics", "callbacks", "logger"):
         if config.get(part):
-            given = _with_provided(config[part], PROVIDED.get(part, set()))
-            check_signatures(given, part)
+            given = _with_provided(config[part], PROVIDED.get(part, {}))
+            check_signatures(given, part, list(guesses.dotted(config)))
     idle = [key for key in config.get("scheduler") or {} if "_target_" not in config["scheduler"]]
     if idle:
         raise UserError(
@@ -45,7 +47,6 @@ def check(config: dict[str, Any]) -> None:
     _check_tricks(config)
     _check_types(config)
     _check_kinds(config)
-    _check_positive(config)
 
 
 def warn_of_unbounded_critic(model: nn.Module, choices: dict[str, str]) -> None:
@@ -140,12 +141,12 @@ def networks_with(model: nn.Module, kind: type) -> list[str]:
     return sorted({name.partition(".")[0] for name, part in model.named_modules() if isinstance(part, kind)})
 
 
-def _with_provided(node: Any, names: set[str]) -> Any:
-    if not names or not isinstance(node, dict):
+def _with_provided(node: Any, provided: dict[str, Any]) -> Any:
+    if not provided or not isinstance(node, dict):
         return node
     if "_target_" in node:
-        return {**node, **dict.fromkeys(names)}
-    return {key: _with_provided(value, names) for key, value in node.items()}
+        return {**node, **provided}
+    return {key: _with_provided(value, provided) for key, value in node.items()}
 
 
 def _check_types(config: dict[str, Any]) -> None:
@@ -154,6 +155,8 @@ def _check_types(config: dict[str, Any]) -> None:
     hints = constructor_hints(locate(model["_target_"], "model"))
     for key, hint in hints.items():
         node = model.get(key)
+        if key in model and node is None and inspect.isclass(hint):
+            raise UserError(f"model.{key} cannot be null in model={config['choices'].get('model')}; leave it as it is.")
         if not (inspect.isclass(hint) and isinstance(node, dict) and "_target_" in node and not node.get("_partial_")):
             continue
         found = locate(node["_target_"], f"model.{key}")
@@ -189,11 +192,6 @@ def _check_tricks(config: dict[str, Any]) -> None:
             f"{', '.join(config['model']['given'])}. Leave it out."
         )
     values = config.get("tricks") or {}
-    if asked and (values["packing"] < 1 or not 0 <= values["replay"] <= 1 or values["replay_size"] < 1):
-        raise UserError(
-            f"tricks.packing and tricks.replay_size must be at least 1 and tricks.replay in [0, 1], got "
-            f"{values['packing']}, {values['replay_size']} and {values['replay']}."
-        )
     for name in ("packing", "minibatch_discrimination"):
         if {"replay", name} <= set(asked):
             raise UserError(
@@ -237,24 +235,7 @@ def _kinds(group: str, option: str) -> set[str]:
     return set.intersection(*sets) if sets else set()
 
 
-def _check_positive(config: dict[str, Any]) -> None:
-    counts = ("trainer.max_steps", "trainer.log_every_n_steps", "checkpoint.every_n_steps", "checkpoint.keep")
-    for path in (*counts, "checkpoint.smooth", "checkpoint.early_stop", "optim.accumulate"):
-        node: Any = config
-        for key in path.split("."):
-            node = node[key] if path in counts else node.get(key)  # the others may be missing in older configs
-        if path not in counts and node is None:
-            continue
-        if not isinstance(node, int) or node < 1:
-            raise UserError(f"{path} must be a whole number of at least 1, got {node!r}.")
+def _check_choices(config: dict[str, Any]) -> None:
     health = config.get("health") or {}
     if health.get("on_nan", "stop") not in ("stop", "rollback"):
         raise UserError(f"health.on_nan must be stop or rollback, got {health['on_nan']!r}.")
-    if health.get("max_rollbacks", 0) < 0:
-        raise UserError(f"health.max_rollbacks must be at least 0, got {health['max_rollbacks']}.")
-    scale = config["optim"].get("lr_scale", 1.0)
-    if not scale > 0:
-        raise UserError(f"optim.lr_scale must be positive, got {scale}. It multiplies every player's learning rate.")
-    decay = config["ema"]["decay"]
-    if not 0 <= decay < 1:
-        raise UserError(f"ema.decay must lie in [0, 1), got {decay}. 0 keeps no average.")

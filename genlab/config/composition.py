@@ -5,38 +5,25 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from genlab.config import conditioning, schema, tricks
+from genlab.config import conditioning, guesses, numbers, schema, speed, tricks, unread
+from genlab.config.arguments import expanded
+from genlab.config.schema import PARTS
 from genlab.config.shipped import config_dir
 from genlab.errors import UserError, install
 
-# Values of these keys are paths. Hydra's grammar breaks on `=`, `(` or `[` in a path, so they are quoted.
-PATH_KEYS = (
-    "resume",
-    "init_from",
-    "first_stage",
-    "data.root",
-    "data.background",  # no path, but Hydra's grammar has no "#"
-    "metrics.inception_weights",
-    "hydra.run.dir",
-    "hydra.sweep.dir",
+# Keys whose values are paths. Hydra's grammar takes only ASCII letters, digits and a few signs, so others are quoted.
+# A background is no path, but may be "#ffffff".
+PATH_KEYS = re.compile(
+    r"resume|init_from|first_stage|data(\.\w+)*\.(root|background)|metrics\.inception_weights|hydra\.(run|sweep)\.dir"
 )
-PARTS = (
-    "loss",
-    "likelihood",
-    "prior",
-    "posterior",
-    "kl",
-    "penalty",
-    "adversary",
-    "network",
-)  # groups whose options are parts of a model
 GROUPS = ("model", *PARTS, "conditioning", "data", "derive", "metrics")
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
-    """Puts the values of path keys into quotes where Hydra's grammar needs it.
+    """Puts the values of path keys into quotes where Hydra's grammar needs it, with `~` as the home folder.
 
     Raises:
         UserError: If a key is missing, or the value of a group is no name (Hydra would show a traceback).
@@ -53,11 +40,18 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
             known = options(group)
             none = f"{group}=none" if "none" in known else f"leave {group} out"
             raise UserError(f"{argument} names no option; choose one of {', '.join(known) or 'the group'}, or {none}.")
-        if equals and key.lstrip("+") in PATH_KEYS and re.search(r"[^\w./\-~]", value) and value[0] not in "'\"$":
-            value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        if equals and PATH_KEYS.fullmatch(key.lstrip("+")) and value[:1] not in ("'", '"', "$"):
+            value = _quoted(expanded(value))
         quoted.append(f"{key}{equals}{value}")
     _check_parts(quoted)
     return quoted
+
+
+def _quoted(path: str) -> str:
+    """A path as Hydra's grammar reads it: a backslash is one character, but before a quote it stands for two."""
+    if not re.search(r"[^\w./\-]", path, re.ASCII):
+        return path
+    return "'" + re.sub(r"\\+(?='|$)", lambda found: 2 * found.group(), path).replace("'", "\\'") + "'"
 
 
 def _check_parts(arguments: Sequence[str]) -> None:
@@ -132,27 +126,100 @@ def compose(overrides: Sequence[str] = (), config_name: str = "train") -> dict[s
     Returns:
         Plain containers, see `resolve`.
     """
+    config = composed(overrides, config_name)
+    return resolve(config, config.hydra)
+
+
+def composed(overrides: Sequence[str] = (), config_name: str = "train") -> Any:
+    """A config as Hydra composes it, with Hydra's own section and the interpolations.
+
+    Raises:
+        UserError: If a key does not exist (says where the thing is set), or a value has the wrong type.
+        hydra.errors.CompactHydraException: For other mistakes, with messages of Hydra's that need no help.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.errors import CompactHydraException, ConfigCompositionException
 
     schema.register()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = hydra_compose(config_name, quote_paths(overrides), return_hydra_config=True)
-        return resolve(config, dict(config.hydra.runtime.choices))
+    typed = quote_paths(overrides)
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            return hydra_compose(config_name, typed, return_hydra_config=True)
+    except ConfigCompositionException as error:
+        found = re.match(r"Could not override '([^']+)'\.\nTo append to your config", str(error))
+        if found is None:
+            raise _of_wrong_type(error) or error from None
+        key = found.group(1)
+        value = next((a.partition("=")[2] for a in typed if a.partition("=")[0] == key), "...")
+        try:
+            config = _composed_once(config_name, *(a for a in typed if a.partition("=")[0] != key))
+        except CompactHydraException:
+            config = _composed_once(config_name)
+        raise unread.refusal(key, value, config) from error
 
 
-def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
+KINDS = {"Integer": "a whole number", "Float": "a number"}  # by Hydra's names
+
+
+def _of_wrong_type(error: Exception) -> UserError | None:
+    """The error for a value of the wrong type; None for other errors of Hydra's."""
+    from omegaconf.errors import ValidationError
+
+    found = re.match(r"Error merging override \+*([^=]+)=(.*)", str(error))
+    if found is None or not isinstance(error.__cause__, ValidationError):
+        return None
+    (key, value), reason = found.groups(), str(error.__cause__).partition("\n")[0]
+    kind = re.search(r"converted to (\w+)|valid (bool)", reason)
+    if kind is None:
+        return UserError(f"{key}={value} cannot be: {reason.rstrip('.')}.")
+    number = float(value) if re.fullmatch(r"\d+(\.\d+)?e\+?\d+", value) else 0.5
+    hint = f" Try {key}={int(number)}." if kind.group(1) == "Integer" and number.is_integer() else ""
+    return UserError(f"{key} must be {KINDS.get(kind.group(1), 'true or false')}, got {value}.{hint}")
+
+
+@cache
+def _composed_once(config_name: str, *overrides: str) -> Any:
+    """A composed config to look at, the same object each time."""
+    return composed(overrides, config_name)
+
+
+def job_of(overrides: Sequence[str], position: int) -> list[str]:
+    """The overrides of one job of a sweep: of each sweep the value at a position (0: the first, -1: the last).
+
+    Raises:
+        hydra.errors.OverrideParseException: If an override is none.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    chosen = []
+    for override in OverridesParser.create().parse_overrides(quote_paths(overrides)):
+        if not override.is_sweep_override():
+            chosen.append(str(override.input_line))
+        elif override.is_discrete_sweep():
+            values = list(override.sweep_string_iterator())
+            chosen.append(f"{override.get_key_element()}={values[position]}")
+    return chosen
+
+
+def resolve(config: Any, hydra: Any) -> dict[str, Any]:
     """Converts a composed config to plain containers without interpolations, as runs save it.
 
     `PARTS` are left out: their resolved values stand in `model`. `choices` holds the chosen option of each group.
 
+    Args:
+        config: As Hydra composed it.
+        hydra: Hydra's own section.
+
     Raises:
-        UserError: If an interpolation fails (the chosen network may lack a part that the model needs), or a section
-            is missing or no mapping.
+        UserError: If nothing reads a key, an interpolation fails (the chosen network may lack a part that the model
+            needs), a section is missing or no mapping, or a number is out of its range.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+    from omegaconf.errors import OmegaConfBaseException
 
+    unread.check(config, hydra)
+    choices = dict(hydra.runtime.choices)
     left_out = {*PARTS, "hydra"}
     resolved: dict[str, Any] = {"choices": {k: v for k, v in choices.items() if "/" not in k and k != "hydra"}}
     for key in config:
@@ -161,16 +228,17 @@ def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
         try:
             value = config[key]  # resolves a node that is an interpolation itself
             resolved[str(key)] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        except InterpolationKeyError as error:
-            raise UserError(_missing_role(str(error), resolved["choices"]) or str(error)) from error
         except OmegaConfBaseException as error:
-            raise UserError(str(error)) from error
+            raise UserError(_missing_role(str(error), resolved["choices"]) or str(error)) from error
     for node in ("data", "model"):
         if resolved.get(node) in (None, "???"):
             raise UserError(f"{node} is empty. Choose one: {', '.join(options(node))}.")
     for key, value in resolved.items():
         if key in ("data", "model", *schema.SECTIONS) and not isinstance(value, dict):
             raise UserError(f"{key} holds keys of its own, {key}.KEY=..., and cannot be {value!r} itself.")
+    _expand_paths(resolved)
+    numbers.check(resolved)
+    speed.check(resolved["speed"])
     if isinstance(resolved.get("metrics"), dict) and "_target_" not in resolved["metrics"]:
         resolved["metrics"] = None  # metrics=none; other keys are an experiment's, for a judge
     resolved = conditioning.told(resolved)
@@ -181,9 +249,20 @@ def resolve(config: Any, choices: dict[str, str]) -> dict[str, Any]:
     return resolved
 
 
+def _expand_paths(config: dict[str, Any]) -> None:
+    """Puts the home folder in place of `~` in the paths of a resolved config, which may come from files."""
+    for path in [path for path in guesses.dotted(config) if PATH_KEYS.fullmatch(path)]:
+        *above, last = path.split(".")
+        node = config
+        for key in above:
+            node = node[key]
+        if isinstance(node[last], str):
+            node[last] = expanded(node[last])
+
+
 def _missing_role(message: str, choices: dict[str, str]) -> str | None:
     """The message for a model that needs a part which the network family lacks; None for other errors."""
-    found = re.search(r"Interpolation key 'network\.(\w+)' not found", message)
+    found = re.search(r"(?:key '|trying to access )network\.(\w+)", message)
     if not found:
         return None
     role = found.group(1)

@@ -51,6 +51,7 @@ def told(config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"model={name} is given {', '.join(given)}: say how with conditioning=concat, or another.")
     facts = _facts(given, config, name)
     shared = {key: value for key, value in option.items() if key not in ROLES}
+    _check_keys(option, shared, chosen)
     for network, role in networks.items():
         if role not in ROLES:
             raise UserError(f"model.told.{network} must be one of {', '.join(ROLES)}, got {role!r}.")
@@ -70,6 +71,18 @@ def _told_stage(config: dict[str, Any], stage: Any) -> tuple[Any, bool]:
     own = {key: value for key, value in stage.items() if key in ("data", "derive", "conditioning")}
     rewritten = told({**config, "stages": None, **merged(config, own), "model": model})
     return {**{key: value for key, value in stage.items() if key != "conditioning"}, "model": rewritten["model"]}, True
+
+
+def _check_keys(option: dict[str, Any], shared: dict[str, Any], chosen: Any) -> None:
+    """Refuses a key of an option that is no role, and that no wrapper of the option takes."""
+    from genlab.config.instantiate import locate, parameters_of
+
+    wrappers = [wrapper["_target_"] for role in ROLES for wrapper in _list(option.get(role))]
+    taken = {name for target in wrappers for name in parameters_of(locate(target, f"conditioning={chosen}"))}
+    for key in shared:
+        if key not in taken:
+            keys = ", ".join((*ROLES, *(name for name in shared if name in taken)))
+            raise UserError(f"Nothing reads conditioning.{key} in conditioning={chosen}, which has {keys}.")
 
 
 def _list(wrappers: Any) -> list[dict[str, Any]]:

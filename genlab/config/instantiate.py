@@ -11,6 +11,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from genlab.config import guesses
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,8 +139,13 @@ def locate(target: str, path: str) -> Any:
         logger.disabled = logging_before
 
 
-def check_signatures(config: Any, path: str = "") -> None:
+def check_signatures(config: Any, path: str = "", known: Sequence[str] = ()) -> None:
     """Checks the keys of every `_target_` against its signature, before any data are read.
+
+    Args:
+        config: Plain containers.
+        path: Its key in the config of the run.
+        known: All keys of that config, among which an unknown one may be meant.
 
     Raises:
         UserError: Names the first unknown key (with the closest known one) or the first missing key.
@@ -157,12 +163,35 @@ def check_signatures(config: Any, path: str = "") -> None:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for key in sorted(given - parameters.keys()):
                 near = difflib.get_close_matches(key, parameters, n=1)
-                hint = f", did you mean {near[0]!r}?" if near else f"; it takes {', '.join(parameters)}."
+                takes = f"; it takes {', '.join(parameters) or 'nothing'}."
+                cure = guesses.cure(f"{place}.{key}", str(node[key]), known, ())
+                hint = f", did you mean {near[0]!r}?" if near else f"{takes} {cure}".rstrip()
                 raise UserError(f"{place}: {node['_target_']} takes no {key!r}{hint}")
+        _check_values(node, found, place)
         if not node.get("_partial_") and "_args_" not in node:
             required = {k for k, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
             for key in sorted(required - given):
                 raise UserError(f"{place}: {node['_target_']} needs {key!r}. Set {place}.{key}=...")
+
+
+SIMPLE = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+
+
+def _check_values(node: dict[str, Any], found: Any, place: str) -> None:
+    """Checks the plain values of a node against the annotations of what it builds, where those are plain types.
+
+    Raises:
+        UserError: Names the first value of another type.
+    """
+    for key, hint in constructor_hints(found).items():
+        kinds = typing.get_args(hint) or (hint,)
+        if key not in node or isinstance(node[key], (dict, list)) or not all(kind in SIMPLE for kind in kinds):
+            continue
+        value = node[key]
+        fits = type(value) in kinds or (float in kinds and type(value) is int)
+        if not fits:
+            words = " or ".join(SIMPLE[kind] for kind in kinds)
+            raise UserError(f"{place}.{key} must be {words}, got {value!r}.")
 
 
 def parameters_of(found: Any) -> dict[str, inspect.Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from genlab.config.shipped import config_dir
 
 @dataclass
 class TrainerConfig:
-    """Length and devices of a training; most keys go to Lightning's Trainer unchanged."""
+    """Length and devices of a training; most keys go to Lightning's Trainer unchanged, and it gets no others."""
 
     max_steps: int = 5000
     accelerator: str = "auto"
@@ -23,6 +24,8 @@ class TrainerConfig:
     strategy: str = "auto"
     sync_batchnorm: bool = False
     deterministic: bool = False
+    benchmark: bool | None = None
+    detect_anomaly: bool = False
     log_every_n_steps: int = 50
 
 
@@ -136,8 +139,22 @@ class TrainConfig:
     dry_run: bool = False
 
 
+PARTS = (
+    "loss",
+    "likelihood",
+    "prior",
+    "posterior",
+    "kl",
+    "penalty",
+    "adversary",
+    "network",
+)  # groups whose options are parts of a model
 PARTS_OF_DATA = "part_of_data"  # group of the data sets that others are made of, with the options of the group data
-SECTIONS = [f.name for f in fields(TrainConfig) if is_dataclass(f.default_factory)]
+SECTIONS = {  # the sections of typed keys, and their keys
+    f.name: {key.name for key in fields(f.default_factory)}  # type: ignore[arg-type]
+    for f in fields(TrainConfig)
+    if is_dataclass(f.default_factory)
+}
 
 
 def part_of_data(path: Path) -> dict[str, Any]:
@@ -149,8 +166,9 @@ def part_of_data(path: Path) -> dict[str, Any]:
     return {**option, "defaults": own}
 
 
+@cache
 def register() -> None:
-    """Registers the schema and genlab's resolvers with Hydra. Safe to call again."""
+    """Registers the schema and genlab's resolvers with Hydra, once."""
     from hydra.core.config_store import ConfigNode, ConfigStore
     from omegaconf import OmegaConf
 
@@ -189,10 +207,9 @@ def register() -> None:
         def node(self, value: Any) -> None:
             self._node = value
 
-    repo = ConfigStore.instance().repo
-    if PARTS_OF_DATA not in repo:
-        ConfigStore.instance().store("train_schema", TrainConfig)
-        repo[PARTS_OF_DATA] = {path.name: Part(path) for path in sorted((config_dir() / "data").glob("*.yaml"))}
+    store = ConfigStore.instance()
+    store.store("train_schema", TrainConfig)
+    store.repo[PARTS_OF_DATA] = {path.name: Part(path) for path in sorted((config_dir() / "data").glob("*.yaml"))}
     OmegaConf.register_new_resolver("genlab.image_shape", image_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("genlab.plus", lambda a, b: (a or 0) + (b or 0), replace=True)
@@ -201,6 +218,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("genlab.feature_shape", feature_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.prepend", prepend, replace=True)
     OmegaConf.register_new_resolver("genlab.last", lambda values, n: list(values)[-n:], replace=True)
+    OmegaConf.register_new_resolver("genlab.reversed", lambda values: list(values)[::-1], replace=True)
     OmegaConf.register_new_resolver("genlab.number_names", number_names, replace=True)
     OmegaConf.register_new_resolver("genlab.stamp", launch.stamp, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("genlab.devices", launch.devices, replace=True)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import genlab
+from genlab.commands import quoted, short
 from genlab.config.instantiate import build_data, build_model, check_allowed, check_signatures, locate, matches
 from genlab.errors import UserError
 from genlab.files import LATEST, FolderLock, run_path, write_json, write_text
@@ -118,7 +120,7 @@ def check_resumable(checkpoint: dict[str, Any], path: Path) -> None:
     if missing:
         raise UserError(
             f"{path} is damaged or was stripped: it has no {', '.join(missing)}, so it cannot be resumed. "
-            f"A new run can start from its weights: init_from={path}"
+            f"A new run can start from its weights: init_from={quoted(path)}"
         )
 
 
@@ -159,6 +161,7 @@ def load_model(run: Any, device: str = "cpu", allow_targets: tuple[str, ...] = (
     from genlab.data.spec import DataSpec
 
     _, path = find_run(run)
+    check_device(device)
     checkpoint = read_checkpoint(path, device)
     section = checkpoint["genlab"]
     try:
@@ -179,6 +182,19 @@ def load_model(run: Any, device: str = "cpu", allow_targets: tuple[str, ...] = (
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The model that {path} describes cannot be built ({reason}).") from error
     return model.to(device).eval()
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that torch does not have here.
+
+    Raises:
+        UserError: If it has none of that name.
+    """
+    import torch
+
+    kind = str(device).partition(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available() or kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device={device} needs a GPU, and torch finds none here. Try device=cpu.")
 
 
 def _know_kinds(config: dict[str, Any], allow_targets: tuple[str, ...]) -> None:
@@ -261,7 +277,9 @@ def check_unused(folder: Path) -> None:
     """
     places = (folder, *(p.parent for p in folder.glob(f"*/{CHECKPOINTS}")))  # those of stages, too
     if (folder / "config.yaml").is_file() and any(find_checkpoint(place) for place in places):
-        raise UserError(f"{folder} already holds a run. Go on with it: resume={folder}, or choose hydra.run.dir=...")
+        raise UserError(
+            f"{short(folder)} already holds a run. Go on with it: resume={quoted(folder)}, or choose hydra.run.dir=..."
+        )
 
 
 def lock(folder: Path, held: FolderLock | None = None) -> FolderLock:
@@ -277,7 +295,7 @@ def lock(folder: Path, held: FolderLock | None = None) -> FolderLock:
     held = held or FolderLock(folder)
     if not held.take():
         raise UserError(
-            f"{folder} is in use by {held.holder()}. Wait for it, or stop it and then resume={folder}; "
+            f"{short(folder)} is in use by {held.holder()}. Wait for it, or stop it and then resume={quoted(folder)}; "
             "a run beside it needs another hydra.run.dir=FOLDER."
         )
     return held
@@ -298,7 +316,7 @@ class RunRecord:
                 log.warning("%s cannot be read and is replaced.", self.path)
         self.started = datetime.now(timezone.utc)
         self.session: dict[str, Any] = {
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "started": self.started.isoformat(timespec="seconds"),
             "status": "running",
             "commit": _commit(),

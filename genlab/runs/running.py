@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genlab.config import checks, speed
+from genlab.commands import command, short
+from genlab.config import checks, numbers, speed
 from genlab.config.instantiate import build_data, build_model, instantiate
 from genlab.errors import Interrupted, NotFinite, TrainingStopped, UserError
 from genlab.files import FolderLock, free_mib, remove_temporaries
 from genlab.journal import journal, note, say
-from genlab.reports.report import short
+from genlab.reports import report
 from genlab.runs import folder, processes
 from genlab.runs.stopping import interrupts, set_up
 
@@ -191,7 +192,7 @@ def make_trainer(
     }
     try:
         return pl.Trainer(**arguments)
-    except (pl.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
+    except (pl.utilities.exceptions.MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"trainer={config['choices'].get('trainer')} cannot run here: {error}") from error
 
 
@@ -267,7 +268,7 @@ def _prepare(
     processes.check(trainer, config["data"].get("batch_size", 0), checks.accumulated(config))
     if resume_step is not None and resume_step >= trainer.max_steps:
         raise UserError(
-            f"{run_dir} has already been trained for its {resume_step} iterations. "
+            f"{short(run_dir)} has already been trained for its {resume_step} iterations. "
             f"To go on further: trainer.max_steps={2 * resume_step}"
         )
     _check_cpu_time_left(config, checkpoint, run_dir)
@@ -335,14 +336,14 @@ def _fit(
         done = status == "done"
         status = status if done else "killed"
         if record and done:
-            say(f"Training is done, but not its scores: python scripts/evaluate.py run={run_dir}")
+            say(f"Training is done, but not its scores: {command('evaluate', run=run_dir)}")
         elif record:
-            say(f"Stopped at once. Go on from the last checkpoint: python train.py resume={run_dir}")
+            say(f"Stopped at once. Go on from the last checkpoint: {command('train', resume=run_dir)}")
         raise
     except (TrainingStopped, OSError) as error:
         reason = _unwritable(error, run_dir) if isinstance(error, OSError) else str(error)
         kept = folder.find_checkpoint(run_dir)
-        tail = f" The last good checkpoint is {kept}." if kept else " No checkpoint had been written yet."
+        tail = f" The last good checkpoint is {short(kept)}." if kept else " No checkpoint had been written yet."
         raise TrainingStopped(f"Training stopped: {reason}{tail}") from error
     finally:
         if record:
@@ -386,7 +387,7 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: folder.Run
         log.info("%s", summary.early(trainer.global_step, checkpoints.idle, checkpoints.monitor))
     if not _is_finished(trainer):
         if record:
-            say(f"Stopped after iteration {trainer.global_step}. Go on with: python train.py resume={run_dir}")
+            say(f"Stopped after iteration {trainer.global_step}. Go on with: {command('train', resume=run_dir)}")
         if stop.signal is not None:
             if record:
                 record.write(status="interrupted")
@@ -434,7 +435,7 @@ def _check_cpu_time_left(config: dict[str, Any], checkpoint: dict[str, Any] | No
     limit, spent = _cpu_seconds(config), 0.0 if checkpoint is None else folder.cpu_seconds(checkpoint)
     if limit is not None and spent >= limit and (folder.record_of(run_dir).get("scores") is not None):
         raise UserError(
-            f"{run_dir} has already been trained for its {spent:.0f} seconds of CPU time. "
+            f"{short(run_dir)} has already been trained for its {spent:.0f} seconds of CPU time. "
             f"To go on further: max_cpu_time={2 * limit:g}"
         )
 
@@ -534,11 +535,7 @@ def _seconds(max_time: str | None, spent: float = 0.0) -> float | None:
     """
     if max_time is None:
         return None
-    parts = str(max_time).split(":")
-    if not 3 <= len(parts) <= 4 or not all(p.isdigit() for p in parts):
-        raise UserError(f"max_time is written HH:MM:SS or DD:HH:MM:SS, got {max_time!r}. Try max_time=00:30:00.")
-    weights = (1, 60, 3600, 86400)
-    return float(sum(int(p) * w for p, w in zip(reversed(parts), weights, strict=False))) - spent
+    return numbers.seconds(max_time) - spent
 
 
 def _cpu_seconds(config: dict[str, Any]) -> float | None:
@@ -555,9 +552,11 @@ def _cpu_seconds(config: dict[str, Any]) -> float | None:
 
 def _headline(parts: Parts, run_dir: Path, resume_step: int | None) -> str:
     choices = parts.config["choices"]
-    players = ", ".join(f"{name} {short(sum(p.numel() for p in ps))}" for name, ps in parts.model.players.items())
+    players = ", ".join(
+        f"{name} {report.short(sum(p.numel() for p in ps))}" for name, ps in parts.model.players.items()
+    )
     start = "" if resume_step is None else f" from iteration {resume_step}"
-    return f"{choices['model']} on {choices['data']}{start} ({players} parameters), in {run_dir}"
+    return f"{choices['model']} on {choices['data']}{start} ({players} parameters), in {short(run_dir)}"
 
 
 def _quiet() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from genlab.commands import quoted, short
 from genlab.config.instantiate import targets
 from genlab.config.stages import stage_configs
 from genlab.errors import UserError
@@ -51,6 +52,9 @@ def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
             result = train(stage, folder)
         before = folder
     if result is None:
-        raise UserError(f"All stages in {run_dir} are done. Lengthen one: run it alone with resume={before}.")
+        raise UserError(
+            f"All stages in {short(run_dir)} are done. Lengthen one: run it alone with "
+            f"resume={quoted(before or run_dir)}."
+        )
     runs.point_latest(run_dir)
     return result

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genlab.commands import command, short
 from genlab.config.composition import PARTS
 from genlab.journal import note
 from genlab.looks.pictures import curves
@@ -61,11 +62,12 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
         scores: Test scores by name.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     choices, session = record["choices"], record["sessions"][-1]
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column(style="bold cyan", no_wrap=True, min_width=len("draw more"))
     table.add_column(overflow="fold")
 
     def add(name: str, text: str) -> None:
@@ -84,16 +86,21 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
     for line in [*getattr(parts.judge, "lines", lambda _: [])(scores), *compared(best, record["last"])]:
         add(*line)
     shown = [name for name in ("samples.png", "reconstructions.png", "curves.png") if (run_dir / name).is_file()]
-    add("folder", f"{run_dir}/  {', '.join(shown)}, metrics.csv, config.yaml")
-    add("draw more", f"python scripts/sample.py run={run_dir} n=64")
+    lines = {"folder": f"{short(run_dir)}/  {', '.join(shown)}, metrics.csv, config.yaml"}
+    lines["draw more"] = command("sample", run=run_dir, n=64)
     done, planned = record["iterations"], parts.config["trainer"]["max_steps"]
-    longer = f" trainer.max_steps={2 * done}" if done >= planned else ""
-    longer += " checkpoint.early_stop=null" if ended else ""
+    longer: dict[str, Any] = {"trainer.max_steps": 2 * done} if done >= planned else {}
+    longer |= {"checkpoint.early_stop": "null"} if ended else {}
     limit = parts.config.get("max_cpu_time")
-    longer += f" max_cpu_time={2 * limit:g}" if limit and record.get("cpu_seconds", 0.0) >= limit else ""
-    add("go on", f"python train.py resume={run_dir}{longer}")
+    longer |= {"max_cpu_time": f"{2 * limit:g}"} if limit and record.get("cpu_seconds", 0.0) >= limit else {}
+    lines["go on"] = command("train", resume=run_dir, **longer)
+    for label, text in lines.items():
+        note(f"{label}: {text}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=240)  # a log file has room for whole paths
     console.print()
     console.print(table)
+    width = max(len(str(label)) for label in (*table.columns[0].cells, *lines))
+    for label, text in lines.items():  # to be pasted: never wrapped
+        console.print(f"[bold cyan]{label:<{width}}[/]  {escape(text)}", soft_wrap=True, highlight=False)

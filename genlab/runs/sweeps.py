@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from genlab import commands
+from genlab.commands import quoted, short
 from genlab.config.stages import stage_configs
 from genlab.errors import UserError
 from genlab.runs import folder as runs
@@ -174,7 +176,8 @@ def earlier(run_dir: Path, config: dict[str, Any]) -> Earlier | None:
         return None
     if comparable(runs.read_config(run_dir)) != comparable(config):
         raise UserError(
-            f"{run_dir} holds a run of another composition. Go on with that one alone: resume={run_dir}, or sweep into "
+            f"{short(run_dir)} holds a run of another composition. Go on with that one alone: "
+            f"resume={quoted(run_dir)}, or sweep into "
             "another folder: hydra.sweep.dir=..."
         )
     if config.get("stages"):
@@ -201,5 +204,5 @@ def _is_done(run_dir: Path, config: dict[str, Any]) -> bool:
     checkpoint = runs.find_checkpoint(run_dir)
     if checkpoint is None or int(runs.read_checkpoint(checkpoint)["global_step"]) < steps:
         return False
-    print(f"{run_dir} is trained and not scored: python scripts/evaluate.py run={run_dir}")
+    print(f"{short(run_dir)} is trained and not scored: {commands.command('evaluate', run=run_dir)}")
     return True
