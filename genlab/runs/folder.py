@@ -192,8 +192,8 @@ def check_device(device: str) -> None:
     """
     import torch
 
-    kind = str(device).partition(":")[0]
-    if kind == "cuda" and not torch.cuda.is_available() or kind == "mps" and not torch.backends.mps.is_available():
+    sort = str(device).partition(":")[0]
+    if sort == "cuda" and not torch.cuda.is_available() or sort == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device={device} needs a GPU, and torch finds none here. Try device=cpu.")
 
 
