@@ -10,12 +10,12 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from genlab.commands import program
 from genlab.config import guesses, schema
 from genlab.config.schema import PARTS
+from genlab.config.shipped import config_dir
 from genlab.errors import UserError
 
 BUILT = ("callbacks", "logger", "derive")  # groups whose entries are objects
@@ -158,14 +158,8 @@ def _shipped(group: str) -> dict[str, set[str]]:
     """The shipped options of a group, and the keys of each."""
     import yaml
 
-    paths = (_folder() / group).glob("*.yaml")
+    paths = (config_dir() / group).glob("*.yaml")
     return {path.stem: set(yaml.safe_load(path.read_text(encoding="utf-8")) or ()) for path in paths}
-
-
-def _folder() -> Path:
-    import genlab.configs
-
-    return Path(genlab.configs.__file__).parent
 
 
 def _is_read(name: str, read: Collection[str]) -> bool:
