@@ -192,8 +192,9 @@ def check_device(device: str) -> None:
     """
     import torch
 
-    kind = str(device).partition(":")[0]
-    if kind == "cuda" and not torch.cuda.is_available() or kind == "mps" and not torch.backends.mps.is_available():
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    name = str(device).partition(":")[0]
+    if name in there and not there[name]():
         raise UserError(f"device={device} needs a GPU, and torch finds none here. Try device=cpu.")
 
 

@@ -53,7 +53,8 @@ def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
         before = folder
     if result is None:
         raise UserError(
-            f"All stages in {short(run_dir)} are done. Lengthen one: run it alone with resume={quoted(before or run_dir)}."
+            f"All stages in {short(run_dir)} are done. Lengthen one: run it alone with "
+            f"resume={quoted(before or run_dir)}."
         )
     runs.point_latest(run_dir)
     return result
