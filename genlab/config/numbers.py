@@ -119,7 +119,8 @@ def check(config: dict[str, Any]) -> None:
     """Refuses numbers outside their range, and NaN and infinity anywhere.
 
     Args:
-        config: Resolved, or a part of it; interpolations are passed over. Keys without a range may have any finite value; those that are missing are not looked for.
+        config: Resolved, or a part of it; interpolations are passed over. Keys without a range may have any finite
+            value; those that are missing are not looked for.
 
     Raises:
         UserError: Names the first such number and its range, or `max_time` if it is no time.

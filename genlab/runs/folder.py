@@ -192,9 +192,8 @@ def check_device(device: str) -> None:
     """
     import torch
 
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    name = str(device).partition(":")[0]
-    if name in there and not there[name]():
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(str(device).partition(":")[0], True):
         raise UserError(f"device={device} needs a GPU, and torch finds none here. Try device=cpu.")
 
 
