@@ -237,6 +237,7 @@ def resolve(config: Any, hydra: Any) -> dict[str, Any]:
         if key in ("data", "model", *schema.SECTIONS) and not isinstance(value, dict):
             raise UserError(f"{key} holds keys of its own, {key}.KEY=..., and cannot be {value!r} itself.")
     _expand_paths(resolved)
+    numbers.check({"network": unread.containers(config).get("network")})  # under the keys that are typed
     numbers.check(resolved)
     speed.check(resolved["speed"])
     if isinstance(resolved.get("metrics"), dict) and "_target_" not in resolved["metrics"]:

@@ -113,6 +113,8 @@ RANGES = {
     "model*.code_dim": WIDTH,
     "model*.width": WIDTH,
     "model*.hidden": WIDTH,
+    "network*.width": WIDTH,
+    "network*.hidden": WIDTH,
 }
 
 
@@ -120,7 +122,8 @@ def check(config: dict[str, Any]) -> None:
     """Refuses numbers outside their range, and NaN and infinity anywhere.
 
     Args:
-        config: Resolved. Keys without a range may have any finite value; those that are missing are not looked for.
+        config: Resolved, or a part of it; interpolations are passed over. Keys without a range may have any finite
+            value; those that are missing are not looked for.
 
     Raises:
         UserError: Names the first such number and its range, or `max_time` if it is no time.
@@ -131,6 +134,8 @@ def check(config: dict[str, Any]) -> None:
         allowed = next((r for pattern, r in RANGES.items() if fnmatch.fnmatchcase(path, pattern)), None)
         if allowed is not None and value is None and not allowed.none:
             allowed = None if path.partition(".")[0] in OPEN else allowed
+        if isinstance(value, str) and "${" in value:
+            continue
         if allowed is not None and not (value is None and allowed.none) and not _fits(value, allowed):
             example = [allowed.example] * max(1, len(value)) if isinstance(value, list) else allowed.example
             raise UserError(f"{path} must be {allowed}, got {value!r}. Try {path}={str(example).replace(' ', '')}.")
@@ -151,7 +156,7 @@ def seconds(time: str) -> float:
     return float(sum(int(p) * w for p, w in zip(reversed(parts), (1, 60, 3600, 86400), strict=False)))
 
 
-OPEN = ("data", "model", "metrics", "callbacks", "stages")  # where null may mean a default of the class
+OPEN = ("data", "model", "network", "metrics", "callbacks", "stages")  # where null may mean a default of the class
 
 
 def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

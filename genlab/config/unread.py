@@ -69,7 +69,7 @@ def containers(config: Any) -> dict[str, Any]:
 
 
 def _refusal(key: str, value: str, raw: dict[str, Any], read: Collection[str], choices: Any) -> UserError:
-    groups = sorted(path.name for path in _folder().iterdir() if path.is_dir())
+    groups = sorted(path.name for path in config_dir().iterdir() if path.is_dir())
     keys = [k for k in guesses.dotted(raw) if k.partition(".")[0] not in PARTS or _is_read(k, read)] + ["hydra.run.dir"]
     chosen = {str(group).partition("@")[0]: option for group, option in choices.items()}
     composed = " ".join(f"{group}={chosen[group]}" for group in ("model", "network", "data") if chosen.get(group))

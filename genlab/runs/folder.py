@@ -192,8 +192,8 @@ def check_device(device: str) -> None:
     """
     import torch
 
-    sort = str(device).partition(":")[0]
-    if sort == "cuda" and not torch.cuda.is_available() or sort == "mps" and not torch.backends.mps.is_available():
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(str(device).partition(":")[0], True):
         raise UserError(f"device={device} needs a GPU, and torch finds none here. Try device=cpu.")
 
 

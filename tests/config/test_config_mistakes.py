@@ -69,7 +69,6 @@ KEYS = {  # what is typed, and the words of the answer
     "+hydra.colour=true": "Nothing reads hydra.colour",
     "~optim": "Every run reads optim",
     "~seed": "Every run reads seed",
-    "~loss": "model.loss cannot be null",
 }
 VALUES = {
     "optim.clip=0": "optim.clip must be a number above 0, or null",
@@ -82,6 +81,7 @@ VALUES = {
     "model.latent_dim=null": "model.latent_dim must be a whole number, got None",
     "model.g_optimizer.betas=[1,0.9]": r"betas must be a number in \[0, 1\)",
     "callbacks.grid.num_samples=0": "callbacks.grid.num_samples must be a whole number of at least 1",
+    "network.hidden=[0]": r"^network.hidden must be",
     "callbacks.players.window=-1": "callbacks.players.window must be",
     "model=vae model.kl_weight=abc": "model.kl_weight must be a number",
 }
@@ -155,6 +155,11 @@ def test_hidden_widths_reach_every_network_of_small_images():
     """`network.hidden`, from the noise to the image, and in reverse for the networks that read images."""
     model = compose(["network.hidden=[64,32]"])["model"]
     assert (model["generator"]["hidden"], model["discriminator"]["hidden"]) == ([64, 32], [32, 64])
+
+
+def test_a_part_that_is_left_out_is_missed():
+    with pytest.raises(UserError, match="model.loss cannot be null"):
+        checks.check(compose(["~loss"]))
 
 
 def with_value(key, value):
