@@ -135,6 +135,8 @@ class Further(Protocol):
         penalty: The penalty on the discriminator's gradient, None for none; the method takes none.
         posterior_draws: The largest number of posterior draws that make a difference; any.
         spec: The facts about the data; not set yet.
+        whole_batch: Name of the term that needs all samples of a batch at once, with gradients; none. Any module may
+            have it.
     """
 
     batches_at: Callable[[int], int]
@@ -148,6 +150,7 @@ class Further(Protocol):
     penalty: Any
     posterior_draws: int
     spec: Any
+    whole_batch: str
 
 
 CAPABILITIES: dict[str, type] = {

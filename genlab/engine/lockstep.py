@@ -89,7 +89,8 @@ class Strand(threading.Thread):
         """Ends the thread, at its next meeting if it has not come to its end."""
         self._ended = True
         self._go.release()
-        self.join()
+        if self.ident is not None:  # it was started
+            self.join()
 
 
 def in_strand() -> bool:
@@ -184,15 +185,14 @@ class Lockstep:
         learned = [p.requires_grad for p in self._parameters()]
         owns = [Own([None] * len(learned), learned) for _ in strands]
         recorded, answer = model.watching.recorded, None
-        for strand in strands:
-            strand.start()
         try:
+            for strand in strands:
+                strand.start()
             while meetings := self._round(strands, owns, answer):
                 model.watching.recorded = recorded
                 answer = self._hold(meetings)
         finally:
-            for strand in strands:
-                strand.end()
+            _end(strands)
             model.watching.recorded = recorded
             self._set(learned)
             self._sums = {}
@@ -316,6 +316,17 @@ def cut(batch: Batch, parts: int, n: int) -> list[Batch]:
         return batch.chunk(n)
     rows = torch.arange(len(batch)).view(parts, n, -1)
     return [batch.rows(rows[:, k].flatten()) for k in range(n)]
+
+
+def _end(strands: Sequence[Strand]) -> None:
+    """Ends all threads, also if a signal interrupts this."""
+    try:
+        for strand in strands:
+            strand.end()
+    except BaseException:
+        for strand in strands:
+            strand.end()
+        raise
 
 
 def _copied(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from genlab.errors import UserError
 from genlab.runs import folder as runs
 from genlab.runs.dry_run import describe
 from genlab.runs.running import Result, build, train
+from genlab.runs.sweeps import is_done
 
 
 def describe_stages(config: dict[str, Any]) -> Result:
@@ -44,8 +45,7 @@ def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
             stage["first_stage"] = str(before)
         checkpoint = runs.find_checkpoint(folder)
         if checkpoint is not None:
-            done = int(runs.read_checkpoint(checkpoint)["global_step"]) >= stage["trainer"]["max_steps"]
-            if not done:
+            if not is_done(folder, stage):
                 result = train(runs.read_config(folder), folder, resume=checkpoint)
         else:
             (folder / "config.yaml").unlink(missing_ok=True)  # of a start that broke off before its first checkpoint

@@ -181,16 +181,16 @@ def earlier(run_dir: Path, config: dict[str, Any]) -> Earlier | None:
             "another folder: hydra.sweep.dir=..."
         )
     if config.get("stages"):
-        done = all(_is_done(run_dir / name, c) for name, c in stage_configs(config))
+        done = all(is_done(run_dir / name, c) for name, c in stage_configs(config))
         return Earlier(done, None, None)
     checkpoint, record = runs.find_checkpoint(run_dir), runs.record_of(run_dir)
     if checkpoint is None:
         return None
-    done = _is_done(run_dir, config)
+    done = is_done(run_dir, config)
     return Earlier(done, checkpoint, (record.get("best") or {}).get("score"))
 
 
-def _is_done(run_dir: Path, config: dict[str, Any]) -> bool:
+def is_done(run_dir: Path, config: dict[str, Any]) -> bool:
     """Whether a run has used up its iterations or its CPU time or stopped early, by `run.json` or its checkpoint.
 
     A run that has used up its CPU time but has no scores is not done: it trains one more iteration and is then scored.

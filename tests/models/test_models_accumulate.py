@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback
 from torch.testing import assert_close
 
 from genlab.batch import Batch, Seq
+from genlab.callbacks.checkpoints import CleanStop
 from genlab.config.composition import compose
 from genlab.engine.lockstep import Strand, cut
 from genlab.errors import Interrupted, UserError
@@ -213,9 +214,14 @@ def test_a_second_signal_ends_the_threads(tmp_path, monkeypatch):
     """It raises in the main thread, which waits for a chunk."""
 
     def step(self, batch, batch_idx):
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.05)
+        stop, limit = next(c for c in self.trainer.callbacks if isinstance(c, CleanStop)), time.time() + 20
+        os.kill(os.getpid(), signal.SIGTERM)
+        while stop._received is None and time.time() < limit:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        strand = threading.current_thread()
+        while not strand._ended and time.time() < limit:
+            time.sleep(0.01)
 
     monkeypatch.setattr(GAN, "training_step", step)
     with pytest.raises(Interrupted):

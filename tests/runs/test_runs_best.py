@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from genlab.config.composition import compose
+from genlab.errors import UserError
 from genlab.runs import summary
+from genlab.runs.stages import train_stages
 from genlab.runs.start import train
 from genlab.runs.sweeps import earlier
 from tests.cli.helpers import main
@@ -74,6 +76,8 @@ def test_an_early_end_on_the_command_line(tmp_path, monkeypatch, capfd):
     state = json.loads((tmp_path / "run" / "run.json").read_text())
     assert state["sessions"][-1]["status"] == "done" and state["iterations"] == 4
     assert earlier(tmp_path / "run", compose(words[:-1])).done
+    with pytest.raises(UserError, match="are done"):  # as a stage it is not trained again
+        train_stages({**compose(words[:-1]), "stages": [{"name": "run"}]}, tmp_path)
     assert main(monkeypatch, "resume=run") == 2
     assert "checkpoint.early_stop=null, or a number above 2" in capfd.readouterr().err
     assert main(monkeypatch, "resume=run", "checkpoint.early_stop=null") == 0

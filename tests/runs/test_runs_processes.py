@@ -62,6 +62,7 @@ GRADIENTS = {
     **{f"penalty={name}": ["gan", f"penalty={name}"] for name in options("penalty")},
     "network.spectral_norm=true": ["gan", "network.spectral_norm=true"],
     **{f"conditioning={name}": ["cgan", f"conditioning={name}"] for name in ("hidden", "projection")},
+    **{f"optim.accumulate=2 {name}": [name, "optim.accumulate=2"] for name in ("wgan_gp", "began", "vqvae")},
     "derive=noisy": ["cvae", "derive=noisy", "model.given=[c]"],  # draws of its own in each batch
 }
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1}
