@@ -6,6 +6,8 @@ from typing import Any
 
 from genlab.errors import UserError
 
+COMMAND_FILE = ".hydra/command.yaml"  # in a run folder: the arguments of the run, written before all else
+
 
 def take_path(arguments: list[str], key: str) -> tuple[str | None, list[str]]:
     """The value of the last `key=value` as it was typed, and the other arguments."""
