@@ -12,6 +12,8 @@ import yaml
 
 from genlab.errors import UserError
 
+COMMAND_FILE = ".hydra/command.yaml"  # in a run folder: the arguments of the run, written before all else
+
 
 def expanded(path: str) -> str:
     """A path with the home folder in place of a leading `~`; shells do not expand it behind `key=`."""

@@ -12,6 +12,7 @@ import yaml
 
 from genlab import commands
 from genlab.commands import quoted, short
+from genlab.config.arguments import COMMAND_FILE
 from genlab.config.stages import stage_configs
 from genlab.errors import UserError
 from genlab.runs import folder as runs
@@ -31,7 +32,6 @@ RESUMABLE = (
     "trainer.log_every_n_steps",
 )
 SWEEP_FILE = "multirun.yaml"  # Hydra's own, written before the first job starts
-HYDRA = ".hydra"  # Hydra's folder in a run folder, written before the set-up of the run
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def command(folder: str, arguments: Sequence[str]) -> list[str]:
 def is_set_up(path: str) -> bool:
     """Whether this is the folder of a run that was stopped in its set-up, before its config was written."""
     folder = Path(path)
-    begun = (folder / HYDRA).is_dir() or (folder / "train.log").is_file()
+    begun = (folder / COMMAND_FILE).parent.is_dir() or (folder / "train.log").is_file()
     return begun and not (folder / "config.yaml").is_file() and runs.find_checkpoint(folder) is None
 
 
@@ -94,10 +94,11 @@ def set_up_command(folder: str, arguments: Sequence[str]) -> list[str]:
         arguments: Further arguments: lengths and places, and keys of Hydra.
 
     Raises:
-        UserError: If there are other arguments, or the run was stopped before Hydra had saved its command.
+        UserError: If there are other arguments, or the run was stopped before its command was saved.
     """
     _check_resumable(arguments, "run keeps its own config")
-    hydra = _hydra_of(Path(folder) / HYDRA / "hydra.yaml")
+    file = Path(folder) / COMMAND_FILE
+    hydra = _hydra_of(file) or _hydra_of(file.with_name("hydra.yaml"))  # a job of a sweep has Hydra's record only
     if hydra is None:
         raise UserError(_unknown(folder, "hydra.run.dir"))
     others = ("hydra.mode=", "hydra.run.dir=", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
@@ -107,10 +108,11 @@ def set_up_command(folder: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _hydra_of(path: Path) -> dict[str, Any] | None:
-    """Hydra's own config, as Hydra saves it; None if the file is missing or cut off (Hydra writes it in place)."""
+    """Hydra's own config in a file; None if the file is missing or cut off (Hydra writes its own in place)."""
     try:
         hydra = yaml.safe_load(path.read_text())["hydra"]
-        return hydra if {"overrides", "runtime", "sweeper"} <= hydra.keys() else None
+        complete = {"task", "hydra"} <= hydra["overrides"].keys() and "config_sources" in hydra["runtime"]
+        return hydra if complete else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
 

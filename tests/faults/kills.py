@@ -15,6 +15,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
+from hydra.core import utils
 
 from genlab import files
 from genlab.callbacks import checkpoints
@@ -65,6 +66,8 @@ class Points:
             file.write(written[len(written) // 2 :])
 
         torch.save = save_in_halves
+        self.watch(utils, "_save_config", SETUP)
+        self.watch(utils.OmegaConf, "to_yaml", SETUP)
         self.watch(composition, "resolve", SETUP)
         self.watch(running, "build", SETUP)
         self.watch(running, "_prepare_data", SETUP)
