@@ -10,6 +10,7 @@ from genlab.cli import app
 from genlab.config import composition
 from genlab.config.arguments import check_device, take_path
 from genlab.errors import UserError
+from genlab.runs.paths import check_paths
 
 if TYPE_CHECKING:
     from genlab.metrics.classifier import ClassifierExtractor
@@ -52,16 +53,18 @@ def train(overrides: list[str], out: str | None = None, device: str = "cpu") -> 
     Raises:
         UserError: If another key is given, or the data have no labels or are no images.
     """
+    for override in overrides:
+        if override.partition("=")[0].partition(".")[0] != "data":
+            raise UserError(f"{override!r} is not understood. The keys are data, data.*, out and device.")
+    composed = composition.compose(overrides)
+    check_paths(composed)
     import torch
 
     from genlab.config.instantiate import check_signatures, instantiate
     from genlab.judging.judge import dataset_classifier
     from genlab.metrics.classifier import ClassifierExtractor, save_classifier
 
-    for override in overrides:
-        if override.partition("=")[0].partition(".")[0] != "data":
-            raise UserError(f"{override!r} is not understood. The keys are data, data.*, out and device.")
-    config = composition.compose(overrides)["data"]
+    config = composed["data"]
     check_signatures(config, "data")
     data: Any = instantiate(config)
     if not data.spec.images:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 FEWEST = 40  # points of a curve that is smoothed
-WINDOW = 0.05  # of a curve's points in a mean
+WINDOW = 0.1  # of a curve's points in a mean
 NOISE = 0.1  # standard deviation around the means, relative to their range, from which on a curve is noisy
 
 
@@ -31,7 +31,7 @@ def smoothed(values: Sequence[float]) -> list[float] | None:
         values: Equally spaced values; those that are not finite are passed over.
 
     Returns:
-        At each point the mean of the values around it, over a twentieth of the curve; NaN where none is finite.
+        At each point the mean of the values around it, over a tenth of the curve; NaN where none is finite.
     """
     found = np.asarray(values, dtype=float)
     finite = np.isfinite(found)

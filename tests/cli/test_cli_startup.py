@@ -34,6 +34,7 @@ QUICK = {
     "report": [["--help"]],
     "visualize": [["--help"], ["--version"], ["run=nowhere"]],
     "export": [["--help"], ["run=nowhere"]],
+    "train_classifier": [["--help"], ["data=mnist", "data.root=nowhere"]],
 }
 PROGRAM = """
 import importlib, json, os, sys
