@@ -330,12 +330,13 @@ def show(records: list[dict[str, Any]]) -> None:
         console = Console(width=160)
     for record in records:
         place = record["run"] if "checkpoint" not in record else f"{record['run']}/{record['checkpoint']['file']}"
-        table = Table(title=place, title_justify="left", show_header=True, box=None, padding=(0, 2, 0, 0))
+        table = Table(show_header=True, box=None, padding=(0, 2, 0, 0))
         for column in ("score", "value", "reference", "samples"):
             table.add_column(column, overflow="fold")
         for row in score_rows(record):
             table.add_row(*row)
         console.print()
+        console.print(short(place), style="italic", highlight=False, markup=False, soft_wrap=True)  # a title would wrap
         console.print(table)
         for note in record["notes"]:
             console.print(f"- {note}", style="yellow", highlight=False)

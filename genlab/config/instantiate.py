@@ -180,12 +180,14 @@ SIMPLE = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def _check_values(node: dict[str, Any], found: Any, place: str) -> None:
     """Checks the plain values of a node against the annotations of what it builds, where those are plain types.
 
+    Null passes: constructors say themselves what is missing.
+
     Raises:
         UserError: Names the first value of another type.
     """
     for key, hint in constructor_hints(found).items():
         kinds = typing.get_args(hint) or (hint,)
-        if key not in node or isinstance(node[key], (dict, list)) or not all(kind in SIMPLE for kind in kinds):
+        if isinstance(node.get(key), (dict, list, type(None))) or not all(kind in SIMPLE for kind in kinds):
             continue
         value = node[key]
         fits = type(value) in kinds or (float in kinds and type(value) is int)

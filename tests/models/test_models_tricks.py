@@ -178,7 +178,7 @@ def test_a_method_that_takes_no_part_says_so(model):
         ),
         (["tricks.virtual_batch_norm=true", "network.generator_norm=none"], "batch norms, but the generator has none"),
         (["tricks.packing=3"], "tricks.packing=3 must divide data.batch_size=8"),
-        (["tricks.packing=0"], "must be at least 1"),
+        (["tricks.packing=0"], "a whole number of at least 1"),
         (["tricks.replay=1.5"], "in \\[0, 1\\]"),
         (["loss.real_labels=[2.0,3.0]"], "with a mean in \\[0, 1\\]"),
         (["loss.flip=2"], "loss.flip must be in \\[0, 1\\]"),
