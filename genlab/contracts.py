@@ -135,8 +135,8 @@ class Further(Protocol):
         penalty: The penalty on the discriminator's gradient, None for none; the method takes none.
         posterior_draws: The largest number of posterior draws that make a difference; any.
         spec: The facts about the data; not set yet.
-        whole_batch: Name of the term that needs all samples of a batch at once, with gradients; none. Any module may
-            have it.
+        whole_batch: Name of the term that needs all samples of a batch at once, with gradients; none. Modules may have
+            it, too.
     """
 
     batches_at: Callable[[int], int]

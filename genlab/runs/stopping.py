@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from genlab import launch
+from genlab.commands import command
 from genlab.errors import Interrupted, UserError
 from genlab.files import write_text
 from genlab.journal import say
@@ -57,7 +58,7 @@ def set_up(run_dir: Path) -> Iterator[None]:
             yield
     except Interrupted:
         begun = (run_dir / "config.yaml").is_file() or (run_dir / ".hydra").is_dir()
-        again = f" Go on with: python train.py resume={run_dir}" if begun else ""
+        again = f" Go on with: {command('train', resume=run_dir)}" if begun else ""
         say(f"Stopped before the first iteration.{again}")
         raise
 
@@ -119,7 +120,7 @@ def _print_sweep() -> None:
         return
     try:
         sweeps.command(str(of.folder), [])
-        print(f"Run the missing jobs of the sweep with: python train.py resume={of.folder}")
+        print(f"Run the missing jobs of the sweep with: {command('train', resume=of.folder)}")
     except UserError as search:
         print(search)
 

@@ -76,7 +76,7 @@ def test_a_run_stopped_in_its_set_up_says_how_to_go_on(monkeypatch, capsys):
         patched.setattr(running, "_prepare_data", ending_with(running._prepare_data, signal.SIGTERM))
         assert main(patched, *line) == 143
     out = capsys.readouterr().out
-    assert re.search(r"Stopped before the first iteration. Go on with: python train.py resume=\S*run\n", out), out
+    assert re.search(r"Stopped before the first iteration. Go on with: python \S*train.py resume=\S*run\n", out), out
     assert main(monkeypatch, "resume=run", "model=vae") == 2
     assert "'model=vae' cannot be changed" in capsys.readouterr().err
     assert main(monkeypatch, "resume=run", "trainer.max_steps=3") == 0
@@ -88,7 +88,7 @@ def test_a_run_stopped_in_its_set_up_says_how_to_go_on(monkeypatch, capsys):
 def test_a_sweep_stopped_between_two_jobs_says_how_to_go_on(number, monkeypatch, capsys):
     monkeypatch.setattr(composition, "resolve", ending_with(composition.resolve, number))
     assert main(monkeypatch, "-m", *QUICK, "seed=0,1", "hydra.sweep.dir=sweep") == 128 + number
-    assert "python train.py resume=sweep" in capsys.readouterr().out
+    assert "train.py resume=sweep" in capsys.readouterr().out
     assert launch.sweep() is None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -153,7 +153,7 @@ def test_a_joblib_sweep_ends_with_its_workers_and_checkpoints():
     process.terminate()
     out, _ = process.communicate(timeout=120)  # the output is closed once no process holds it
     assert process.returncode == 143 and "Traceback" not in out, out
-    assert "python train.py resume=sweep" in out.splitlines()[-1]
+    assert "train.py resume=sweep" in out.splitlines()[-1]
     assert [statuses(f"sweep/{i}") for i in (0, 1)] == [["interrupted"], ["interrupted"]]
     assert all(Path(f"sweep/{i}/checkpoints/last.ckpt").is_file() for i in (0, 1))
     assert not list(Path("sweep").glob("[23]/config.yaml"))
