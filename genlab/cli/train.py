@@ -109,7 +109,9 @@ def _task(config: Any) -> float | None:
 
 def _remove_empty(run_dir: Path) -> None:
     """Removes a run folder, and `outputs/` around it, in which there is no more than Hydra and the journal wrote."""
-    if {p.name for p in run_dir.iterdir()} <= {".hydra", ".lock", JOURNAL}:
+    from genlab.runs.running import is_first_process
+
+    if is_first_process() and {p.name for p in run_dir.iterdir()} <= {".hydra", ".lock", JOURNAL}:
         shutil.rmtree(run_dir, ignore_errors=True)
         if run_dir.parent.name == "outputs":
             with suppress(OSError):  # it holds other runs
