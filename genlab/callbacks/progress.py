@@ -82,10 +82,12 @@ class Progress(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Updates the bar and the journal when due."""
+        if not trainer.is_global_zero:
+            return
         now, step = time.monotonic(), trainer.global_step
         last = step >= trainer.max_steps
         due, noted = now - self._shown >= self._every or last, step % self.log_every_n_steps == 0 or last
-        if not trainer.is_global_zero or not (due or noted):
+        if not (due or noted):
             return
         per_step = trainer.datamodule.batch_size * pl_module.batches_per_step  # type: ignore[attr-defined]
         self.images_per_second = (step - self._first_step) * per_step / max(now - self._started, 1e-9)

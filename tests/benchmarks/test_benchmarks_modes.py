@@ -83,7 +83,7 @@ def test_a_run_that_had_its_time_and_no_scores_is_not_done(clock, tmp_path):
 def test_other_runs_know_no_cpu_time(clock, tmp_path):
     train(compose([*SHORT, "max_cpu_time=null", "trainer.max_steps=4"]), tmp_path)
     assert "cpu_seconds" not in record_of(tmp_path) and clock[1] == [0.0, 0.25, 0.5, 0.75]
-    with pytest.raises(UserError, match="max_cpu_time is a positive number of seconds, got -1"):
+    with pytest.raises(UserError, match="max_cpu_time must be a number above 0, or null, got -1"):
         train(compose([*SHORT, "max_cpu_time=-1"]), tmp_path / "other")
 
 

@@ -309,7 +309,7 @@ def test_without_the_monitored_score_nothing_stops_early_and_that_is_said(tmp_pa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["checkpoint.early_stop=0"], "checkpoint.early_stop must be a whole number of at least 1, got 0"),
+        (["checkpoint.early_stop=0"], "checkpoint.early_stop must be a whole number of at least 1, or null, got 0"),
         (["checkpoint.smooth=0"], "checkpoint.smooth must be a whole number of at least 1, got 0"),
         (["checkpoint.early_stop=2"], "needs scores on validation data, and metrics=none has none"),
         (["checkpoint.early_stop=2", "metrics=points"], "needs the callback that scores validation data"),

@@ -110,7 +110,7 @@ def test_a_run_folder_explains_itself(tmp_path):
     assert {"train/d_loss", "train/g_loss", "val/fid/classifier-digits", "test/is/classifier-digits"} <= scored
     assert {int(r["step"]) for r in rows if r["metric"] == "train/d_loss"} == {1, 10, 20, 30, 40}
     assert Image.open(run / "samples.png").size[0] >= 512
-    assert "python scripts/sample.py run=" in result.stdout and "of 2000 samples" in result.stdout
+    assert "scripts/sample.py run=" in result.stdout and "of 2000 samples" in result.stdout
     assert (run / "checkpoints" / "best.ckpt").is_file()
 
 

@@ -147,10 +147,10 @@ def test_the_last_lines_of_a_run_can_be_pasted(columns, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "a long folder's name [bold], with brackets é" / "2026-01-01_00-00-00-000_gan_digits"
     run.mkdir(parents=True)
-    parts = SimpleNamespace(judge=None, config={"trainer": {"max_steps": 5000}})
+    parts = SimpleNamespace(judge=None, config={"trainer": {"max_steps": 5000}, "checkpoint": {}})
     best = {"monitor": None, "score": None, "iteration": None}
     record = {"choices": {"model": "gan"}, "seed": 0, "sessions": [{"wall_seconds": 1.0}], "iterations": 5000}
-    print_summary(parts, run, {**record, "images_per_second": 1.0, "best": best}, {})
+    print_summary(parts, run, {**record, "images_per_second": 1.0, "best": best, "last": {}}, {})
     plain = capsys.readouterr().out
     lines = [line.partition("  ")[2].strip() for line in _without_colours(plain).splitlines() if ".py" in line]
     typed = [dict(word.split("=", 1) for word in shlex.split(line)[2:]) for line in lines]

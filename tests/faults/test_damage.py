@@ -202,7 +202,7 @@ def test_a_signal_ends_a_run_that_can_go_on(number, run, whole_run, tmp_path, mo
     with signal_in(5, number):
         assert main(monkeypatch, *LINE, "hydra.run.dir=stopped") == 128 + number
     out = capfd.readouterr()
-    assert re.search(r"Stopped after iteration 5\. Go on with: python train\.py resume=\S*stopped\n", out.out)
+    assert re.search(r"Stopped after iteration 5\. Go on with: python \S*train\.py resume=\S*stopped\n", out.out)
     assert "Traceback" not in out.err
     assert torch.load("stopped/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
     assert main(monkeypatch, "resume=stopped") == 0

@@ -107,7 +107,7 @@ def test_a_run_killed_in_its_set_up_is_resumed_by_its_folder(train):
     one = SOME["one checkpoint is kept"]
     code, points, _ = train("alone in its set-up", one)
     numbers = [i for i, kind in enumerate(points) if kind == "set-up"]
-    assert code == 0 and len(numbers) == 18  # Hydra's three files, the config, the parts and the data
+    assert code == 0 and len(numbers) == 20  # the journal, Hydra's three files, the config, the parts and the data
     for number in (numbers[0], numbers[-1]):
         name = f"killed in its set-up at {number}"
         assert train(name, one, kill_at=number)[0] == -9

@@ -235,7 +235,7 @@ def test_twenty_steps_and_resume(tmp_path):
 
 def test_reconstructions_become_those_of_their_images(tmp_path):
     """Without any error of pixels they come nearer, and the discriminator's features tell whose they are."""
-    overrides = ["model=dc_vae", "data=digits", "network.hidden=[64]", "model.queue_size=128", "data.batch_size=32"]
+    overrides = ["model=dc_vae", "data=digits", "model.queue_size=128", "data.batch_size=32"]
     overrides += ["network.generator.hidden=[64]", "network.critic.hidden=[64,32]", "network.encoder.hidden=[64]"]
     overrides += ["model.g_optimizer.lr=0.003", "model.d_optimizer.lr=0.003", "ema.decay=0", "model.n_critic=1"]
     fitted = fit(overrides, 150, tmp_path)

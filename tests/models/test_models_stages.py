@@ -16,7 +16,7 @@ from tests.models.toys import Prior
 pytestmark = pytest.mark.usefixtures("one_thread")
 # Batch norm in the first stage: frozen means its statistics too.
 FIRST = ["model=vae", "model.latent_dim=3", "data=digits", "network=mlp", "network.hidden=[16]"]
-FIRST += ["network.generator_norm=batch", "+network.decoder.norm=batch"]
+FIRST += ["+network.decoder.norm=batch"]
 STEPS = {"vae": 3, "prior": 6}
 ALLOW = ("tests.models.toys.*",)
 

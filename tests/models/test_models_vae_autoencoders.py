@@ -107,7 +107,7 @@ def test_a_linear_autoencoder_finds_the_principal_subspace(tmp_path):
 CHOICES = {
     "autoencoder": ["model=autoencoder", *DIGITS],
     "denoising": ["model=denoising", *DIGITS],
-    "contractive": ["model=contractive", "model.code_dim=30", *DIGITS],
+    "contractive": ["model=contractive", "model.code_dim=30", "data=digits"],
     "deep contractive": ["model=contractive", "model.autoencoder=${network.autoencoder}", "model.code_dim=5",
                          "network.activation=tanh", *DIGITS],
 }  # fmt: skip
@@ -208,7 +208,7 @@ def test_the_penalty_of_a_linear_map_is_its_squared_norm():
 
 def test_contraction_contracts(tmp_path):
     """A hundred times the weight: a smaller Jacobian; none: the plain autoencoder's loss."""
-    overrides = ["model=contractive", *DIGITS, "model.code_dim=30", "trainer.log_every_n_steps=1"]
+    overrides = ["model=contractive", "data=digits", "model.code_dim=30", "trainer.log_every_n_steps=1"]
     found = {}
     for weight in (0.0, 100.0):
         memory = Memory()
