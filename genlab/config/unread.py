@@ -6,8 +6,9 @@ interpolation of a key that is read refers to it: the parts of a model, such as 
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
@@ -18,6 +19,7 @@ from genlab.config.schema import PARTS
 from genlab.config.shipped import config_dir
 from genlab.errors import UserError
 
+log = logging.getLogger("genlab")
 BUILT = ("callbacks", "logger", "derive")  # groups whose entries are objects
 REFERENCE = re.compile(r"\$\{\s*(?:oc\.select:\s*|oc\.dict\.\w+:\s*)?(\.*[\w@.\[\]-]*)(:)?")
 
@@ -35,7 +37,8 @@ def check(config: Any, hydra: Any) -> None:
     from omegaconf import OmegaConf
 
     raw = containers(config)
-    typed = _typed([*hydra.overrides.task, *hydra.overrides.hydra])
+    overrides = [*hydra.overrides.task, *hydra.overrides.hydra]
+    typed = _typed(overrides)
     known = {f.name for f in fields(schema.TrainConfig)}
     roots = {**_roots(raw), "hydra": OmegaConf.to_container(hydra, resolve=False)}
     read = _reached({**raw, "hydra": roots["hydra"]}, roots)
@@ -47,7 +50,7 @@ def check(config: Any, hydra: Any) -> None:
         *(f"{name}.{key}" for name, own in schema.SECTIONS.items() for key in _keys(raw.get(name)) if key not in own),
         *_unread_in_stages(raw.get("stages"), known),
         *(key for key in _unread_in_hydra(hydra, "hydra") if any(t == key or t.startswith(f"{key}.") for t in typed)),
-        *(key for key in typed if key.partition(".")[0] in PARTS),
+        *(key for key in _typed(o for o in overrides if str(o).startswith("+")) if key.partition(".")[0] in PARTS),
         *(f"{name}.{key}" for name in BUILT for key, node in (_items(raw.get(name))) if not _builds(node)),
         *(key for key in typed if key.startswith("metrics.") and "_target_" not in _keys(raw.get("metrics"))),
         *_unread_of_files(raw, hydra.runtime.choices),
@@ -55,6 +58,16 @@ def check(config: Any, hydra: Any) -> None:
     for name in names:
         if not _is_read(name, read):
             raise _refusal(name, typed.get(name, "..."), raw, read, hydra.runtime.choices)
+    # A part may have keys for networks that this method does not use: a sweep over methods sets them for all.
+    for name in typed:
+        if name.partition(".")[0] in PARTS and not _is_read(name, read):
+            _warn(str(_refusal(name, typed[name], raw, read, hydra.runtime.choices)))
+
+
+@cache
+def _warn(sentence: str) -> None:
+    """Warns once of a key without effect."""
+    log.warning("%s", sentence)
 
 
 def refusal(key: str, value: str, config: Any) -> UserError:
@@ -86,7 +99,7 @@ def _roots(raw: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if key in known and key not in PARTS}
 
 
-def _typed(overrides: Sequence[str]) -> dict[str, str]:
+def _typed(overrides: Iterable[str]) -> dict[str, str]:
     """The keys of typed overrides and their values; without deletions."""
     found = {}
     for override in overrides:

@@ -60,8 +60,8 @@ KEYS = {  # what is typed, and the words of the answer
     "+data.batchsize=3": "takes no 'batchsize', did you mean 'batch_size'",
     "model=wgan_gp +penalty=r1": "Nothing reads penalty in model=wgan_gp",
     "model=vae +loss=hinge": "Nothing reads loss in model=vae",
-    "data=mnist network.critic_norm=none": "Nothing reads network.critic_norm",
     "+network.widht=8 data=mnist": "network.width=8",
+    "+network.layers=3": "Nothing reads network.layers",
     "+callbacks.mine=true": "Nothing reads callbacks.mine",
     "+logger.wandb.project=a": "Nothing reads logger.wandb",
     "metrics=none +metrics.num_samples=9": "Nothing reads metrics.num_samples",
@@ -149,6 +149,16 @@ def test_a_mistake_ends_in_a_sentence(typed):
 )
 def test_what_is_read_is_no_mistake(typed):
     compose(typed)
+
+
+def test_a_key_of_a_part_that_the_method_leaves_out_is_warned_of(caplog):
+    """A sweep over methods may set it for all of them."""
+    unread._warn.cache_clear()
+    compose(["data=mnist", "network.critic_norm=none"])
+    compose(["data=mnist", "network.critic_norm=none"])
+    compose(["model=pca", "data=digits", "network=mlp"])
+    said = [record.getMessage().partition(" in ")[0] for record in caplog.records]
+    assert said == ["Nothing reads network.critic_norm", "Nothing reads network"]
 
 
 def test_hidden_widths_reach_every_network_of_small_images():
