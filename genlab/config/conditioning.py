@@ -31,7 +31,8 @@ def told(config: dict[str, Any]) -> dict[str, Any]:
         UserError: If there is nothing to tell, a network has no place for it, or the data do not say what a column is.
     """
     rest = {key: value for key, value in config.items() if key != "conditioning"}
-    stages = [_told_stage(config, stage) for stage in config.get("stages") or ()]
+    listed = config.get("stages")
+    stages = [_told_stage(config, stage) for stage in listed] if isinstance(listed, list) else []
     if stages:
         rest["stages"] = [stage for stage, _ in stages]
     model, option = dict(config["model"]), config.get("conditioning")

@@ -37,7 +37,8 @@ def check(config: Any, hydra: Any) -> None:
     from omegaconf import OmegaConf
 
     raw = containers(config)
-    overrides = [*hydra.overrides.task, *hydra.overrides.hydra]
+    texts: Any = OmegaConf.to_container(hydra.overrides, resolve=False)  # they may hold interpolations, as texts
+    overrides = [*texts["task"], *texts["hydra"]]
     typed = _typed(overrides)
     known = {f.name for f in fields(schema.TrainConfig)}
     roots = {**_roots(raw), "hydra": OmegaConf.to_container(hydra, resolve=False)}
