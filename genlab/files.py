@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from genlab.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -73,6 +75,18 @@ def run_path(path: str | os.PathLike[str]) -> Path:
         if place.name == LATEST and place.is_file():
             return place.parent / place.read_text().strip() / path.relative_to(place)
     return path
+
+
+def existing_run(path: str | os.PathLike[str]) -> Path:
+    """The path of `run_path`, which must exist.
+
+    Raises:
+        UserError: If it does not.
+    """
+    place = run_path(path)
+    if not place.exists():
+        raise UserError(f"There is no run at {place}. Give a run folder (outputs/...) or a .ckpt file.")
+    return place
 
 
 def free_mib(path: Path) -> int:

@@ -17,7 +17,7 @@ from genlab.commands import program, short
 from genlab.config.arguments import parse, take_path, take_paths
 from genlab.config.samplers import sampler_config, sampler_stem, take_sampler
 from genlab.errors import UserError
-from genlab.files import run_path, write_json
+from genlab.files import existing_run, run_path, write_json
 from genlab.judging.cards import BETTER, PROTOCOL, REPEATED, kind_of, margin, refusal, title_of
 from genlab.judging.records import FORMAT, find_runs
 from genlab.judging.subject import (
@@ -111,8 +111,8 @@ def main() -> None:
             print(f"{find_inception_weights(download=True)}: for extractor=inception, metrics.extractor=inception")
             return
         named, options = read_options(sys.argv[1:])
-        if len(named) == 1 and not run_path(named[0]).exists():
-            raise UserError(f"There is no run at {named[0]}. Give a run folder (outputs/...) or a .ckpt file.")
+        if len(named) == 1:
+            existing_run(named[0])
         from genlab.sharing import joined
 
         with joined() as first:

@@ -21,7 +21,7 @@ import genlab
 from genlab.commands import quoted, short
 from genlab.config.instantiate import build_data, build_model, check_allowed, check_signatures, locate, matches
 from genlab.errors import UserError
-from genlab.files import LATEST, FolderLock, run_path, write_json, write_text
+from genlab.files import LATEST, FolderLock, existing_run, write_json, write_text
 
 if TYPE_CHECKING:
     from genlab.data.module import ArrayData
@@ -48,9 +48,7 @@ def find_run(path: str | Path) -> tuple[Path, Path]:
     Raises:
         UserError: If there is no such path, or no checkpoint in the folder.
     """
-    place = run_path(path)
-    if not place.exists():
-        raise UserError(f"There is no run at {place}. Give a run folder (outputs/...) or a .ckpt file.")
+    place = existing_run(path)
     if place.is_file():
         return place.resolve().parent.parent, place
     checkpoint = find_checkpoint(place)

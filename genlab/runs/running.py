@@ -147,7 +147,7 @@ def make_trainer(
     """
     import pytorch_lightning as pl
 
-    from genlab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CleanStop
+    from genlab.callbacks.checkpoints import AtomicCheckpointIO, CleanStop
     from genlab.callbacks.health import Rollbacks
     from genlab.callbacks.profiler import Unprofiled
 
@@ -157,20 +157,6 @@ def make_trainer(
     for callback in parts.callbacks.values():
         if hasattr(callback, "judge"):
             callback.judge = parts.judge
-    keeping = config["checkpoint"]
-    checkpoints = Checkpoints(
-        keeping["every_n_steps"],
-        keeping["keep"],
-        keeping["monitor"] or getattr(parts.judge, "monitor", None),
-        parts.judge.mode if parts.judge is not None else "min",
-        keeping.get("smooth", 1),  # configs older than the key
-        keeping.get("early_stop"),
-    )
-    if checkpoints.early_stop is not None and not any(hasattr(c, "judge") for c in parts.callbacks.values()):
-        raise UserError(
-            f"checkpoint.early_stop={checkpoints.early_stop} needs the callback that scores validation data. Leave it "
-            "out, or take callbacks=default."
-        )
     chosen = (config.get("logger") or {}).values()
     asked = {k: v for k, v in config["trainer"].items() if k not in ("strategy", "log_every_n_steps")}
     arguments: dict[str, Any] = {
@@ -183,7 +169,7 @@ def make_trainer(
             CleanStop(_seconds(config["max_time"], spent), _cpu_seconds(config)),
             Rollbacks(parts.rollbacks),
             *parts.callbacks.values(),
-            checkpoints,
+            _keeper(parts),
         ],
         "default_root_dir": str(run_dir),
         "profiler": Unprofiled(),
@@ -450,9 +436,34 @@ def _check_patience_left(config: dict[str, Any], checkpoint: dict[str, Any] | No
     idle = int(((checkpoint or {}).get("callbacks", {}).get("Checkpoints") or {}).get("idle", 0))
     if patience is not None and idle >= patience and folder.record_of(run_dir).get("scores") is not None:
         raise UserError(
-            f"{run_dir} stopped early, after {idle} validations without a better score. "
+            f"{short(run_dir)} stopped early, after {idle} validations without a better score. "
             f"To go on further: checkpoint.early_stop=null, or a number above {idle}"
         )
+
+
+def _keeper(parts: Parts) -> Checkpoints:
+    """The callback that writes checkpoints, keeps the best and stops early.
+
+    Raises:
+        UserError: If it is to stop early, and no callback scores validation data.
+    """
+    from genlab.callbacks.checkpoints import Checkpoints
+
+    keeping = parts.config["checkpoint"]
+    patience = keeping.get("early_stop")
+    if patience is not None and not any(hasattr(c, "judge") for c in parts.callbacks.values()):
+        raise UserError(
+            f"checkpoint.early_stop={patience} needs the callback that scores validation data. Leave it out, or take "
+            "callbacks=default."
+        )
+    return Checkpoints(
+        keeping["every_n_steps"],
+        keeping["keep"],
+        keeping["monitor"] or getattr(parts.judge, "monitor", None),
+        parts.judge.mode if parts.judge is not None else "min",
+        keeping.get("smooth", 1),  # configs older than the key
+        patience,
+    )
 
 
 def _checkpoints(trainer: pl.Trainer) -> Checkpoints:

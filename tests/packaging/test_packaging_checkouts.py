@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.test_packaging import REPO, SOURCES, copied
+from tests.packaging.test_packaging import REPO, SOURCES, copied, run
 
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
 WHERE = "import genlab; from genlab.config.shipped import config_dir; print(genlab.__file__, config_dir())"
@@ -19,14 +18,6 @@ CHILD = f"""import subprocess, sys
 def main():
     subprocess.run([sys.executable, "-c", {WHERE!r}])
 """
-
-
-def run(command, cwd):
-    """A command without the paths of the tests' own environment; its output."""
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    result = subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, timeout=120)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +29,7 @@ def place(tmp_path_factory):
     second = folder / "second"
     (second / "configs" / "model" / "mine.yaml").write_text("# Of the second checkout\ndefaults: [gan]\n")
     (second / "genlab" / "cli" / "report.py").write_text(CHILD)
-    run([sys.executable, "-c", BUILD, str(folder)], folder / "genlab")
+    run([sys.executable, "-c", BUILD, str(folder)], folder / "genlab", PYTHONPATH="")
     venv.create(folder / "env", with_pip=False, symlinks=os.name != "nt")
     (wheel,) = folder.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(packages(folder))
@@ -54,7 +45,7 @@ def packages(place):
 def python(place, *arguments, cwd="."):
     """Runs the environment's Python in a folder of `place`; its output."""
     scripts = sysconfig.get_path("scripts", "venv", {"base": str(place / "env")})
-    return run([str(Path(scripts) / "python"), *arguments], place / cwd)
+    return run([str(Path(scripts) / "python"), *arguments], place / cwd, PYTHONPATH="")
 
 
 def test_an_editable_install_is_a_plain_path(place):
@@ -86,4 +77,4 @@ def test_configs_that_are_missing_are_a_sentence(tmp_path):
         shutil.copy(REPO / "genlab" / name, tmp_path / "genlab" / name)
     (tmp_path / "configs").mkdir()
     code = "from genlab.config.shipped import *\ntry:\n    config_dir()\nexcept UserError as error:\n    print(error)"
-    assert "genlab's configs are missing" in run([sys.executable, "-c", code], tmp_path)
+    assert "genlab's configs are missing" in run([sys.executable, "-c", code], tmp_path, PYTHONPATH="")
