@@ -436,7 +436,7 @@ class Training:
         work: dict[str, tuple[int, Callable[[], object]]] = {}
         if parts.judge is not None:
             with contextlib.suppress(UserError):  # missing weights: training, too, goes on without scores
-                parts.judge.prepare(parts.data, self.device)
+                parts.judge.prepare(parts.model, parts.data, self.device)
                 work["scores"] = (parts.judge.every_n_steps, lambda: judged(parts.judge.validate, model, trainer))
         if self.grid is not None:
             grid = self.grid

@@ -8,6 +8,9 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +18,16 @@ import genlab
 from genlab.cli import app
 from genlab.commands import program, short
 from genlab.config.arguments import parse, take_path, take_paths
-from genlab.config.samplers import sampler_config, sampler_stem, take_sampler
+from genlab.config.samplers import sampler_config, sampler_stem, sampler_text, take_sampler
 from genlab.errors import UserError
 from genlab.files import existing_run, run_path, write_json
-from genlab.judging.cards import BETTER, PROTOCOL, REPEATED, kind_of, margin, refusal, title_of
-from genlab.judging.records import FORMAT, find_runs
-from genlab.judging.subject import (
-    FEWEST,
-    IMAGES,
-    POINTS,
-    SCORES,
-    Scoring,
-    our_keys,
-    record_of,
-)
+from genlab.judging.cards import REPEATED, refusal
+from genlab.judging.measure import Measure, Settings, chosen, known
+from genlab.judging.records import FORMAT, find_runs, joined_records, rows
 
 log = logging.getLogger("genlab")
+SEED, LIKELIHOOD_IMAGES = 2020, 1000
+OF_SETS = {"pictures", "samples", "extractor", "logits", "classes", "train"}  # needs that image sets can meet
 HELP = f"""genlab-evaluate: score a trained model or a set of images, and record the protocol with the scores.
 
   genlab-evaluate run=outputs/latest                    against the test split of the run's own data
@@ -44,8 +41,9 @@ HELP = f"""genlab-evaluate: score a trained model or a set of images, and record
 
 Keys
   run, real, fake, train   runs, or sets of images; `train`: training images for the memorisation ratio of real= fake=
-  scores            some of [{", ".join(SCORES)}]; default: all that apply
-  n                 most real and most generated samples (images {IMAGES:,}; points {POINTS:,})
+  scores            some of [{", ".join(name for name, each in known().items() if not each.part_of)}];
+                    default: all that apply
+  n                 most real and most generated samples (images 10,000; points 2,500)
   split (test)      train | val | test of the run's data
   seed (2020)       of latents and subsets; scores with different seeds are comparable
   extractor         classifier (trained on the data set; for real= fake= on train= if it has labels, else on half of
@@ -55,16 +53,18 @@ Keys
   precision (float32; bfloat16 for monitoring only)
   sampler (prior)   of the samples: truncated | drs | ddls | gmm | flow, and sampler.KEY=VALUE (configs/sampler);
                     the card names it, and scores of different samplers are not ranked against each other
-  iwae_samples (500; the paper: 5000), likelihood_images (1000; null: all n)
+  iwae_samples (500; the paper: 5000), likelihood_images (1000)
   ais_steps (0: none; the paper: 10000), ais_samples (16)    annealed importance sampling: temperatures, chains
+  splits (10)       parts of the Inception score
   size              for real= fake= of different sizes: crop around the centre and resize (Lanczos) to this
   background (white), bits    for real= fake=: the colour under transparent pixels, white, black or '#rrggbb'; the bits
                     of 16-bit images, 8 to 16 (default: those that their largest value needs)
   data.root         folder of the run's data on this machine
-  skip_broken (false), batch_size (256), device (cpu; cuda: under torchrun a GPU per process),
+  skip_broken (false), batch_size (100), device (cpu; cuda: under torchrun a GPU per process),
   out (a folder for the score files), allow_targets ([mypackage.*])
 
-A class-conditional model draws the classes of the real images, in their frequencies.
+A score that the run took itself is taken with the run's own settings; what is typed comes before them. A model that is
+told something is told it by real rows of the split.
 The scores go to scores/<split>-<extractor>-seed<seed>[-<sampler>].json in the run folder; scripts/report.py compares
 them."""
 TEXT = ("run", "real", "fake", "train", "out", "data.root", "inception_weights", "extractor", "background")
@@ -76,20 +76,21 @@ DEFAULTS: dict[str, Any] = {
     "scores": None,
     "n": None,
     "split": "test",
-    "seed": 2020,
+    "seed": None,
     "extractor": None,
     "inception_weights": None,
-    "precision": "float32",
-    "iwae_samples": 500,
-    "ais_steps": 0,
-    "ais_samples": 16,
-    "likelihood_images": 1000,
+    "precision": None,
+    "iwae_samples": None,
+    "ais_steps": None,
+    "ais_samples": None,
+    "likelihood_images": None,
+    "splits": None,
     "size": None,
     "background": None,
     "bits": None,
     "data.root": None,
     "skip_broken": False,
-    "batch_size": 256,
+    "batch_size": None,
     "device": "cpu",
     "out": None,
     "allow_targets": [],
@@ -168,25 +169,54 @@ def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     if isinstance(options["scores"], str):
         options["scores"] = options["scores"].split(",")
     asked = options["scores"] if isinstance(options["scores"], list | None) else [options["scores"]]
-    unknown = sorted({str(s) for s in asked or []} - set(SCORES))
-    if unknown:
-        raise UserError(f"There is no score {unknown[0]!r}; scores takes {', '.join(SCORES)}.")
-    if options["precision"] not in ("float32", "bfloat16"):
+    chosen(asked, "scores")
+    if options["precision"] not in (None, "float32", "bfloat16"):
         raise UserError(f"precision must be float32 or bfloat16, got {options['precision']!r}.")
     sides = options["size"] if isinstance(options["size"], list) else [options["size"]]
     if options["size"] is not None and not (0 < len(sides) < 3 and all(type(n) is int and n > 0 for n in sides)):
         raise UserError(f"size must be a number of pixels, or [height,width], got {options['size']!r}. Try size=32.")
     if options["split"] not in ("train", "val", "test"):
         raise UserError(f"split must be train, val or test, got {options['split']!r}.")
-    for key in ("n", "likelihood_images", "iwae_samples", "ais_steps", "ais_samples", "batch_size"):
-        value, least = options[key], {"n": FEWEST, "ais_steps": 0}.get(key, 1)
-        empty = value is None and key in ("n", "likelihood_images")
-        if not empty and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise UserError(f"{key} must be a whole number from {least} on, got {value!r}.")
+    with our_keys():
+        settings_of(options)
     return runs, options
 
 
 # --- One run --------------------------------------------------------------------------------------------------------
+
+
+def settings_of(options: dict[str, Any], own: dict[str, Any] | None = None) -> Settings:
+    """The settings of measures: what is typed, else the run's own (`own`, keys of `metrics`), else the defaults."""
+    typed = {**options, "num_samples": options["n"]}
+    keys = [each.name for each in fields(Settings)]
+    values = {"likelihood_images": LIKELIHOOD_IMAGES} if own is None else {k: own[k] for k in keys if k in own}
+    return Settings(**{**values, **{key: typed[key] for key in keys if typed.get(key) is not None}})
+
+
+def measures_of(options: dict[str, Any], metrics: dict[str, Any]) -> tuple[list[Measure], list[str]]:
+    """The measures to take, those of the run with its own settings; and notes on those that are left out.
+
+    Args:
+        options: See `HELP`.
+        metrics: The section `metrics` of the run's config.
+    """
+    from genlab.config.instantiate import check_allowed
+    from genlab.judging.more import from_config
+
+    every, notes = chosen(options["scores"], "scores"), []
+    own = {measure.name for measure in chosen(metrics.get("scores", ()))}
+    for measure in every:
+        measure.settings = settings_of(options, metrics if measure.name in own else None)
+    for name, node in (metrics.get("more") or {}).items() if options["scores"] is None else ():
+        try:
+            check_allowed(node, options["allow_targets"])
+        except UserError as error:
+            notes.append(f"metrics.more.{name} is left out: {error}")
+            continue
+        (measure,) = from_config({name: node})
+        measure.settings = settings_of(options, metrics)
+        every.append(measure)
+    return every, notes
 
 
 def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -199,14 +229,15 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
         options: See `HELP`; missing keys have their defaults.
 
     Returns:
-        The record as written: `scores` by name, `group` of each score, `cards` by group, `notes`, `checkpoint`.
+        The record as written: `scores` by name, `group` and `about` of each score, `cards` by group, `notes`,
+        `checkpoint`.
 
     Raises:
         UserError: If the run cannot be scored with these options.
     """
+    from genlab.judging.judge import take
     from genlab.metrics.files import file_checksum
     from genlab.runs import folder as runs
-    from genlab.runs.samplers import ready_sampler
     from genlab.seeding import preserved_random_states
     from genlab.sharing import by_first, first_then_others
 
@@ -221,9 +252,17 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
         model = genlab.load(path, device=options["device"], allow_targets=allow)
         config = model.run_config
         data = first_then_others(lambda: runs.load_data(config, options["data.root"], allow))
-        name, settings, root = options["sampler"] or "prior", options["sampler_settings"], options["data.root"]
-        job = Scoring(model, data, options, lambda: ready_sampler(name, settings, model, path, root, allow))
-        job.work()
+        metrics = config.get("metrics") or {}
+        options["seed"] = metrics.get("seed", SEED) if options["seed"] is None else options["seed"]
+        measures, notes = measures_of(options, metrics)
+        subject = _subject(model, data, options, metrics, path)
+        found = take(subject, measures)
+        if not found.scores:
+            raise _nothing(subject, measures, options)
+        found.notes += notes
+    extractor = next((card["extractor"] for card in found.cards.values() if "extractor" in card), None)
+    if extractor is None:
+        extractor = "none" if subject.pictures else data.spec.x.kind
     record = {
         "format": FORMAT,
         "genlab": genlab.__version__,
@@ -235,13 +274,81 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
             "iteration": int(checkpoint["global_step"]),
             "sha256": file_checksum(path),
         },
-        **job.record(),
+        **found.record(),
     }
-    stem = f"{options['split']}-{job.extractor_name}-seed{options['seed']}"
-    stem += sampler_stem(job.sampler, options["sampler_settings"])
+    stem = f"{options['split']}-{extractor}-seed{options['seed']}"
+    stem += sampler_stem(options["sampler"] or "prior", options["sampler_settings"])
     stem += "" if path.name == "last.ckpt" else f"-{path.stem}"
     home = folder / "scores" if (folder / "config.yaml").is_file() else Path("outputs") / "scores"
     return by_first(lambda: _keep(record, Path(options["out"] or home) / f"{stem}.json"))
+
+
+def _subject(model: Any, data: Any, options: dict[str, Any], metrics: dict[str, Any], path: Path) -> Any:
+    """The model on the split, with the extractor and the sampler of the options."""
+    from genlab.judging.subject import FEWEST, Subject
+    from genlab.runs.samplers import ready_sampler
+
+    split, settings, name = options["split"], options["sampler_settings"], options["sampler"] or "prior"
+    if len(data.split(split)) < FEWEST:
+        raise UserError(
+            f"Scores need {FEWEST} samples or more, and the {split} split of {data.name} holds "
+            f"{len(data.split(split))}. Try another split=."
+        )
+
+    def sampler() -> Any:
+        allow = tuple(options["allow_targets"])
+        return ready_sampler(name, settings, model, path, options["data.root"], allow)
+
+    subject = Subject(
+        model,
+        data,
+        split,
+        settings_of(options),
+        lambda: _extractor(subject, options, metrics),
+        sampler if name != "prior" else None,
+        sampler_text(name, settings),
+    )
+    return subject
+
+
+def _extractor(subject: Any, options: dict[str, Any], metrics: dict[str, Any]) -> Any:
+    """The feature extractor; None, with a note, if the default one is unavailable."""
+    import torch
+
+    from genlab.judging.extractors import check_extractor, shared_network
+
+    asked, own = options["extractor"], metrics.get("extractor") or "classifier"
+    weights = options["inception_weights"] or metrics.get("inception_weights")
+    precision = options["precision"] or (metrics.get("precision", "float32") if asked in (None, own) else "float32")
+    device = torch.device(options["device"])
+    try:
+        with our_keys():
+            check_extractor(asked or own, precision)
+            return shared_network(asked or own, subject.data, device, weights, precision)
+    except UserError as error:
+        if asked is not None or options["precision"] is not None:
+            raise
+        subject.note(f"Scores from features are left out: {error}")
+        return None
+
+
+def _nothing(subject: Any, measures: list[Measure], options: dict[str, Any]) -> UserError:
+    """The mistake of a run for which no score applies."""
+    asked = f" among {', '.join(options['scores'])}" if options["scores"] else ""
+    able = ", ".join(name for name in ("sample", "reconstruct", "log_joint") if subject.model.can(name)) or "nothing"
+    kind, name = subject.data.spec.x.kind, type(subject.model).__name__
+    reason = next(iter(subject.notes), None) or next((why for m in measures if (why := m.missing(subject))), "")
+    return UserError(f"No score{asked} applies: {name} on {kind} data offers {able}. {reason}".rstrip())
+
+
+@contextmanager
+def our_keys() -> Iterator[None]:
+    """Shortens the training keys in error messages (`metrics.num_samples`) to those of `genlab-evaluate` (`n`)."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace("metrics.num_samples", "n").replace("metrics.more", "more").replace("metrics.", "")
+        raise UserError(text) from error
 
 
 def _keep(record: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -249,11 +356,8 @@ def _keep(record: dict[str, Any], path: Path) -> dict[str, Any]:
     if path.is_file():
         try:
             before = json.loads(path.read_text())
-            same = before["format"] == FORMAT and before.get("checkpoint") == record.get("checkpoint")
-            kept = {name: g for name, g in before["group"].items() if g not in record["cards"]} if same else {}
-            record["scores"] = {**{name: before["scores"][name] for name in kept}, **record["scores"]}
-            record["cards"] = {**{g: before["cards"][g] for g in kept.values()}, **record["cards"]}
-            record["group"] = {**kept, **record["group"]}
+            if before["format"] == FORMAT and before.get("checkpoint") == record.get("checkpoint"):
+                record = joined_records(record, before)
         except (ValueError, KeyError, TypeError, OSError):
             log.warning("%s held no readable scores and is replaced.", path)
     try:
@@ -279,7 +383,8 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
         UserError: If a set cannot be read, is too small, or there is no extractor.
     """
     from genlab.judging.image_sets import load_image_sets
-    from genlab.judging.sets import SetScoring
+    from genlab.judging.judge import take
+    from genlab.judging.sets import MOST, SetSubject
     from genlab.seeding import preserved_random_states
     from genlab.sharing import by_first, first_then_others
 
@@ -288,30 +393,28 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
         raise UserError(f"sampler={options['sampler']} is for run=...: the images of real= fake= exist already.")
     if options["real"] is None or options["fake"] is None:
         raise UserError("Images are scored against others: give both real=PATH and fake=PATH.")
+    defaults = {"seed": SEED, "n": MOST, "precision": "float32"}
+    options |= {key: value for key, value in defaults.items() if options[key] is None}
+    measures = [m for m in chosen(options["scores"], "scores") if set(m.needs) <= OF_SETS and "samples" in m.needs]
+    if not measures:
+        able = [name for name, each in known().items() if set(each.needs) <= OF_SETS and "samples" in each.needs]
+        raise UserError(f"No requested score applies to image sets; choose from {', '.join(able)}.")
     paths = {key: options[key] for key in ("real", "fake", "train") if options[key] is not None}
     reading = {"background": options["background"] or "white", "bits": options["bits"]}
     sets, rule = first_then_others(lambda: load_image_sets(paths, options["size"], options["skip_broken"], **reading))
-    job = SetScoring(sets, options)
     with preserved_random_states(), our_keys():
-        groups = job.groups()
-    common = {
-        "protocol": PROTOCOL,
-        "genlab": genlab.__version__,
-        "seed": options["seed"],
-        "split": "real",
-        "data": Path(options["real"]).name,
-        "fingerprint": sets["real"].fingerprint,
-        "shape": list(job.shape),
-        "sizes": rule,
-    }
+        wanted = {need for measure in measures for need in measure.needs}
+        subject = SetSubject(sets, rule, settings_of(options), options, wanted)
+        found = take(subject, measures)
+    found.notes += [why for m in measures if "train" in m.needs and (why := m.missing(subject))]
     record = {
         "format": FORMAT,
         "genlab": genlab.__version__,
         "run": str(options["fake"]),
         "fake_fingerprint": sets["fake"].fingerprint,
-        **record_of(groups, common, job.notes, job.seconds),
+        **found.record(),
     }
-    name = job.extractor.name if job.extractor is not None else "none"
+    name = next((card["extractor"] for card in found.cards.values() if "extractor" in card), "none")
     stem = f"{Path(options['fake']).resolve().stem}-vs-{Path(options['real']).resolve().stem}"
     home = Path(options["out"] or Path("outputs") / "scores")
     return by_first(lambda: _keep(record, home / f"{stem}-{name}-seed{options['seed']}.json"))
@@ -333,8 +436,8 @@ def show(records: list[dict[str, Any]]) -> None:
         table = Table(show_header=True, box=None, padding=(0, 2, 0, 0))
         for column in ("score", "value", "reference", "samples"):
             table.add_column(column, overflow="fold")
-        for row in score_rows(record):
-            table.add_row(*row)
+        for name, *row in rows(record):
+            table.add_row(record["about"][name]["title"], *row)
         console.print()
         console.print(short(place), style="italic", highlight=False, markup=False, soft_wrap=True)  # a title would wrap
         console.print(table)
@@ -345,51 +448,18 @@ def show(records: list[dict[str, Any]]) -> None:
         _compare(records, console)
 
 
-def score_rows(record: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Title, value with spread, reference values, and number and split of the samples of each score."""
-    scores, rows = record["scores"], []
-    for name, value in scores.items():
-        family, _, extractor = name.partition("/")
-        if family.endswith(("_std", "_se", "_real", "_noised")) or family in ("nn_samples", "nn_test"):
-            continue
-        tail = f"/{extractor}" if extractor else ""
-        spread = scores.get(f"{family}_std{tail}", scores.get(f"{family}_se{tail}"))
-        text = f"{value:.4g}" if spread is None else f"{value:.4g} ± {margin(value, spread)}"
-        beside = []
-        if (real := scores.get(f"{family}_real{tail}")) is not None:
-            beside.append(f"real {real:.4g}" if record["group"][name] != "points" else f"perfect {real:.4g}")
-        if (noisy := scores.get(f"{family}_noised{tail}")) is not None:
-            beside.append(f"noised {noisy:.4g}")
-        card = record["cards"][record["group"][name]]
-        if family == "active_units":
-            beside.append(f"of {card['latent_dim']}")
-        if family == "ess":
-            beside.append(f"of {card['iwae_samples']}")
-        if family == "ais_ess":
-            beside.append(f"of {card['ais_samples']}")
-        if family == "modes":
-            beside.append(f"of {card['num_modes']}")
-        if family == "nn_ratio":
-            beside.append("unseen images 1")
-        if family == "nn_copies":
-            beside[:] = [f"unseen images {scores['nn_copies_real']:.4g}"]
-        sizes = [f"{card[key]} {word}" for key, word in (("n_fake", "generated"), ("n_real", "real")) if key in card]
-        rows.append((title_of(name), text, ", ".join(beside), ", ".join([*sizes, str(card["split"])])))
-    return rows
-
-
 def _compare(records: list[dict[str, Any]], console: Any) -> None:
     console.print()
     shared = [name for name in records[0]["scores"] if all(name in r["scores"] for r in records)]
-    for name in (n for n in shared if kind_of(n) in BETTER):
-        cards = {r["run"]: r["cards"][r["group"][name]] for r in records}
-        sentence = refusal(name, cards)
+    for name in (n for n in shared if records[0]["about"].get(n, {}).get("better")):
+        facts = records[0]["about"][name]
+        sentence = refusal(facts["title"], {r["run"]: r["cards"][r["group"][name]] for r in records})
         if sentence is not None:
             console.print(f"- {sentence}", style="yellow", highlight=False)
             continue
-        order = sorted(records, key=lambda r: r["scores"][name], reverse=BETTER[kind_of(name)] == "higher")
+        order = sorted(records, key=lambda r: r["scores"][name], reverse=facts["better"] == "higher")
         ranking = ", ".join(f"{Path(r['run']).name} {r['scores'][name]:.4g}" for r in order)
-        console.print(f"- {title_of(name)} ({BETTER[kind_of(name)]} is better): {ranking}", highlight=False)
+        console.print(f"- {facts['title']} ({facts['better']} is better): {ranking}", highlight=False)
     fixed = ", ".join(REPEATED)
     console.print(f"Scores with equal cards are ranked ({fixed} may differ). For a page:", highlight=False)
     runs = [f"runs={short(r['run'] if 'checkpoint' in r else r['file'])}" for r in records]

@@ -61,7 +61,7 @@ def train(overrides: list[str], out: str | None = None, device: str = "cpu") -> 
     import torch
 
     from genlab.config.instantiate import check_signatures, instantiate
-    from genlab.judging.judge import dataset_classifier
+    from genlab.judging.extractors import dataset_classifier
     from genlab.metrics.classifier import ClassifierExtractor, save_classifier
 
     config = composed["data"]

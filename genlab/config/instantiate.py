@@ -225,6 +225,8 @@ def constructor_hints(found: Any) -> dict[str, Any]:
 
 def _is_of_every_model(key: str, place: str) -> bool:
     """Whether a key of the node at a dotted path is read for every model, and is no argument of its constructor."""
+    if place.startswith("metrics.more."):
+        return key in ("feeds", "download")
     if key == "given":
         return place.rpartition(".")[2] in ("model", "first_stage")
     return place.partition(".")[0] == "model" and PLAYERS.fullmatch(key) is not None

@@ -37,6 +37,7 @@ class Field:
     kind: ClassVar[str] = ""
     pictorial: ClassVar[bool] = True  # whether each value makes a picture of its own, so that many are a grid of them
     pictured: ClassVar[bool] = False  # whether a value is seen best as a picture, not as a text
+    pixelwise: ClassVar[bool] = False  # whether a value has a place for each pixel of the sample that it goes with
     mirrors: ClassVar[bool] = False  # whether a value can be mirrored left to right with its picture
     suffixes: ClassVar[tuple[str, ...]] = ()  # of the files that hold a value, if `parse` takes a file and not a text
 
@@ -115,6 +116,10 @@ class Field:
     def vector(self, values: Column) -> Tensor:
         """Values as vectors, float [N, vector_width], without weights; others: `genlab.networks.conditions`."""
         raise NotImplementedError
+
+    def seen(self, values: Column) -> Tensor | None:
+        """Which pixels of the samples the values show, [N, 1, H, W] of 0 and 1; None for kinds that show none."""
+        return None
 
     # --- For people -----------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ class Pixels(Field):
     """Pixels [..., H, W]: uint8 in the store, float32 in [-1, 1] for a model. Base of kinds, no kind of its own."""
 
     pictured: ClassVar[bool] = True
+    pixelwise: ClassVar[bool] = True
     mirrors: ClassVar[bool] = True
 
     value_range: tuple[float, float] | None = (-1.0, 1.0)

@@ -34,6 +34,7 @@ class Layout(Field):
     kind: ClassVar[str] = "layout"
     suffixes: ClassVar[tuple[str, ...]] = (".png",)
     pictured: ClassVar[bool] = True
+    pixelwise: ClassVar[bool] = True
     mirrors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ class Masked(Field):
 
     kind: ClassVar[str] = "masked"
     pictured: ClassVar[bool] = True
+    pixelwise: ClassVar[bool] = True
     mirrors: ClassVar[bool] = True
 
     value_range: tuple[float, float] | None = (-1.0, 1.0)
@@ -37,6 +38,11 @@ class Masked(Field):
     def mirror(self, values: Tensor) -> Tensor:
         """Left becomes right."""
         return values.flip(-1)
+
+    def seen(self, values: Column) -> Tensor:
+        """The last channel."""
+        assert isinstance(values, Tensor)
+        return values[:, -1:]
 
     def random(self, n: int, rng: torch.Generator) -> Tensor:
         """Uniform pixels, each seen or not with probability 1/2."""

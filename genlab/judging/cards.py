@@ -7,136 +7,11 @@ from typing import Any
 
 import genlab
 
-PROTOCOL = 2  # part of every card: raise it when a score is computed differently than before
+PROTOCOL = 3  # part of every card: raise it when a score is computed differently than before
 SEEN = "above the real images: the classifier was trained on the training images, and is surest of samples like them"
 NAMED = 2  # differing fields named in a sentence at most
 # Fields that may differ under one protocol: random seeds, and releases that compute the same scores.
 REPEATED = ("seed", "genlab")
-# Prefixes of score names.
-PR = ("precision", "recall", "density", "coverage")
-TOY = ("modes", "hq", "kl_modes", "energy")
-DRAWN = ("fid", "is", "kid", *PR, "rarest_class", "ms_ssim", "nn_ratio", "nn_copies", *TOY)  # of generated samples
-# Prefix of a field -> the scores that depend on it; every score depends on all other fields.
-CONCERNS = {
-    "is_splits": ("is",),
-    "is_seed": ("is",),
-    "kid_": ("kid",),
-    "pr_": PR,
-    "ms_ssim_": ("ms_ssim",),
-    "nn_": ("nn_",),
-    "ais_": ("ais", "log_z"),
-    "rarest_": ("rarest_class",),
-    "active_threshold": ("active_units",),
-    "latent_dim": ("active_units",),
-    "iwae_samples": ("iwae", "ess", "bits_per_dim", "active_units"),  # an ELBO is the same on average for any number
-    "sampler": DRAWN,
-    "given": DRAWN,
-}
-OF_SAMPLES_ALONE = ("is", "rarest_class", "modes", "hq", "kl_modes")  # real samples serve only as reference
-# Score name up to "/" or "_<k>" -> its better direction. Scores that are not listed are never ranked.
-BETTER = {
-    "fid": "lower",
-    "kid": "lower",
-    "rfid": "lower",
-    "recon_features": "lower",
-    "is": "higher",
-    "precision": "higher",
-    "recall": "higher",
-    "coverage": "higher",
-    "elbo": "higher",
-    "iwae": "higher",
-    "ais": "higher",
-    "bits_per_dim": "lower",
-    "recon_mse": "lower",
-    "recon_psnr": "higher",
-    "recon_ssim": "higher",
-    "modes": "higher",
-    "kl_modes": "lower",
-    "energy": "lower",
-    "factor_corr": "higher",
-    "factor_gap": "higher",
-    "factor_r2": "higher",
-    "factor_unit": "higher",
-    "factor_leak": "lower",
-    "classifier_error": "lower",
-}
-TITLES = {  # in the order of tables
-    "fid": "FID",
-    "is": "Inception score",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-    "rarest_class": "share of the rarest class",
-    "rfid": "FID of reconstructions",
-    "recon_features": "share of features lost in reconstruction",
-    "ms_ssim": "diversity, 1 - MS-SSIM",
-    "ms_ssim_within": "diversity within classes",
-    "nn_ratio": "nearest-neighbour ratio",
-    "nn_copies": "share of copies of training images",
-    "elbo": "ELBO, nats",
-    "elbo_recon": "its E log p(x|z)",
-    "elbo_kl": "its KL(q|p)",
-    "objective": "training objective, nats",
-    "objective_recon": "its reconstruction term",
-    "objective_kl": "its KL term",
-    "iwae": "IWAE bound, nats",
-    "ess": "effective draws",
-    "ais": "annealed estimate, nats",
-    "ais_ess": "its effective chains",
-    "ais_acceptance": "its acceptance",
-    "log_z": "log Z, annealed",
-    "active_units": "active units",
-    "bits_per_dim": "bits/dim",
-    "recon_mse": "reconstruction MSE",
-    "recon_psnr": "PSNR, dB",
-    "recon_ssim": "SSIM",
-    "classifier_error": "classification error",
-    "modes": "modes",
-    "hq": "high-quality share",
-    "kl_modes": "KL of the modes' histogram",
-    "energy": "energy distance",
-    "factor_corr": "|corr| of factors and their best latents",
-    "factor_gap": "its lead over other factors",
-    "factor_r2": "R² of factors on all latents",
-    "factor_unit": "|corr| of factors and their own latents",
-    "factor_leak": "largest |corr| of these with other factors",
-}
-
-
-def kind_of(score: str) -> str:
-    """`fid/classifier-digits` -> `fid`, `iwae_500` -> `iwae`: the key in `TITLES` and `BETTER`."""
-    name = score.partition("/")[0]
-    bound, _, k = name.partition("_")
-    return bound if bound in ("iwae", "ais") and k.isdigit() else name
-
-
-def section_of(score: str) -> str:
-    """The heading of a score in tables."""
-    name, _, extractor = score.partition("/")
-    if name == "classifier_error":  # its suffix is no extractor
-        return "classification"
-    if extractor:
-        return f"extractor {extractor}"
-    starts = {
-        "ms_ssim": "diversity and memorisation",
-        "nn_": "diversity and memorisation",
-        "recon": "reconstruction",
-        "factor_": "factors",
-    }
-    return next((v for k, v in starts.items() if name.startswith(k)), "modes" if name in TOY else "likelihood")
-
-
-def title_of(score: str) -> str:
-    """The display name of a score, with its extractor."""
-    kind, _, extractor = score.partition("/")
-    title = TITLES.get(kind_of(score), kind.replace("_", " "))
-    if kind_of(score) == "iwae":
-        title += f", k = {kind.partition('_')[2]}"
-    if kind_of(score) == "ais":
-        title += f", {kind.partition('_')[2]} temperatures"
-    return f"{title} ({extractor})" if extractor else title
 
 
 def margin(value: float, spread: float) -> str:
@@ -167,46 +42,6 @@ def common_card(data: Mapping[str, Any], split: str, seed: int, ema: bool) -> di
         "sampler": "prior",  # with its settings: "truncated(threshold=1.0, psi=null)"
         "given": "none",  # the conditions of samples, of a model that is told some
     }
-
-
-def card_of(score: str, card: Mapping[str, Any]) -> dict[str, Any]:
-    """The card fields that this score depends on, the same whether training or `evaluate` wrote the card.
-
-    Training writes one card for all scores of an extractor, `evaluate` one for each group of scores.
-    """
-    kind = kind_of(score)
-
-    def concerned(field: str) -> bool:
-        if field == "n_real" and kind in OF_SAMPLES_ALONE:
-            return False
-        of = next((scores for start, scores in CONCERNS.items() if _is_about(field, start)), None)
-        return of is None or any(kind == s or kind.startswith(s if s.endswith("_") else f"{s}_") for s in of)
-
-    mine = {field: value for field, value in card.items() if concerned(field)}
-    if "rarest_n_fake" in mine:  # training counts classes in more samples than it scores
-        mine["n_fake"] = mine.pop("rarest_n_fake")
-    return mine
-
-
-def run_card(score: str, cards: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The card of a score among the cards of a run (in `run.json`); empty if there is none.
-
-    Args:
-        score: Its name, without the split.
-        cards: Cards by extractor, or by the key that a judge without an extractor uses, such as "likelihood".
-    """
-    by_section = {
-        "likelihood": ("likelihood",),
-        "factors": ("factors",),
-        "classification": ("classification",),
-        "modes": ("points", "stacked"),
-    }
-    keys = by_section.get(section_of(score), (score.partition("/")[2],))
-    return card_of(score, next((cards[key] for key in keys if cards.get(key)), {}))
-
-
-def _is_about(field: str, start: str) -> bool:
-    return field.startswith(start) if start.endswith("_") else field == start
 
 
 def differences(cards: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -243,15 +78,15 @@ def disagreement(cards: Mapping[str, Mapping[str, Any]]) -> str | None:
     return f"the cards differ in {', '.join(parts)}{more}"
 
 
-def refusal(score: str, cards: Mapping[str, Mapping[str, Any]]) -> str | None:
+def refusal(title: str, cards: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The reason why these scores are not ranked: a sentence with fields and values; None if they are comparable.
 
     Args:
-        score: Its name.
+        title: Name of the score in tables.
         cards: The card of each scoring that has the score, by the name of the scored run.
     """
-    words = disagreement({who: card_of(score, card) for who, card in cards.items()})
-    return None if words is None else f"{title_of(score)} is not ranked: {words}."
+    words = disagreement(cards)
+    return None if words is None else f"{title} is not ranked: {words}."
 
 
 def _holders(names: list[str]) -> str:

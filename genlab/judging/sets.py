@@ -1,160 +1,141 @@
-"""Scores of one image set against another, by an extractor that was not trained on the scored images."""
+"""One image set beside another as the subject of scores, by an extractor that was not trained on the scored images."""
 
 from __future__ import annotations
 
-import time
+import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+
+import genlab
+from genlab.data.spec import DataSpec
+from genlab.data.store import ArrayStore
 from genlab.errors import UserError
-from genlab.judging.subject import FEWEST, IMAGES, check_shape, find_extractor, judge_notes, tells_classes
+from genlab.judging.cards import PROTOCOL
+from genlab.judging.extractors import default_for, shared_network
+from genlab.judging.image_sets import ImageSet
+from genlab.judging.measure import Settings
+from genlab.judging.subject import FEWEST, Subject
+from genlab.metrics.features import Extractor
+from genlab.seeding import fixed_choice
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from genlab.data.store import ArrayStore
-    from genlab.judging.image_sets import ImageSet
-    from genlab.metrics.features import FeatureStats
-    from genlab.metrics.scores import Scores
-
-MOST = max(IMAGES, 50_000)  # images per set at most, as in the published protocol
+MOST = 50_000  # images per set at most, as in the published protocol
 
 
-class SetScoring:
-    """Scores of `fake` images against `real` ones.
+class SetSubject(Subject):
+    """`fake` images against `real` ones; there is no model.
 
     Attributes:
-        extractor: Feature extractor; None before it is loaded, or if no score needs it.
-        notes: Caveats for the reader of the scores.
-        seconds: Duration of each part.
-        shape: Shape (C, H, W) of an image.
+        judged_rows: Rows of `real` that are scored.
     """
 
-    def __init__(self, sets: Mapping[str, ImageSet], options: Mapping[str, Any]) -> None:
-        """Checks the sets and the requested scores.
+    def __init__(
+        self, sets: Mapping[str, ImageSet], rule: str, settings: Settings, options: Mapping[str, Any], wanted: set[str]
+    ) -> None:
+        """Checks the sets, and loads or trains the extractor.
 
         Args:
             sets: `real`, `fake` and optionally `train`, at one size.
+            rule: How they were resized, for the card.
+            settings: The settings of all measures.
             options: Options of `genlab-evaluate`.
+            wanted: Needs of the wanted measures.
 
         Raises:
-            UserError: If a set is too small, or no requested score applies to image sets.
+            UserError: If a set is too small, there is no extractor, or it was trained on all but too few real images.
         """
-        import torch
-
-        from genlab.judging.suite import GROUPS
-
         for key in ("real", "fake"):
             if len(sets[key].x) < FEWEST:
                 raise UserError(
                     f"Scores need {FEWEST} images or more, and {key}={options[key]} holds {len(sets[key].x)}."
                 )
-        self.sets, self.options = sets, options
-        self.wanted = [g for g in GROUPS if options["scores"] is None or g in options["scores"]]
-        if not self.wanted:
-            raise UserError(f"No requested score applies to image sets; choose from {', '.join(GROUPS)}.")
-        self.shape = tuple(sets["real"].x.shape[1:])
-        self.rows = torch.arange(len(sets["real"].x))  # of the real images used for scores
-        self.extractor: Any = None
-        self.notes: list[str] = []
-        self.seconds: dict[str, float] = {}
+        self.sets, self.rule, self.options = sets, rule, options
+        self.labelled = LabelledSets(sets["real"], sets.get("train"))
+        self.judged_rows = torch.arange(len(sets["real"].x))
+        super().__init__(None, self.labelled, "real", settings, self._extractor)  # type: ignore[arg-type]
+        self.pictures = True
+        if wanted & {"extractor", "logits", "classes"}:
+            self._without_taught()
 
-    def groups(self) -> dict[str, Scores]:
-        """The scores by group.
+    def _extractor(self) -> Extractor:
+        weights, device = self.options["inception_weights"], torch.device(self.options["device"])
+        chosen = self._chosen_extractor()
+        return shared_network(chosen, self.labelled, device, weights, self.options["precision"])
 
-        Raises:
-            UserError: If there is no extractor, or it was trained on all but too few of the real images.
-        """
-        from genlab.judging.suite import image_scores
-        from genlab.sharing import by_first
+    def _chosen_extractor(self) -> str:
+        labelled = self.labelled.spec.num_classes is not None
+        return self.options["extractor"] or default_for(labelled, self.options["inception_weights"])
 
-        started = time.monotonic()
-        if set(self.wanted) & {"fid", "is", "kid", "pr"}:
-            self._find_extractor()
-        real, fake = self._chosen("real", self.rows), self._chosen("fake")
-        of_real, of_fake = self._statistics(real, fake)
-        self.seconds["features"] = round(time.monotonic() - started, 2)
-        train = self.sets["train"].x if "train" in self.sets else None
-        scores = partial(image_scores, real, fake, of_real, of_fake, self.wanted, seed=self.options["seed"])
-        groups = by_first(partial(scores, train=train, labels_by_logits=tells_classes(self.extractor, None)))
-        self._note(groups, len(real), len(fake))
-        self.seconds["all"] = round(time.monotonic() - started, 2)
-        return groups
-
-    def _find_extractor(self) -> None:
-        """Loads or trains the extractor, and excludes the real images that it was trained on."""
-        data = LabelledSets(self.sets["real"], self.sets.get("train"))
-        chosen = self.options["extractor"] or default_extractor(data, self.options["inception_weights"])
-        self.extractor = find_extractor(chosen, dict(self.options), data)
-        check_shape(self.extractor, self.shape)
-        if chosen != "classifier" or len(data.judged_rows) == len(self.rows):
+    def _without_taught(self) -> None:
+        """Excludes the real images that a classifier is trained on."""
+        if self._chosen_extractor() != "classifier" or len(self.labelled.judged_rows) == len(self.judged_rows):
             return
-        taught, self.rows = len(self.rows) - len(data.judged_rows), data.judged_rows
-        self.notes.append(
-            f"The classifier was trained on {taught} of the real images; scores use only the other {len(self.rows)}. "
-            "To use all of them, set train=LABELLED or another extractor=."
+        taught, self.judged_rows = len(self.judged_rows) - len(self.labelled.judged_rows), self.labelled.judged_rows
+        self.note(
+            f"The classifier was trained on {taught} of the real images; scores use only the other "
+            f"{len(self.judged_rows)}. To use all of them, set train=LABELLED or another extractor=."
         )
-        if len(self.rows) < FEWEST:
+        if len(self.judged_rows) < FEWEST:
             raise UserError(
-                f"Scores need {FEWEST} real images or more that the classifier has not seen, got {len(self.rows)}."
+                f"Scores need {FEWEST} real images or more that the classifier has not seen, got "
+                f"{len(self.judged_rows)}."
             )
 
-    def _chosen(self, key: str, rows: Tensor | None = None) -> Tensor:
-        """A fixed choice of at most `n` images of a set."""
-        from genlab.seeding import fixed_choice
+    def lacks(self, need: str) -> str | None:
+        """As in the base; there are pictures and samples, and no model."""
+        if need in ("pictures", "samples"):
+            return None
+        if need == "train":
+            return None if "train" in self.sets else "The memorisation ratio needs training images: set train=PATH."
+        if need in ("extractor", "logits", "classes"):
+            return self._lacks_of_data(need)
+        return "There is no model."
 
-        x = self.sets[key].x
-        chosen = fixed_choice(len(x) if rows is None else len(rows), self.options["n"] or MOST)
-        return x[chosen if rows is None else rows[chosen]]
+    @property
+    def common(self) -> dict[str, Any]:
+        """The card fields of all scores."""
+        return {
+            "protocol": PROTOCOL,
+            "genlab": genlab.__version__,
+            "seed": self.seed,
+            "split": "real",
+            "data": Path(self.options["real"]).name,
+            "fingerprint": self.sets["real"].fingerprint,
+            "shape": list(self.labelled.spec.shape),
+            "sizes": self.rule,
+        }
 
-    def _statistics(self, real: Tensor, fake: Tensor) -> tuple[FeatureStats | None, FeatureStats | None]:
-        """The extractor's statistics of both sets; those of the real images are cached."""
-        from genlab.judging.suite import slices
-        from genlab.metrics.cache import cached_stats
-        from genlab.metrics.features import features_of
+    def available(self) -> int:
+        """Number of images in the larger set."""
+        return max(len(self.judged_rows), len(self.sets["fake"].x))
 
-        judge = self.extractor
-        if judge is None:
-            return None, None
-        key = f"{self.sets['real'].fingerprint}/{len(self.rows)}/{len(real)}"
-        return cached_stats(key, judge.card(), lambda: features_of(judge, slices(real))), features_of(
-            judge, slices(fake)
-        )
+    def real(self, n: int) -> Tensor:
+        """At most n real images that the classifier has not seen."""
+        return self.sets["real"].x[self.judged_rows[fixed_choice(len(self.judged_rows), n)]]
 
-    def _note(self, groups: dict[str, Scores], n_real: int, n_fake: int) -> None:
-        """Adds notes on missing and uninformative scores."""
-        self.notes += judge_notes(self.extractor, groups)
-        if "is" in groups and n_real < n_fake:
-            self.notes.append(f"No Inception score of real images: there are {n_real} real, {n_fake} generated images.")
-        if "nn" in groups:
-            groups["nn"].card["train_fingerprint"] = self.sets["train"].fingerprint
-            if groups["nn"]["nn_test"] == 0:
-                self.notes.append("Most images of real= are also in train=, so the ratio measures nothing.")
-        elif "nn" in self.wanted:
-            self.notes.append("The memorisation ratio needs the training images: set train=PATH.")
+    def fake(self, n: int) -> Tensor:
+        """At most n of the generated images."""
+        x = self.sets["fake"].x
+        return x[fixed_choice(len(x), n)]
 
+    def train(self) -> Tensor:
+        """The training images."""
+        return self.sets["train"].x
 
-def default_extractor(data: LabelledSets, weights: str | None) -> str:
-    """The default extractor: a classifier if there are labels, else Inception if its weights are found, else random."""
-    from genlab.metrics.inception import find_inception_weights
+    def train_fingerprint(self) -> str:
+        """Of the training images."""
+        return self.sets["train"].fingerprint
 
-    if data.spec.num_classes is not None:
-        return "classifier"
-    if weights is not None:
-        return "inception"
-    try:
-        find_inception_weights(None, False)
-    except UserError:
-        return "random"
-    return "inception"
+    def fingerprint(self) -> str:
+        """Of the real images that are scored."""
+        return f"{self.sets['real'].fingerprint}/{len(self.judged_rows)}"
 
 
 def _store(images: ImageSet) -> ArrayStore:
     """Images and their labels, if they have any."""
-    from genlab.data.store import ArrayStore
-
     return ArrayStore({"x": images.x}).with_column("y", images.y)
 
 
@@ -177,12 +158,6 @@ class LabelledSets:
             real: Real images of the scores.
             train: Training images, used if they have labels.
         """
-        import re
-
-        import torch
-
-        from genlab.data.spec import DataSpec
-
         source, apart = (train, True) if train is not None and train.y is not None else (real, False)
         self.name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source.name).resolve().stem).strip("-") or "images"
         order = torch.randperm(len(source.x), generator=torch.Generator().manual_seed(0))

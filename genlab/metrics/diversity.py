@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genlab.errors import UserError
 from genlab.metrics.scores import Scores, distances
-from genlab.metrics.ssim import BETAS, ms_ssim
+from genlab.metrics.ssim import BETAS, MultiScaleSSIM
 
 TINY_DISTANCE = 1e-4  # bound on the rounding error between equal images
 
@@ -55,11 +55,11 @@ def ms_ssim_diversity(
     first, second = _pairs(len(x), pairs, generator, labels)
     settings = ms_ssim_settings(x.shape[2], x.shape[3])
     how = int(settings["ms_ssim_scales"]), int(settings["ms_ssim_window"]), float(settings["ms_ssim_sigma"])
-    total = 0.0
+    metric = MultiScaleSSIM(*how)
     for i, j in zip(first.split(batch_size), second.split(batch_size), strict=True):
-        total += ms_ssim(x[i.to(x.device)].float() / 255, x[j.to(x.device)].float() / 255, *how).sum().item()
+        metric.update(x[i.to(x.device)].float() / 255, x[j.to(x.device)].float() / 255)
     card = {**settings, "ms_ssim_pairs": pairs, "ms_ssim_seed": seed, "ms_ssim_within_class": labels is not None}
-    return Scores({"ms_ssim_diversity": 1 - total / pairs}, card | {"n_fake": len(x)})
+    return Scores({"ms_ssim_diversity": 1 - torch.as_tensor(metric.compute()).mean().item()}, card | {"n_fake": len(x)})
 
 
 def _pairs(count: int, pairs: int, generator: torch.Generator, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""SSIM and MS-SSIM of Wang et al., over the windows that lie wholly within the image.
+"""SSIM and MS-SSIM of Wang et al. as torchmetrics' classes, over the windows that lie wholly within the image.
 
 Wang's code, scikit-image and tf.image use these windows. torchmetrics 1.9 pads by reflection and averages over the
 border too, and its MS-SSIM multiplies terms with and without the border: on MNIST this reversed the order of blur and
@@ -8,11 +8,52 @@ noise.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.image.ssim import MultiScaleStructuralSimilarityIndexMeasure, StructuralSimilarityIndexMeasure
 
 from genlab.floats import in_float64
 
 K1, K2 = 0.01, 0.03  # Wang et al. (2004): constants added to means and variances, as shares of the range
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. (2003): weights of the scales, finest first
+
+
+class SSIM(StructuralSimilarityIndexMeasure):
+    """torchmetrics' SSIM of images in [0, 1], one value for each image, with `ssim` in `update`.
+
+    The parent averages over windows that reach over the border, which it fills by reflection.
+
+    Args:
+        window: Side of the Gaussian window, in pixels, odd.
+        sigma: Its standard deviation, in pixels.
+    """
+
+    def __init__(self, window: int = 11, sigma: float = 1.5) -> None:
+        how = {"kernel_size": window, "sigma": sigma, "data_range": 1.0, "reduction": "none"}
+        super().__init__(**how, k1=K1, k2=K2, sync_on_compute=False)  # type: ignore[arg-type]
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds pairs of images [N, C, H, W]."""
+        self.similarity.append(ssim(preds, target, self.kernel_size, self.sigma))  # type: ignore[operator, union-attr, arg-type]
+
+
+class MultiScaleSSIM(MultiScaleStructuralSimilarityIndexMeasure):
+    """torchmetrics' MS-SSIM of images in [0, 1], one value for each pair, with `ms_ssim` in `update`.
+
+    The parent multiplies terms with and without the border, and takes five scales only.
+
+    Args:
+        scales: 1 to 5; the weights of the scales in use are normalised to sum to 1.
+        window: Side of the Gaussian window, in pixels, odd.
+        sigma: Its standard deviation, in pixels.
+    """
+
+    def __init__(self, scales: int = 5, window: int = 11, sigma: float = 1.5) -> None:
+        how = {"kernel_size": window, "sigma": sigma, "data_range": 1.0, "reduction": "none"}
+        super().__init__(**how, k1=K1, k2=K2, betas=BETAS[:scales], sync_on_compute=False)  # type: ignore[arg-type]
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds pairs of images [N, C, H, W]."""
+        how = len(self.betas), self.kernel_size, self.sigma
+        self.similarity.append(ms_ssim(preds, target, *how))  # type: ignore[operator, union-attr, arg-type]
 
 
 def gaussian(window: int, sigma: float) -> Tensor:

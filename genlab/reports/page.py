@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from genlab.errors import UserError
 from genlab.files import write_text
-from genlab.judging.cards import BETTER, kind_of, section_of, title_of
 from genlab.reports.report import Composition, Entry, Report, Row, cell, duration, markdown, number, short
 
 if TYPE_CHECKING:
@@ -143,16 +142,16 @@ def _cards(report: Report) -> str:
         shown = f'<img src="{image}" alt="{escape(alt, quote=True)}">' if image else ""
         boxes.append(
             f'<div class="box" style="{_colour(i)}">{shown}<div class="text"><h3>{escape(composition.short)}</h3>'
-            f"{_list(_facts(composition, lead.score if lead else None))}</div></div>"
+            f"{_list(_facts(composition, lead))}</div></div>"
         )
     return f'<div class="cards" style="margin-top:24px">{"".join(boxes)}</div>'
 
 
-def _facts(composition: Composition, lead: str | None) -> list[tuple[str, str]]:
+def _facts(composition: Composition, lead: Row | None) -> list[tuple[str, str]]:
     entries = composition.entries
     facts = [("runs", f"{len(entries)}{_seeds(entries)}")]
-    if lead is not None and composition.means(lead):
-        facts.append((title_of(lead.partition("/")[0]), cell(composition.means(lead))))
+    if lead is not None and composition.means(lead.score):
+        facts.append((_bare(lead), cell(composition.means(lead.score))))
     iterations = sorted({e.record["iterations"] for e in entries if "iterations" in e.record})
     if iterations:
         facts.append(("iterations", " to ".join(f"{n:,}" for n in dict.fromkeys((iterations[0], iterations[-1])))))
@@ -180,16 +179,16 @@ def _table(report: Report, rows: list[Row]) -> str:
     )
     body, section = [], ""
     for row in rows:
-        better = BETTER.get(kind_of(row.score)) if row.differs is None else None
+        better = row.better if row.differs is None else None
         way = f' <span class="way" title="{better} is better">{ARROWS[better]}</span>' if better else ""
         cells = []
         for i in range(len(row.values)):
             kind = "" if i not in row.best else ' class="best"' if row.best[0] == i else ' class="tie"'
             cells.append(f"<td{kind}>{escape(row.cell(i))}</td>")
-        if (part := section_of(row.score)) != section:
+        if (part := row.section) != section:
             section = part
             body.append(f'<tr><td class="part" colspan="{len(row.values) + 3}">{escape(part)}</td></tr>')
-        title = title_of(row.score.partition("/")[0])
+        title = row.title.partition(" (")[0] if row.section.startswith("extractor") else row.title
         body.append(
             f'<tr><td>{escape(title)}{way}</td><td class="beside">{escape(row.reference)}</td>'
             f"{''.join(cells)}<td>{_strip(report, row)}</td></tr>"
@@ -247,12 +246,12 @@ def _legend(report: Report) -> str:
 def _scoring_spread(report: Report) -> list[str]:
     """Standard deviation of a score between scorings of one run, as text; [] if no run was scored twice."""
     for row in report.rows:
-        if kind_of(row.score) not in ("fid", "kid", "energy"):
+        if row.better is None:
             continue
         found = [(c.short, s) for c in report.compositions if (s := c.spread_of_scorings(row.score)) is not None]
         if found:
             listed = ", ".join(f"{s:.2g} ({label})" for label, s in found)
-            title = title_of(row.score)
+            title = row.title
             return [f"Runs were scored with several seeds: {title} varies between scorings with a std of {listed}."]
     return []
 
@@ -267,6 +266,11 @@ def _notes(report: Report) -> str:
 
 
 # --- Curves ---------------------------------------------------------------------------------------------------------
+
+
+def _bare(row: Row) -> str:
+    """The title without the extractor, which the heading names."""
+    return row.title.removesuffix(f" ({row.score.partition('/')[2]})")
 
 
 def _curves(report: Report) -> str:
@@ -285,13 +289,13 @@ def _curves(report: Report) -> str:
     names = {name for _, history in histories for name in history}
     shown = [n for n in names if n.startswith(("val/", "train/")) and not n.startswith("train/grad_norm")]
     shown = [n for n in shown if not n.partition("/")[2].partition("/")[0].endswith("_std")]
-    panels = []
+    panels, titles = [], {row.score: row.title for row in report.rows}
     for name in sorted(shown, key=lambda n: (not n.startswith("val/"), "loss" not in n, n))[:PANELS]:
         lines = [(i, *history[name]) for i, history in histories if name in history]
         plot = _plot(lines)
         if plot:
             phase, _, rest = name.partition("/")
-            title = title_of(rest) + ", validation" if phase == "val" else rest
+            title = f"{titles.get(rest, rest)}, validation" if phase == "val" else rest
             panels.append(f'<div class="box"><h3>{escape(title)}</h3>{plot}</div>')
     return _section("Curves", f'<div class="panels">{"".join(panels)}</div>') if panels else ""
 
@@ -430,7 +434,7 @@ def _protocol(report: Report) -> str:
             (f'<p class="small soft">{escape("; ".join(who))}</p>' if len(cards) > 1 else "") + card
             for card, who in cards.items()
         )
-        titles.setdefault(body, []).append(title_of(row.score))
+        titles.setdefault(body, []).append(row.title)
     blocks = [
         f"<details><summary>{escape(', '.join(names))}</summary>{body}</details>" for body, names in titles.items()
     ]

@@ -13,20 +13,7 @@ from typing import Any
 from genlab.config.composition import PARTS
 from genlab.errors import UserError
 from genlab.files import run_path
-from genlab.judging.cards import (
-    BETTER,
-    SEEN,
-    TITLES,
-    TOY,
-    card_of,
-    differences,
-    disagreement,
-    kind_of,
-    margin,
-    run_card,
-    section_of,
-    title_of,
-)
+from genlab.judging.cards import SEEN, differences, disagreement, margin
 from genlab.judging.records import FORMAT, find_runs
 
 log = logging.getLogger("genlab")
@@ -45,7 +32,8 @@ class Scoring:
     """One scoring of one run: a score file of `genlab-evaluate`, or the run's own test scores."""
 
     scores: dict[str, float]
-    cards: dict[str, dict[str, Any]]  # by score, with the fields that it depends on
+    cards: dict[str, dict[str, Any]]  # by score
+    about: dict[str, dict[str, Any]]  # of scores that have a row: title, better, section, beside
     checkpoint: str = "last.ckpt"
     notes: list[str] = field(default_factory=list)
 
@@ -108,6 +96,9 @@ class Row:
 
     Attributes:
         score: Name of the score.
+        title: Its name in tables.
+        better: "lower" or "higher"; None for scores that are never ranked.
+        section: Heading in tables.
         values: Values of the runs of each composition, in the report's order; empty if it has none.
         reference: Reference value as text; "" if there is none.
         differs: Differences of the cards as text, which prevent a ranking; None if the cards agree.
@@ -116,6 +107,9 @@ class Row:
     """
 
     score: str
+    title: str
+    better: str | None
+    section: str
     values: list[list[float]]
     reference: str
     differs: str | None
@@ -154,7 +148,7 @@ class Report:
         """Reasons why scores are not ranked, one sentence per reason."""
         titles: dict[str, list[str]] = {}
         for row in self.refused:
-            titles.setdefault(row.differs or "", []).append(title_of(row.score))
+            titles.setdefault(row.differs or "", []).append(row.title)
         verbs = {words: "is" if len(names) == 1 else "are" for words, names in titles.items()}
         return [f"{', '.join(names)} {verbs[words]} not ranked: {words}." for words, names in titles.items()]
 
@@ -175,8 +169,7 @@ def draw_boxes(report: Report, path: Path) -> Path:
 
     panels = {}
     for row in report.ranked:
-        way = BETTER.get(kind_of(row.score))
-        title = title_of(row.score) + (f" ({way} is better)" if way else "")
+        title = row.title + (f" ({row.better} is better)" if row.better else "")
         panels[title] = {c.short: v for c, v in zip(report.compositions, row.values, strict=True) if v}
     if not panels:
         raise UserError("Box plots need a score whose cards agree; there is none.")
@@ -218,7 +211,7 @@ def collect(named: list[str], by: str | None = None) -> Report:
     if not unique:
         raise UserError(f"No runs or score files in {', '.join(named)}.")
     compositions, shared = _compose(unique) if by is None else _compose_by(unique, by)
-    rows = [_row(score, compositions) for score in _scores(unique)]
+    rows = [_row(score, facts, compositions) for score, facts in _scores(unique).items()]
     notes = [note for entry in unique for scoring in entry.scorings for note in scoring.notes]
     return Report(compositions, rows, shared, list(dict.fromkeys(notes)))
 
@@ -251,7 +244,13 @@ def _read_run(run: Path) -> Entry:
 def _own_scores(record: dict[str, Any]) -> Scoring:
     """The run's own scores, computed on its test split at its end."""
     scores = {name.removeprefix("test/"): value for name, value in record["scores"].items() if _is_number(value)}
-    return Scoring(scores, {name: run_card(name, record.get("cards", {})) for name in scores})
+    return Scoring(scores, _cards(record, scores), record.get("about", {}))
+
+
+def _cards(record: dict[str, Any], scores: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """The card of each score of a record; empty if there is none."""
+    group, cards = record.get("group", {}), record.get("cards", {})
+    return {name: cards.get(group.get(name), {}) for name in scores}
 
 
 def _read_scoring(file: Path) -> Scoring | None:
@@ -261,9 +260,8 @@ def _read_scoring(file: Path) -> Scoring | None:
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']}")
         scores = {name: value for name, value in record["scores"].items() if _is_number(value)}
-        found, group = record.get("cards", {}), record.get("group", {})
-        cards = {name: card_of(name, found.get(group.get(name), {})) for name in scores}
-        return Scoring(scores, cards, record.get("checkpoint", {}).get("file", ""), list(record.get("notes", [])))
+        where, notes = record.get("checkpoint", {}).get("file", ""), list(record.get("notes", []))
+        return Scoring(scores, _cards(record, scores), record["about"], where, notes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is no score file of this version and is left out (%s).", file, error)
         return None
@@ -348,17 +346,17 @@ def _leaves(node: Any, path: str = "") -> dict[str, Any]:
 # --- Scores ---------------------------------------------------------------------------------------------------------
 
 
-def _scores(entries: list[Entry]) -> list[str]:
-    """Names of scores that get a row, by section in the order of `TITLES`; spreads and references get none."""
-    found = {name for entry in entries for scoring in entry.scorings for name in scoring.scores}
-    order = list(TITLES)
-    shown = [name for name in found if kind_of(name) in order]
-    shown.sort(key=lambda name: (order.index(kind_of(name)), name))
-    sections = list(dict.fromkeys(section_of(name) for name in shown))
-    return sorted(shown, key=lambda name: sections.index(section_of(name)))
+def _scores(entries: list[Entry]) -> dict[str, dict[str, Any]]:
+    """The scores that get a row with the facts about them, by section; spreads and references get none."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        for scoring in entry.scorings:
+            found = {**scoring.about, **found} if len(scoring.about) > len(found) else {**found, **scoring.about}
+    sections = list(dict.fromkeys(facts["section"] for facts in found.values()))
+    return dict(sorted(found.items(), key=lambda item: sections.index(item[1]["section"])))
 
 
-def _row(score: str, compositions: list[Composition]) -> Row:
+def _row(score: str, facts: dict[str, Any], compositions: list[Composition]) -> Row:
     cards: dict[str, dict[str, Any]] = {}
     references: list[str] = []
     mixed = []
@@ -369,48 +367,20 @@ def _row(score: str, compositions: list[Composition]) -> Row:
                 own.append(scoring.cards.get(score, {}))
                 who = entry.name if entry.name not in cards else f"{entry.name} ({len(cards) + 1})"
                 cards[who] = own[-1]
-                references.append(_reference(score, scoring))
+                references.append(scoring.about.get(score, {}).get("beside", ""))
         mixed.append(bool(differences(own)) or (len(own) > 1 and not all(own)))
     words = disagreement(cards)
     values = [composition.means(score) for composition in compositions]
-    best = _best(kind_of(score), values) if words is None else []
+    best = _best(facts["better"], values) if words is None else []
     reference = next((r for r in references if SEEN in r), (references or [""])[0]) if words is None else ""
-    return Row(score, values, reference, words, mixed, best)
+    return Row(score, facts["title"], facts["better"], facts["section"], values, reference, words, mixed, best)
 
 
-def _reference(score: str, scoring: Scoring) -> str:
-    """The reference of a score as text: its value on real or noised data, or its maximum."""
-    family, _, extractor = score.partition("/")
-    tail = f"/{extractor}" if extractor else ""
-    card = scoring.cards.get(score, {})
-    parts = []
-    if (expected := card.get(f"expected_{family}")) is not None:
-        parts.append(f"perfect {number(expected)} on average")
-    if (value := scoring.scores.get(f"{family}_real{tail}")) is not None:
-        # Points of the true distribution are those of a perfect sampler; real stacks are not, as the classifier errs.
-        of = "real stacks" if "extractor" in card else "perfect"
-        parts.append(f"{of if family in TOY else 'real'} {number(value)}")
-        if family == "is" and extractor.startswith("classifier") and scoring.scores[score] > value:
-            parts.append(SEEN)
-    if (value := scoring.scores.get(f"{family}_noised{tail}")) is not None:
-        parts.append(f"noised {number(value)}")
-    fixed = {"nn_ratio": "unseen 1", "active_units": f"of {card.get('latent_dim')}"}
-    if family in fixed:
-        parts.append(fixed[family])
-    if family == "modes" and not parts:
-        parts.append(f"of {card.get('num_modes')}")
-    if family == "hq" and not parts:
-        parts.append(f"perfect {number(card.get('hq_ceiling', math.nan))}")
-    if family == "ess":
-        parts.append(f"of {card.get('iwae_samples')}")
-    return ", ".join(parts)
-
-
-def _best(kind: str, values: list[list[float]]) -> list[int]:
+def _best(better: str | None, values: list[list[float]]) -> list[int]:
     """Positions of the best mean, and of means within its or their own standard deviation of it."""
-    if kind not in BETTER or sum(bool(v) for v in values) < 2:
+    if better is None or sum(bool(v) for v in values) < 2:
         return []
-    sign = 1 if BETTER[kind] == "higher" else -1
+    sign = 1 if better == "higher" else -1
     means = {i: sign * statistics.fmean(v) for i, v in enumerate(values) if v and not any(map(math.isnan, v))}
     if not means:
         return []
@@ -481,11 +451,11 @@ def markdown(report: Report) -> str:
         heads = [f"{c.short} ({n})".replace("|", "\\|") for c, n in zip(report.compositions, runs, strict=True)]
         lines += [f"## {title}", "", _line(["score", "reference", *heads]), _line(["---"] * (2 + len(heads)))]
         for row in rows:
-            arrow = {"lower": " ↓", "higher": " ↑"}.get(BETTER.get(kind_of(row.score), ""), "")
+            arrow = {"lower": " ↓", "higher": " ↑"}.get(row.better or "", "")
             cells = [row.cell(i) for i in range(len(row.values))]
             for place, i in enumerate(row.best):
                 cells[i] = f"**{cells[i]}**" if place == 0 else f"{cells[i]} ≈"
-            lines.append(_line([title_of(row.score) + (arrow if row.differs is None else ""), row.reference, *cells]))
+            lines.append(_line([row.title + (arrow if row.differs is None else ""), row.reference, *cells]))
         lines.append("")
     lines += [f"- {sentence}" for sentence in (*report.refusals, *report.notes)]
     lines += ["", "## Runs", "", _line(["run", "composition", "seed", "iterations", "wall time", "images/s"])]

@@ -36,7 +36,6 @@ def compare(
     best = test if is_last else None
     if finished and not is_last and test is not None:
         best = _best_scores(parts, trainer, run_dir, checkpoints).get(key)
-    count = getattr(parts.judge, "count", None)
     found: dict[str, dict[str, Any]] = {
         "best": {
             "monitor": checkpoints.monitor,
@@ -49,14 +48,15 @@ def compare(
         },
         "last": {"iteration": checkpoints.last_step, "validation": checkpoints.last_value, "test": test},
     }
-    if test is not None and count is not None:
-        found["last"]["n"] = {split: count(parts.data, split) for split in ("val", "test")}
+    if test is not None:
+        name = checkpoints.score_name or ""
+        found["last"]["n"] = {split: parts.judge.count(parts.data, split, name) for split in ("val", "test")}
     return found
 
 
 def _best_scores(parts: Parts, trainer: pl.Trainer, run_dir: Path, checkpoints: Checkpoints) -> dict[str, float]:
     """Test scores of `best.ckpt`, empty if there is none or it cannot be read. The model keeps its last weights."""
-    if checkpoints.best_step is None or not hasattr(parts.judge, "rescore"):
+    if checkpoints.best_step is None:
         return {}
     model, device, best = parts.model, parts.model.device, None
     if trainer.is_global_zero:  # the weights of the others come from this one
@@ -75,7 +75,7 @@ def _best_scores(parts: Parts, trainer: pl.Trainer, run_dir: Path, checkpoints: 
                 model.load_state_dict(best["state_dict"])
                 for name, value in best["genlab"]["ema"].items():
                     live[name].copy_(value.to(device))
-        return judged(parts.judge.rescore, model, trainer)
+        return judged(lambda *of: parts.judge.rescore(*of, checkpoints.score_name), model, trainer)
     finally:
         model.load_state_dict(weights)
         for name, value in averages.items():

@@ -289,7 +289,7 @@ def _prepare_data(parts: Parts, trainer: pl.Trainer) -> None:
         parts.data.prepare_data()
         parts.data.setup()
         if parts.judge is not None:
-            parts.judge.prepare(parts.data, trainer.strategy.root_device)
+            parts.judge.prepare(parts.model, parts.data, trainer.strategy.root_device)
 
 
 def _fit(
@@ -383,7 +383,7 @@ def _finish(parts: Parts, trainer: pl.Trainer, run_dir: Path, record: folder.Run
     if parts.judge is not None and stop.signal is None:
         scores = judged(parts.judge.final, parts.model, trainer)
     if record:
-        record.write(scores=scores, cards=getattr(parts.judge, "cards", {}))  # before the best weights are scored
+        record.write(scores=scores, **(parts.judge.record() if scores else {}))  # before the best weights are scored
     compared = compare(parts, trainer, run_dir, checkpoints, scores, _is_finished(trainer))
     if trainer.is_global_zero:
         for logger in trainer.loggers if scores else ():

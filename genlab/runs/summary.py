@@ -83,7 +83,7 @@ def print_summary(parts: Parts, run_dir: Path, record: dict[str, Any], scores: d
     ended = patience is not None and best["idle"] >= patience
     if ended:
         add("end", early(record["iterations"], best["idle"], best["monitor"]))
-    for line in [*getattr(parts.judge, "lines", lambda _: [])(scores), *compared(best, record["last"])]:
+    for line in [*(parts.judge.lines() if scores else ()), *compared(best, record["last"])]:
         add(*line)
     shown = [name for name in ("samples.png", "reconstructions.png", "curves.png") if (run_dir / name).is_file()]
     lines = {"folder": f"{short(run_dir)}/  {', '.join(shown)}, metrics.csv, config.yaml"}

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from genlab.judging.likelihood import LikelihoodJudge
 from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CleanStop
@@ -14,7 +15,6 @@ from genlab.config.composition import compose
 from genlab.errors import Interrupted, TrainingStopped, UserError
 from genlab.files import write_atomic, write_json, write_text
 from genlab.judging.judge import Judge
-from genlab.judging.likelihood import LikelihoodJudge
 from genlab.runs import running, start
 from genlab.runs.folder import find_checkpoint, find_run
 from tests.models.helpers import METHODS, SGD, config, fit

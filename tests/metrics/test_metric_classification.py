@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
 from genlab.judging.classification import ClassificationJudge, classification_scores
+
 from genlab.metrics.classification import cluster_error, cluster_names, error_rate
 
 

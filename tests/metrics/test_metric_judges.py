@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from genlab.judging.suite import image_scores, memorisation
 from torch import nn
 
 import genlab.metrics.classifier as classifier
@@ -15,7 +16,6 @@ from genlab.data.store import ArrayStore
 from genlab.errors import NotNumbers, UserError
 from genlab.judging.cards import SEEN
 from genlab.judging.judge import ImageJudge, PointJudge, dataset_classifier
-from genlab.judging.suite import image_scores, memorisation
 from genlab.metrics.classifier import ClassifierExtractor, RandomExtractor, epochs_for, train_classifier
 from genlab.metrics.diversity import nearest_neighbour_ratio
 from genlab.metrics.features import FeatureStats, features_of

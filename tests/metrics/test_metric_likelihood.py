@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from genlab.judging.suite import image_scores, memorisation, noised
 from torch import nn
 from torch.testing import assert_close
 
 from genlab.errors import UserError
 from genlab.judging.cards import differences, refusal, title_of
-from genlab.judging.suite import image_scores, memorisation, noised
 from genlab.losses.likelihoods import Bernoulli, Gaussian
 from genlab.metrics.cache import cached_stats, load_stats
 from genlab.metrics.features import FeatureStats

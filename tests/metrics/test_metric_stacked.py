@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from genlab.judging.stacked import StackedJudge
 
 from genlab.config.composition import compose
 from genlab.config.instantiate import instantiate
 from genlab.data.images import Digits
 from genlab.data.stacked import StackedDigits
 from genlab.errors import UserError
-from genlab.judging.stacked import StackedJudge
 from genlab.metrics.stacked import perfect_coverage, tuple_coverage
 from genlab.runs.start import train
 
