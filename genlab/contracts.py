@@ -104,6 +104,14 @@ class Frames(Protocol):
         ...
 
 
+class PredictsNext(Protocol):
+    """Predicts the next token of sequences, for perplexities."""
+
+    def next_logits(self, x: Any) -> Tensor:
+        """Logits [N, T, V] of each token of `x` ([N, T], or a `Seq`), given those before it."""
+        ...
+
+
 class Classifies(Protocol):
     """Predicts the classes of the data."""
 
@@ -165,6 +173,7 @@ CAPABILITIES: dict[str, type] = {
     "score_logits": ScoresLogits,
     "translate": Translates,
     "frames": Frames,
+    "next_logits": PredictsNext,
     "classify": Classifies,
     "cluster": Clusters,
 }
@@ -194,6 +203,7 @@ if TYPE_CHECKING:
         score_logits: Callable[..., Tensor]
         translate: Callable[..., Tensor]
         frames: Callable[..., Tensor]
+        next_logits: Callable[..., Tensor]
         classify: Callable[..., Tensor]
         cluster: Callable[..., Tensor]
 

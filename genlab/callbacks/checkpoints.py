@@ -192,9 +192,10 @@ class Checkpoints(Checkpoint):
         After `early_stop` validations without a better one it ends training. The scoring callback calls it at the end
         of an iteration, before this callback's own hook.
         """
-        if self.monitor is None:
-            self.monitor = next((choice for choice in self._choices if choice in scores), None)
         # "fid" matches "fid/<extractor>" of any extractor.
+        if self.monitor is None:
+            there = {part for name in scores for part in (name, name.partition("/")[0])}
+            self.monitor = next((choice for choice in self._choices if choice in there), None)
         name = next((n for n in scores if self.monitor in (n, n.partition("/")[0])), None)
         if name is None:
             self._warn(scores)

@@ -209,7 +209,7 @@ def measures_of(options: dict[str, Any], metrics: dict[str, Any]) -> tuple[list[
         measure.settings = settings_of(options, metrics if measure.name in own else None)
     for name, node in (metrics.get("more") or {}).items() if options["scores"] is None else ():
         try:
-            check_allowed(node, options["allow_targets"])
+            check_allowed({name: node}, options["allow_targets"])
         except UserError as error:
             notes.append(f"metrics.more.{name} is left out: {error}")
             continue
@@ -260,9 +260,6 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
         if not found.scores:
             raise _nothing(subject, measures, options)
         found.notes += notes
-    extractor = next((card["extractor"] for card in found.cards.values() if "extractor" in card), None)
-    if extractor is None:
-        extractor = "none" if subject.pictures else data.spec.x.kind
     record = {
         "format": FORMAT,
         "genlab": genlab.__version__,
@@ -276,7 +273,7 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
         },
         **found.record(),
     }
-    stem = f"{options['split']}-{extractor}-seed{options['seed']}"
+    stem = f"{options['split']}-{subject.judge_name}-seed{options['seed']}"
     stem += sampler_stem(options["sampler"] or "prior", options["sampler_settings"])
     stem += "" if path.name == "last.ckpt" else f"-{path.stem}"
     home = folder / "scores" if (folder / "config.yaml").is_file() else Path("outputs") / "scores"
@@ -382,7 +379,7 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
     Raises:
         UserError: If a set cannot be read, is too small, or there is no extractor.
     """
-    from genlab.judging.image_sets import load_image_sets
+    from genlab.data.image_sets import load_image_sets
     from genlab.judging.judge import take
     from genlab.judging.sets import MOST, SetSubject
     from genlab.seeding import preserved_random_states
@@ -414,10 +411,9 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
         "fake_fingerprint": sets["fake"].fingerprint,
         **found.record(),
     }
-    name = next((card["extractor"] for card in found.cards.values() if "extractor" in card), "none")
     stem = f"{Path(options['fake']).resolve().stem}-vs-{Path(options['real']).resolve().stem}"
     home = Path(options["out"] or Path("outputs") / "scores")
-    return by_first(lambda: _keep(record, home / f"{stem}-{name}-seed{options['seed']}.json"))
+    return by_first(lambda: _keep(record, home / f"{stem}-{subject.judge_name}-seed{options['seed']}.json"))
 
 
 # --- Printed tables -------------------------------------------------------------------------------------------------
@@ -442,7 +438,7 @@ def show(records: list[dict[str, Any]]) -> None:
         console.print(short(place), style="italic", highlight=False, markup=False, soft_wrap=True)  # a title would wrap
         console.print(table)
         for note in record["notes"]:
-            console.print(f"- {note}", style="yellow", highlight=False)
+            console.print(f"- {note}", style="yellow", highlight=False, markup=False)
         console.print(f"protocol and scores: {short(record['file'])}", highlight=False, markup=False, soft_wrap=True)
     if len(records) > 1:
         _compare(records, console)

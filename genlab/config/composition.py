@@ -19,11 +19,14 @@ from genlab.errors import UserError, install
 PATH_KEYS = re.compile(
     r"resume|init_from|first_stage|data(\.\w+)*\.(root|background)|metrics\.inception_weights|hydra\.(run|sweep)\.dir"
 )
+OPEN_KEYS = re.compile(r"metrics\.more\.\w+(\.\w+)*")  # where one gives names, so that Hydra needs no plus
 GROUPS = ("model", *PARTS, "conditioning", "data", "derive", "metrics")
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
     """Puts the values of path keys into quotes where Hydra's grammar needs it, with `~` as the home folder.
+
+    Keys with a name of one's own, as in `metrics.more.NAME`, need no plus.
 
     Raises:
         UserError: If a key is missing, or the value of a group is no name (Hydra would show a traceback).
@@ -42,7 +45,8 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
             raise UserError(f"{argument} names no option; choose one of {', '.join(known) or 'the group'}, or {none}.")
         if equals and PATH_KEYS.fullmatch(key.lstrip("+")) and value[:1] not in ("'", '"', "$"):
             value = _quoted(expanded(value))
-        quoted.append(f"{key}{equals}{value}")
+        plus = "++" if equals and OPEN_KEYS.fullmatch(key) else ""
+        quoted.append(f"{plus}{key}{equals}{value}")
     _check_parts(quoted)
     return quoted
 

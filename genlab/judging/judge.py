@@ -112,7 +112,7 @@ class Judge:
         )
         self.measures = [*chosen(scores), *from_config(more or {})]
         if not self.measures:
-            raise UserError("metrics.scores is empty. For no scores: metrics=none.")
+            raise UserError("metrics.scores and metrics.more are empty. For no scores: metrics=none.")
         self.extractor_options = (extractor, inception_weights, precision)
         check_extractor(extractor, precision)
         self.monitor = tuple(name for measure in self.measures for name in measure.monitor)

@@ -48,11 +48,13 @@ def _made(name: str, node: dict[str, Any]) -> Measure:
     feeds, download = node.pop("feeds", None), node.pop("download", False)
     if not isinstance(node.get("_target_"), str):
         raise UserError(f"{key} needs a _target_: a metric of torchmetrics, or a measure of your own.")
+    if feeds is not None and feeds not in FEEDS:
+        raise UserError(f"{key}.feeds must be one of {', '.join(FEEDS)}, got {feeds!r}.")
     try:
         with _offline(key, download):
             made = instantiate(node)
-    except UserError:
-        raise
+    except UserError as error:
+        raise error if str(error).startswith(key) else UserError(f"{key} cannot be built: {error}") from error
     except Exception as error:  # constructors of torchmetrics raise many types
         cause = error.__cause__ or error
         raise UserError(f"{key} cannot be built: {sentence(cause)}.") from error
@@ -61,8 +63,8 @@ def _made(name: str, node: dict[str, Any]) -> Measure:
         return made
     if not callable(getattr(made, "update", None)) or not callable(getattr(made, "compute", None)):
         raise UserError(f"{key}._target_ must name a metric of torchmetrics or a measure, got {node['_target_']}.")
-    if feeds not in FEEDS:
-        raise UserError(f"{key}.feeds must be one of {', '.join(FEEDS)}, got {feeds!r}.")
+    if feeds is None:
+        raise UserError(f"{key}.feeds says what the metric is given: one of {', '.join(FEEDS)}.")
     return FromTorchmetrics(name, made, feeds)
 
 
@@ -149,7 +151,8 @@ class FromTorchmetrics(Measure):
             values = dict(zip((self.name, f"{self.name}_std"), value, strict=False))
         facts = {name: float(torch.as_tensor(each).double().mean()) for name, each in values.items()}
         card = {"metric": f"{type(self.metric).__module__}.{type(self.metric).__qualname__}", "feeds": self.feeds}
-        return Scores(facts, {**card, "n": n, "torchmetrics": _version()})
+        size = "n_fake" if "samples" in self.needs else "n_real"
+        return Scores(facts, {**card, size: n, "torchmetrics": _version()})
 
     # --- What is fed ----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from genlab.batch import Batch
+from genlab.batch import Batch, Seq, joined
 from genlab.contracts import CAPABILITIES
 from genlab.errors import NotNumbers
 from genlab.judging.cards import common_card
@@ -116,6 +116,13 @@ class Subject:
         return self._make_extractor()
 
     @property
+    def judge_name(self) -> str:
+        """The name of the extractor where one was needed; "none" without, the kind of samples that are no pictures."""
+        if "extractor" in vars(self) and self.extractor is not None:
+            return self.extractor.name
+        return "none" if self.pictures else self.data.spec.x.kind
+
+    @property
     def seed(self) -> int:
         """Seed of latents and subsets."""
         return self.settings.seed
@@ -148,9 +155,9 @@ class Subject:
         """The fingerprint of the training samples."""
         return self.data.judged("train").fingerprint()
 
-    def _gathered(self, split: str, n: int) -> Tensor:
-        stored = self.data.judged(split).gather(self.rows(n, split))
-        return stored if self.pictures else self.data.spec.x.normalise(stored)
+    def _gathered(self, split: str, n: int) -> Any:
+        rows = self.rows(n, split)
+        return self.data.judged(split).gather(rows) if self.pictures else self.data.rows(split, ["x"], rows)["x"]
 
     def batches(self, n: int, columns: tuple[str, ...] = ()) -> list[Batch]:
         """Rows of the split as the model sees them, with its conditions and further columns, a batch at a time."""
@@ -172,7 +179,7 @@ class Subject:
         """
         return self._once(("fake", n), lambda: self._draw(n))
 
-    def _draw(self, n: int) -> Tensor:
+    def _draw(self, n: int) -> Any:
         from rich.progress import track
 
         from genlab.sharing import first_then_others
@@ -181,16 +188,16 @@ class Subject:
         source = self.model if sampler is None else _Drawn(self.model, sampler)
         given = self.given(n)
 
-        def kept(batch: Callable[[], Tensor]) -> Tensor:
+        def kept(batch: Callable[[], Any]) -> Any:
             x = batch()
-            return (self.data.spec.render(x) if self.pictures else x).cpu()
+            return (self.data.spec.render(x) if self.pictures else x).to("cpu")
 
         batches = sample_batches(source.sample, n, self.seed, given, AT_A_TIME if self.pictures else n)
         quiet = self.brief or len(batches) < 8 or not is_first()
         bar = track(batches, description="drawing", transient=True, disable=quiet)
         # A sampler that learns while it draws must learn on every process: each draws all, and only scoring is shared.
         grows = sampler is not None and sampler.grows
-        return torch.cat([kept(batch) for batch in bar] if grows else list(shared(bar, kept)))
+        return joined([kept(batch) for batch in bar] if grows else list(shared(bar, kept)))
 
     def given(self, n: int) -> Batch | None:
         """Conditions [n] of generated samples: those of rows of the split; None for a model that is given nothing.
@@ -207,7 +214,7 @@ class Subject:
         """Batches of real samples and their reconstructions, as the model sees them, on the CPU."""
 
         def work(batch: Batch) -> Tensor:
-            return telling(self.model, batch).reconstruct(batch.x.to(self.model.device)).cpu()
+            return telling(self.model, batch).reconstruct(batch.x.to(self.model.device)).to("cpu")
 
         def make() -> list[tuple[Tensor, Tensor]]:
             batches = self.batches(n)
@@ -318,13 +325,14 @@ def sample_batches(
     return [batch(i, start) for i, start in enumerate(range(0, n, at_a_time))]
 
 
-def finite(x: Tensor) -> Tensor:
-    """Returns samples [N, ...] unchanged if all are finite; an image of NaN would score as a black one.
+def finite(x: Any) -> Any:
+    """Returns samples [N, ...], or a `Seq`, unchanged if all are finite; an image of NaN would score as a black one.
 
     Raises:
         NotNumbers: If some are NaN or infinite.
     """
-    bad = int((~x.flatten(1).isfinite().all(dim=1)).sum())
+    values = x.values if isinstance(x, Seq) else x
+    bad = int((~values.flatten(1).isfinite().all(dim=1)).sum())
     if bad:
         raise NotNumbers(f"{bad} of {len(x)} samples of a batch are NaN or infinite and cannot be scored.")
     return x

@@ -119,7 +119,8 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     )
     data.read = _columns_read(model)
     data.batches_per_step = getattr(model, "batches_at", model.batches_per_step)
-    judge = instantiate(config["metrics"]) if config.get("metrics") else None
+    metrics = config.get("metrics") or {}
+    judge = instantiate(metrics) if metrics and (metrics.get("scores", True) or metrics.get("more")) else None
     patience = config["checkpoint"].get("early_stop")
     if patience is not None and judge is None:
         raise UserError(f"checkpoint.early_stop={patience} needs scores on validation data, and metrics=none has none.")

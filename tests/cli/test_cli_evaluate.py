@@ -16,13 +16,16 @@ import genlab
 from genlab.cli import evaluate, train_classifier
 from genlab.cli.evaluate import evaluate_images, evaluate_run
 from genlab.config.composition import compose
+from genlab.config.instantiate import instantiate
 from genlab.data.columns import Rows
+from genlab.data.image_sets import load_image_sets
 from genlab.errors import UserError
 from genlab.judging.cards import differences
-from genlab.judging.image_sets import load_image_sets
-from genlab.judging.judge import ImageJudge
-from genlab.judging.records import find_runs
-from genlab.judging.subject import Scoring
+from genlab.judging.extractors import dataset_classifier
+from genlab.judging.judge import Judge, take
+from genlab.judging.measure import Settings, chosen
+from genlab.judging.records import find_runs, rows
+from genlab.judging.subject import Subject
 from genlab.models.base import GenerativeModel, inference
 from genlab.reports import report
 from genlab.runs.folder import load_data
@@ -92,10 +95,9 @@ def test_the_figures_are_the_runs_own(runs, gan_record):
     own = json.loads((runs / "gan" / "run.json").read_text())
     for name in ("fid/classifier-digits", "is/classifier-digits", "is_real/classifier-digits"):
         assert gan_record["scores"][name] == pytest.approx(own["scores"][f"test/{name}"], rel=1e-9)
-    from genlab.judging.cards import card_of
-
-    mine = gan_record["cards"]["fid"]
-    assert differences([mine, card_of("fid/classifier-digits", own["cards"]["classifier-digits"])]) == []
+    for name in own["about"]:
+        assert gan_record["cards"][gan_record["group"][name]] == own["cards"][own["group"][name]]
+        assert gan_record["about"][name] == own["about"][name]
 
 
 def test_nothing_is_touched_but_the_scores(runs, gan_record):
@@ -134,24 +136,26 @@ def test_scores_taken_later_join_those_of_the_same_checkpoint(runs):
 
 
 def test_real_statistics_are_extracted_once(runs, monkeypatch):
-    from genlab.judging import judge
+    from genlab.judging import subject
 
     def refuse(*_, **__):
         raise AssertionError("the statistics should come from the cache")
 
     evaluate_run(runs / "gan", {"scores": ["fid"], "seed": 12})
-    monkeypatch.setattr(judge, "features_of", refuse)
+    features_of = subject.features_of
+    calls = []
+    monkeypatch.setattr(subject, "features_of", lambda *of: calls.append(of) or features_of(*of))
     evaluate_run(runs / "gan", {"scores": ["fid"], "seed": 13})
+    assert len(calls) == 1  # of the samples alone
+    monkeypatch.setattr(subject, "features_of", refuse)
     with pytest.raises(AssertionError, match="cache"):  # other images are other statistics
         evaluate_run(runs / "gan", {"scores": ["fid"], "seed": 13, "n": 77})
 
 
 def test_likelihood_and_reconstruction(runs, monkeypatch):
-    from genlab.judging.subject import Scoring
-
     options = {"scores": ["likelihood", "reconstruction"], "iwae_samples": 20, "likelihood_images": 60}
-    looked_at, real = [], Scoring.real
-    monkeypatch.setattr(Scoring, "real", lambda self, rows: looked_at.append(rows) or real(self, rows))
+    looked_at, find = [], Subject.rows
+    monkeypatch.setattr(Subject, "rows", lambda *of: looked_at.append(find(*of)) or looked_at[-1])
     binary = evaluate_run(runs / "binary", options)
     scores = binary["scores"]
     assert any(torch.equal(rows, fixed_choice(359, 60)) for rows in looked_at)  # the first may be of one class
@@ -159,14 +163,14 @@ def test_likelihood_and_reconstruction(runs, monkeypatch):
     assert scores["elbo"] < scores["iwae_20"] < 0 and scores["iwae_20_se"] > 0
     assert scores["bits_per_dim"] == pytest.approx(-scores["iwae_20"] / (64 * np.log(2)))
     assert {"recon_mse", "recon_psnr", "recon_ssim"} <= scores.keys()
-    card = binary["cards"]["likelihood"]
+    card = binary["cards"][binary["group"]["iwae_20"]]
     assert card["iwae_samples"] == 20 and card["n_real"] == 60 and card["binarize"] == "static"
     grey = evaluate_run(runs / "grey", options)
     assert not any(name.startswith(("elbo", "iwae", "bits")) for name in grey["scores"])
     assert "objective" in grey["scores"] and "no likelihood" in grey["notes"][0]
     assert "rfid/classifier-digits" in grey["scores"] and 0 < grey["scores"]["recon_features/classifier-digits"] < 2
     gauss = evaluate_run(runs / "gauss", options)
-    assert gauss["cards"]["likelihood"]["dequantised"] == "uniform" and gauss["scores"]["bits_per_dim"] > 0
+    assert gauss["cards"][gauss["group"]["elbo"]]["dequantised"] == "uniform" and gauss["scores"]["bits_per_dim"] > 0
 
 
 def test_points_stand_beside_a_perfect_generator(runs):
@@ -174,8 +178,8 @@ def test_points_stand_beside_a_perfect_generator(runs):
     scores = record["scores"]
     assert scores["modes_real"] == 8 and 0.97 < scores["hq_real"] <= 1 and scores["kl_modes_real"] < 0.01
     assert abs(scores["energy_real"]) < 0.05 < scores["energy"]
-    rows = {title: beside for title, _, beside, _ in evaluate.score_rows(record)}
-    assert rows["modes"] == "perfect 8, of 8" and rows["high-quality share"].startswith("perfect 0.98")
+    beside = {name: text for name, _, text, _ in rows(record)}
+    assert beside["modes"] == "perfect 8, of 8" and beside["hq"].startswith("perfect 0.98")
 
 
 def test_several_runs_go_on_after_a_broken_one(runs, tmp_path, monkeypatch, capsys):
@@ -215,7 +219,9 @@ def test_a_sampler_is_on_the_card_and_in_the_file_name(runs, tmp_path):
         "FID (classifier-digits) is not ranked: the cards differ in sampler (truncated in other, prior in plain)."
     ]
     wider = evaluate_run(other, {**options, "sampler_settings": {"threshold": 0.7}})["cards"]["fid"]
-    words = evaluate.refusal(name, {"A": mine, "B": wider})  # the same sampler with another setting
+    words = evaluate.refusal(
+        prior["about"][name]["title"], {"A": mine, "B": wider}
+    )  # the same sampler with another setting
     assert words is not None and "threshold=0.5" in words and "threshold=0.7" in words
 
 
@@ -247,22 +253,23 @@ class OfClass(GenerativeModel):
 def test_a_model_of_classes_is_asked_for_the_real_ones(runs):
     """With their frequencies, from the seed; in a run's own scores too."""
     data = load_data(genlab.load(runs / "gan").run_config)
-    options = {**evaluate.DEFAULTS, "scores": ["fid"]}
-    jobs = [Scoring(OfClass(), data, {**options, "seed": seed}, Prior) for seed in (2020, 2020, 2021)]
-    images = [job.draw(3000) for job in jobs]
+    classifier = dataset_classifier(data, torch.device("cpu"))
+    jobs = [
+        Subject(OfClass(), data, "test", Settings(seed=seed), lambda: classifier, Prior) for seed in (2020, 2020, 2021)
+    ]
+    images = [job.fake(3000) for job in jobs]
     assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
     asked = torch.bincount((images[0].float().mean(dim=(1, 2, 3)) / (255 / 9)).round().long(), minlength=10)
     wanted = torch.bincount(data.split("test").y, minlength=10) / len(data.split("test"))
     assert ((asked - 3000 * wanted).square() / (3000 * wanted)).sum() < 27.9  # chi-square of 9, one in a thousand
-    jobs[0].work()
-    assert jobs[0].record()["cards"]["fid"]["given"] == "y of rows of the split"
-    judge = ImageJudge(num_samples=100)
+    assert take(jobs[0], chosen(["fid"])).cards["fid"]["given"] == "y of rows of the split"
+    judge = Judge(["fid", "is"], num_samples=100)
     assert judge.final(OfClass(), data)["test/rarest_class/classifier-digits"] >= 0
-    assert judge.cards["classifier-digits"]["given"] == "y of rows of the split"
+    assert judge.found.cards["rarest_class"]["given"] == "y of rows of the split"
     unlabelled = load_data(genlab.load(runs / "gan").run_config)
     unlabelled.split("test").columns["y"] = Rows(torch.full_like(unlabelled.split("test").y, -1))
     with pytest.raises(UserError, match="digits has no row of the test split in which y is known"):
-        Scoring(OfClass(), unlabelled, options, Prior).draw(30)
+        Subject(OfClass(), unlabelled, "test", Settings(), lambda: classifier, Prior).fake(30)
 
 
 # ------------------------------------------------------------------------------------------------------- two processes
@@ -326,11 +333,11 @@ def test_two_processes_judge_their_training_as_one(two):
     folder, _ = two
     model = genlab.load(folder / "trained")
     data = load_data(model.run_config)
-    judge = ImageJudge(**{k: v for k, v in model.run_config["metrics"].items() if k != "_target_"})
+    judge = instantiate(model.run_config["metrics"])
     own = json.loads((folder / "trained" / "run.json").read_text())
-    assert judge.final(model, data) == own["scores"] and judge.cards == own["cards"]
-    rows = [line.split(",") for line in (folder / "trained" / "metrics.csv").read_text().splitlines()]
-    written = {metric: float(value) for _, _, metric, value in rows[1:] if metric.startswith("val/")}
+    assert judge.final(model, data) == own["scores"] and judge.found.cards == own["cards"]
+    lines = [line.split(",") for line in (folder / "trained" / "metrics.csv").read_text().splitlines()]
+    written = {metric: float(value) for _, _, metric, value in lines[1:] if metric.startswith("val/")}
     assert written == pytest.approx(judge.validate(model, data), rel=1e-5) and written
 
 

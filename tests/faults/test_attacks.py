@@ -13,7 +13,7 @@ from PIL import Image
 
 from genlab.cli import evaluate, export, sample, visualize
 from genlab.errors import UserError
-from genlab.metrics.cache import load_stats
+from genlab.metrics.cache import load_features
 from genlab.metrics.classifier import load_classifier
 from genlab.metrics.inception import read_inception_weights
 from tests.cli.helpers import main as train_main
@@ -187,10 +187,10 @@ def test_arrays_of_objects_are_not_unpickled(name, tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize(
     ("read", "error"),
-    [(load_classifier, ValueError), (load_stats, ValueError), (read_inception_weights, UserError)],
+    [(load_classifier, ValueError), (load_features, ValueError), (read_inception_weights, UserError)],
 )
 @pytest.mark.parametrize("inside", [Payload(), {"format": Payload()}, {"state": [Payload()]}])
-def test_weights_and_statistics_are_not_unpickled(read, error, inside, tmp_path):
+def test_weights_and_features_are_not_unpickled(read, error, inside, tmp_path):
     torch.save(inside, tmp_path / "file.pt")
     with pytest.raises(error, match="file.pt"):
         read(tmp_path / "file.pt")

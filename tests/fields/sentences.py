@@ -31,6 +31,10 @@ class Unigram(GenerativeModel):
         words = torch.searchsorted(self.log_words().exp().cumsum(0), self.rand(n, self.most, rng=rng))
         return cut(words.clamp_max(self.logits.out_features - 1), length)
 
+    @inference
+    def next_logits(self, x):
+        return self.log_words().expand(*x.values.shape, -1)
+
     def training_step(self, batch, batch_idx):
         x = batch["x"]
         with self.turn("words") as words:

@@ -20,7 +20,7 @@ from genlab.metrics.classifier import (
     train_classifier,
 )
 from genlab.metrics.features import features_of
-from genlab.metrics.scores import score
+from genlab.metrics.images import fid, inception_score, kid
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,8 @@ def test_scores_tell_digits_from_noise_and_collapse(judge, digits):
     noise = torch.randint(0, 256, (360, 1, 8, 8), dtype=torch.uint8, generator=generator)
     sevens = digits.x_train[digits.y_train == 7].repeat(3, 1, 1, 1)[:360]
     real = features_of(judge, [digits.x_test])
-    good, one, bad = (score(real, features_of(judge, [x])) for x in (digits.x_train[:360], sevens, noise))
+    fakes = [features_of(judge, [x]) for x in (digits.x_train[:360], sevens, noise)]
+    good, one, bad = (fid(real, fake) | inception_score(fake) | kid(real, fake) for fake in fakes)
     assert good["fid"] < 0.1 * one["fid"] and good["fid"] < 0.1 * bad["fid"]
     assert good["kid"] < 0.1 * one["kid"] and good["kid"] < 0.1 * bad["kid"]
     assert good["is"] > 8 and one["is"] < 1.5

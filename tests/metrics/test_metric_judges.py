@@ -6,20 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from genlab.judging.suite import image_scores, memorisation
 from torch import nn
 
 import genlab.metrics.classifier as classifier
 from genlab.data.images import CIFAR10
 from genlab.data.module import ArrayData
 from genlab.data.store import ArrayStore
+from genlab.data.toy import Ring
 from genlab.errors import NotNumbers, UserError
 from genlab.judging.cards import SEEN
-from genlab.judging.judge import ImageJudge, PointJudge, dataset_classifier
+from genlab.judging.extractors import dataset_classifier
+from genlab.judging.judge import Judge
+from genlab.judging.measure import Settings
+from genlab.judging.measures.diversity import memorisation
+from genlab.judging.measures.features import InceptionScore
+from genlab.judging.subject import Subject
 from genlab.metrics.classifier import ClassifierExtractor, RandomExtractor, epochs_for, train_classifier
 from genlab.metrics.diversity import nearest_neighbour_ratio
-from genlab.metrics.features import FeatureStats, features_of
-from genlab.metrics.scores import fid, inception_score, rarest_class
+from genlab.metrics.features import Features, features_of
+from genlab.metrics.images import fid, inception_score
+from genlab.metrics.scores import rarest_class
 
 
 def images(n, side=8, channels=1, seed=0):
@@ -194,14 +200,14 @@ def test_data_without_labels_have_fid_and_a_best_checkpoint(kind, asked, caplog)
         "val": data._load(False)["all"],
         "test": data._load(False)["all"],
     }
-    judge = ImageJudge(extractor=asked, scores=("fid", "is", "kid", "pr"), num_samples=60)
+    judge = Judge(("fid", "is", "kid", "pr"), extractor=asked, num_samples=60)
     scores = judge.validate(Sampler(lambda x: x), data)
     assert "val/fid/random-vgg" in scores and "val/precision/random-vgg" in scores
     assert not any(name.startswith("val/is") for name in scores)
     assert ("has no labels" in caplog.text) == (asked == "classifier")
-    final = judge.final(Sampler(lambda x: x), data)
-    assert any("hardly detects missing classes" in text for _, text in judge.lines(final))
-    assert judge.cards["random-vgg"]["n_fake"] == 60
+    judge.final(Sampler(lambda x: x), data)
+    assert any("hardly missing classes" in text for _, text in judge.lines())
+    assert judge.found.cards["fid"]["n_fake"] == 60 and judge.found.cards["fid"]["extractor"] == "random-vgg"
 
 
 # ------------------------------------------------------------------------------------------------------- what it tells
@@ -216,19 +222,22 @@ def test_samples_that_are_no_numbers_are_not_judged(value, caplog):
 
     data = Unlabelled(batch_size=10, image_size=8, channels=1)
     data._splits = dict.fromkeys(("train", "val", "test"), data._load(False)["all"])
-    judge = ImageJudge(extractor="random", num_samples=60)
+    judge = Judge(["fid"], extractor="random", num_samples=60)
     assert judge.validate(Sampler(broken), data) == {}
     assert "1 of 60 samples of a batch are NaN or infinite" in caplog.text
     with pytest.raises(NotNumbers):
-        judge.draws(Sampler(broken), data, "val", 60)[0]()
-    points = PointJudge(num_samples=60)
-    assert points.validate(Sampler(lambda x: x * value), data) == {}
+        Subject(Sampler(broken), data, "val", Settings(), lambda: None).fake(60)
+    points = Ring(batch_size=10)
+    noise = Sampler(lambda x: x.flatten(1)[:, :2] * value)
+    assert Judge(["points"], num_samples=60).validate(noise, points) == {}
+    fine = Judge(["points"], num_samples=60).validate(Sampler(lambda x: x.flatten(1)[:, :2]), points)
+    assert fine["val/energy"] > 0
 
 
 def stats(labels, classes=4, sure=6.0, seed=0):
     """Features and logits of images that a judge takes for these classes."""
     logits = F.one_hot(torch.as_tensor(labels), classes).float() * sure
-    return FeatureStats.of(torch.rand(len(logits), 3, generator=torch.Generator().manual_seed(seed)), logits)
+    return Features.of(torch.rand(len(logits), 3, generator=torch.Generator().manual_seed(seed)), logits)
 
 
 def test_a_class_that_no_real_image_has_is_not_the_rarest():
@@ -237,25 +246,41 @@ def test_a_class_that_no_real_image_has_is_not_the_rarest():
     assert rarest_class(stats([0, 1, 2, 3] * 20), fake) == 0
 
 
+class Given:
+    """A subject whose features are given."""
+
+    split, brief, settings, seed = "test", False, Settings(), 2020
+
+    def __init__(self, real, fake):
+        self.real_features, self.fake_features = (lambda n: real), (lambda n: fake)
+        self.notes, self.size = [], max(real.n, fake.n)
+
+    def available(self):
+        return self.size
+
+    def note(self, text):
+        self.notes.append(text)
+
+
 def test_the_real_images_inception_score_is_of_equally_many():
-    many = FeatureStats.of(torch.rand(400, 3), torch.randn(400, 10, generator=torch.Generator().manual_seed(0)))
-    few = FeatureStats.of(torch.rand(60, 3), many.logits[:60])
-    pictures = images(400), images(60)
-    scores = image_scores(*pictures, many, few, ["is"])["is"]
+    logits = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
+    many = Features.of(torch.rand(400, 3), logits, {"extractor": "features"})
+    few = Features.of(torch.rand(60, 3), logits[:60], {"extractor": "features"})
+    (scores,) = InceptionScore().take(Given(many, few))
     own = inception_score(many, n=60)
     assert scores["is_real/features"] == own["is"] and own["is"] < inception_score(many)["is"] - 0.05
-    other_way = image_scores(pictures[1], pictures[0], few, many, ["is"])["is"]
+    turned = Given(few, many)
+    (other_way,) = InceptionScore().take(turned)
     assert "is/features" in other_way and "is_real/features" not in other_way  # there are not as many
+    assert turned.notes == ["No Inception score of real images: there are 60 real, 400 generated images."]
     assert inception_score(many, n=400) == inception_score(many)
 
 
 def test_a_judge_that_has_seen_the_training_set_says_so():
-    judge = ImageJudge()
-    judge.extractor = ClassifierExtractor("digits", (1, 8, 8), 10)
-    judge.cards = {"classifier-digits": {"ema": True, "n_fake": 100, "n_real": 100}}
-    values = {"test/is/x": 8.5, "test/is_std/x": 0.1, "test/is_real/x": 8.0}
-    assert SEEN in dict(judge.lines(values))["is/classifier-digits"]
-    assert SEEN not in dict(judge.lines({**values, "test/is/x": 7.5}))["is/classifier-digits"]
+    card = {"extractor": "classifier-digits"}
+    for value, told in ((8.5, True), (7.5, False)):
+        beside = InceptionScore().beside("is/x", {"is/x": value, "is_real/x": 8.0}, card)
+        assert (SEEN in beside) == told and beside[0] == "real 8"
 
 
 def test_ten_percent_copies_are_seen():

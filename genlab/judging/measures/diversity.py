@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genlab.judging.subject import Subject
-    from genlab.metrics.features import Features
     from genlab.metrics.scores import Scores
 
 NOISE_STD = 0.1  # of the noised real images, as a share of the grey range
@@ -35,35 +34,18 @@ class Diversity(Measure):
 
     def take(self, subject: Subject) -> Iterable[Scores]:
         """{"ms_ssim", "ms_ssim_real", "ms_ssim_noised"}, and {"ms_ssim_within", ...} where classes are known."""
+        from genlab.sharing import by_first
+
         n = self.count(subject.settings, subject.available(), subject.split)
-        found = [self._of(subject, n)]
+        real, fake = subject.real(n), subject.fake(n)
+        found = [by_first(lambda: diversity(real, fake, subject.seed))]
         if not subject.lacks("classes"):
             sets = subject.real_features(n), subject.fake_features(n)
             if all(int(each.classes.bincount().max()) >= 2 for each in sets):
-                found.append(self._of(subject, n, *sets))
+                labels = [each.classes for each in sets]
+                found.append(by_first(lambda: diversity(real, fake, subject.seed, *labels)))
+                found[1].card |= {"labels": sets[1].card["extractor"], "checksum": sets[1].card.get("checksum")}
         return found
-
-    def _of(self, subject: Subject, n: int, *sets: Features) -> Scores:
-        """Scores of all pairs; of pairs within classes if features of real and generated images are given."""
-        from genlab.metrics.diversity import ms_ssim_diversity
-        from genlab.metrics.scores import Scores
-        from genlab.sharing import by_first
-
-        real, fake = subject.real(n), subject.fake(n)
-        of_real, of_fake = (each.classes for each in sets) if sets else (None, None)
-
-        def scores() -> Scores:
-            name = "ms_ssim_within" if sets else "ms_ssim"
-            of_fakes = ms_ssim_diversity(fake, PAIRS, subject.seed, of_fake)
-            values = {name: of_fakes["ms_ssim_diversity"]}
-            for suffix, x in (("real", real), ("noised", noised(real, NOISE_STD, subject.seed))):
-                values[f"{name}_{suffix}"] = ms_ssim_diversity(x, PAIRS, subject.seed, of_real)["ms_ssim_diversity"]
-            card = {**of_fakes.card, "n_real": len(real), "ms_ssim_noise_std": NOISE_STD}
-            if sets:
-                card |= {"labels": sets[1].card.get("extractor"), "checksum": sets[1].card.get("checksum")}
-            return Scores(values, card)
-
-        return by_first(scores)
 
     def beside(self, score: str, scores: Mapping[str, float], card: Mapping[str, Any]) -> list[str]:
         """Those of real images and of noised ones."""
@@ -96,6 +78,29 @@ class Memorisation(Measure):
     def beside(self, score: str, scores: Mapping[str, float], card: Mapping[str, Any]) -> list[str]:
         """Those of unseen images."""
         return ["unseen images 1" if score == "nn_ratio" else f"unseen images {scores['nn_copies_real']:.4g}"]
+
+
+def diversity(
+    real: Tensor, fake: Tensor, seed: int = 2020, of_real: Tensor | None = None, of_fake: Tensor | None = None
+) -> Scores:
+    """1 - MS-SSIM of pairs of generated, real and noised real images.
+
+    Args:
+        real: Real images, uint8 [N, C, H, W].
+        fake: Generated images, uint8 [M, C, H, W].
+        seed: Seed of pairs and noise.
+        of_real: Classes [N] of real images; if given, pairs are of one class.
+        of_fake: Classes [M] of generated images.
+    """
+    from genlab.metrics.diversity import ms_ssim_diversity
+    from genlab.metrics.scores import Scores
+
+    name = "ms_ssim" if of_fake is None else "ms_ssim_within"
+    of_fakes = ms_ssim_diversity(fake, PAIRS, seed, of_fake)
+    values = {name: of_fakes["ms_ssim_diversity"]}
+    for suffix, x in (("real", real), ("noised", noised(real, NOISE_STD, seed))):
+        values[f"{name}_{suffix}"] = ms_ssim_diversity(x, PAIRS, seed, of_real)["ms_ssim_diversity"]
+    return Scores(values, {**of_fakes.card, "n_real": len(real), "ms_ssim_noise_std": NOISE_STD})
 
 
 def noised(x: Tensor, std: float, seed: int) -> Tensor:
