@@ -35,6 +35,7 @@ HELP = f"""genlab-evaluate: score a trained model or a set of images, and record
   genlab-evaluate run=outputs/multirun_2026-01-01       every run in a folder
   genlab-evaluate real=PATH fake=PATH train=PATH        folders, zips or npz (`x`, uint8 [N, H, W, C]) of any origin
   genlab-evaluate run=RUN extractor=inception inception_weights=PATH scores=[fid,kid]
+  genlab-evaluate --list                                the scores, and what each needs
   genlab-evaluate --fetch-inception                     fetches the weights of the published FID's network (95 MB)
   genlab-evaluate run=RUN sampler=drs sampler.gamma_percentile=95
   torchrun --standalone --nproc_per_node 2 scripts/evaluate.py run=RUN ...    two processes share the work; same scores
@@ -111,6 +112,9 @@ def main() -> None:
 
             print(f"{find_inception_weights(download=True)}: for extractor=inception, metrics.extractor=inception")
             return
+        if "--list" in sys.argv[1:]:
+            print(listed())
+            return
         named, options = read_options(sys.argv[1:])
         if len(named) == 1:
             existing_run(named[0])
@@ -123,6 +127,16 @@ def main() -> None:
                 warnings.simplefilter("ignore")
                 log.setLevel(logging.ERROR)
             _evaluate(named, options, first)
+
+
+def listed() -> str:
+    """The scores of all measures as a Markdown table."""
+    lines = ["| scores= | score | better | needs |", "| --- | --- | --- | --- |"]
+    for each in known().values():
+        typed = f"`{each.part_of or each.name}`"
+        titles = [(about.title.replace("|", "\\|"), about.better or "-") for about in each.about.values()]
+        lines += [f"| {typed} | {title} | {better} | {', '.join(each.needs) or '-'} |" for title, better in titles]
+    return "\n".join(lines)
 
 
 def _evaluate(named: list[str], options: dict[str, Any], first: bool) -> None:

@@ -196,7 +196,7 @@ def _open_array(key: str, path: Path) -> _Source:
         raise UserError(f"{key}={path} cannot be read ({reason}); {LAYOUT}.") from error
     if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or 0 in x.shape:
         raise UserError(f"{key}={path} holds `x` as {x.dtype} of shape {list(x.shape)}; {LAYOUT}.")
-    if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu"):
+    if y is not None and (y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer)):
         raise UserError(f"{key}={path} holds `y` as {y.dtype} of shape {list(y.shape)}; {LAYOUT}.")
     return _Source(path, key, array=x, labels=y, sizes={tuple(x.shape[1:3])}, grey=x.shape[3] == 1)
 

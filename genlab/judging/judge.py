@@ -28,7 +28,7 @@ def take(subject: Subject, measures: Iterable[Measure]) -> Findings:
         NotNumbers: If samples are NaN or infinite.
     """
     found, settings = Findings(), subject.settings
-    with full_float32(torch.device(getattr(subject.model, "device", "cpu"))):
+    with full_float32(subject.device):
         for measure in measures:
             subject.settings = measure.settings or settings
             if subject.brief and not measure.cheap or measure.missing(subject):
@@ -80,18 +80,12 @@ class Judge:
             scores: Names of measures in `genlab.judging.measures`.
             every_n_steps: Iterations between scores on validation data.
             num_samples: Most generated and real samples, never more than the split holds; None: each measure's number.
-            seed: Seed of latents and subsets.
+                For the other numbers see `Settings`.
             extractor: "classifier", trained on the data set itself; "inception", the network of the published FID;
                 "random", an untrained network, which also replaces "classifier" if there are no labels; or a file of
                 `genlab-classifier`.
             inception_weights: File with Inception's weights, for "inception".
             precision: Precision of Inception: "float32", or "bfloat16" for monitoring (faster, gives another FID).
-            splits: Parts of the Inception score.
-            batch_size: Samples at a time where a model reads samples.
-            iwae_samples: Draws k of the importance-weighted bound on test data; 5000 in the paper.
-            ais_steps: Temperatures of annealed importance sampling on test data; 0 for none.
-            ais_samples: Annealing chains per sample.
-            validation_samples: Stacks that are drawn for scores on validation data.
             more: Further measures and torchmetrics' metrics by name; see `genlab.judging.more`.
 
         Raises:

@@ -61,9 +61,9 @@ class SetSubject(Subject):
             self._without_taught()
 
     def _extractor(self) -> Extractor:
-        weights, device = self.options["inception_weights"], torch.device(self.options["device"])
+        weights = self.options["inception_weights"]
         chosen = self._chosen_extractor()
-        return shared_network(chosen, self.labelled, device, weights, self.options["precision"])
+        return shared_network(chosen, self.labelled, self.device, weights, self.options["precision"])
 
     def _chosen_extractor(self) -> str:
         labelled = self.labelled.spec.num_classes is not None
@@ -93,6 +93,11 @@ class SetSubject(Subject):
         if need in ("extractor", "logits", "classes"):
             return self._lacks_of_data(need)
         return "There is no model."
+
+    @property
+    def device(self) -> torch.device:
+        """That of the extractor."""
+        return torch.device(self.options["device"])
 
     @property
     def common(self) -> dict[str, Any]:

@@ -123,6 +123,11 @@ class Subject:
         return "none" if self.pictures else self.data.spec.x.kind
 
     @property
+    def device(self) -> torch.device:
+        """Where samples are drawn."""
+        return self.model.device
+
+    @property
     def seed(self) -> int:
         """Seed of latents and subsets."""
         return self.settings.seed

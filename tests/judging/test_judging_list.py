@@ -70,10 +70,10 @@ def test_a_measure_is_one_file(file, tmp_path):
     (source / "genlab" / "judging" / "measures" / f"{file}.py").unlink()
     mine = {name for name, each in known().items() if each.__module__.endswith(f".{file}")}
     code = (
-        "from genlab.judging.measure import known, chosen; from genlab.cli.evaluate import HELP\n"
-        "from genlab.judging.judge import Judge\n"
-        f"assert not set({sorted(mine)!r}) & set(known()) and len(known()) > 8\n"
-        "Judge([name for name in known()])"
+        "from genlab.judging.measure import known, chosen; from genlab.cli.evaluate import HELP, listed\n"
+        f"gone = set({sorted(mine)!r})\n"
+        "assert not gone & set(known()) and len(chosen(None)) == len(known()) > 8\n"
+        "assert not any(f'| `{name}` |' in listed() for name in gone)"
     )
     result = run(code, source)
     assert result.returncode == 0, result.stderr
@@ -194,3 +194,13 @@ def test_a_fault_in_one_batch_is_told_once(caplog):
     assert judge.validate(Drawing(), data) == {} == judge.validate(Drawing(), data)
     assert caplog.text.count("No val scores: they need 20 samples, got 10.") == 1
     assert judge.final(Drawing(), data)["test/energy"] < 1
+
+
+def test_the_docs_hold_the_list():
+    """Rows of measures whose file is there, as `evaluate.py --list` prints them."""
+    text = (REPO / "docs" / "scores.md").read_text()
+    written = text[text.index("<!-- list -->") : text.index("<!-- end -->")].strip().splitlines()[1:]
+    typed = {f"| `{each.part_of or each.name}` |" for each in known().values()}
+    assert [
+        line for line in written if line.startswith(("| scores", "| ---", *typed))
+    ] == evaluate.listed().splitlines()
