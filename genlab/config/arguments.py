@@ -124,6 +124,6 @@ def _value(key: str, text: str, default: Any) -> Any:
         value = [value] if isinstance(value, str) else value
         if not (isinstance(value, list) and all(isinstance(part, str) for part in value)):
             raise UserError(f"{key} must be a list of names, [NAME,NAME], got {text!r}.")
-    if key == "seed" and not 0 <= value < 2**32:
+    if key == "seed" and not (type(value) is int and 0 <= value < 2**32):
         raise UserError(f"seed must be a whole number from 0 to {2**32 - 1}, got {text}.")
     return value

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from genlab.judging.likelihood import LikelihoodJudge
 from pytorch_lightning.callbacks import Callback
 
 from genlab.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, CleanStop
 from genlab.config.composition import compose
+from genlab.config.instantiate import instantiate
 from genlab.errors import Interrupted, TrainingStopped, UserError
 from genlab.files import write_atomic, write_json, write_text
-from genlab.judging.judge import Judge
+from genlab.judging.measure import known
 from genlab.runs import running, start
 from genlab.runs.folder import find_checkpoint, find_run
 from tests.models.helpers import METHODS, SGD, config, fit
@@ -153,6 +153,10 @@ def test_checkpoints_need_positive_numbers(arguments):
 LIKELIHOOD = ("bound", "elbo", "objective", "loss")
 
 
+def judge_of(name):
+    return instantiate(compose([f"metrics={name}"])["metrics"])
+
+
 @pytest.mark.parametrize(
     ("names", "chosen", "best"),
     [
@@ -165,8 +169,9 @@ LIKELIHOOD = ("bound", "elbo", "objective", "loss")
 )
 def test_likelihood_runs_choose_by_the_best_bound_they_have(names, chosen, best, tmp_path):
     """All values rise, the loss too, as under a warm-up of the KL's weight: the later weights are the better ones."""
-    assert LikelihoodJudge.monitor == LIKELIHOOD
-    checkpoints = Checkpoints(1, 1, LikelihoodJudge.monitor, LikelihoodJudge.mode)
+    judge = judge_of("likelihood")
+    assert judge.monitor == LIKELIHOOD
+    checkpoints = Checkpoints(1, 1, judge.monitor, judge.mode)
     trainer = SimpleNamespace(default_root_dir=str(tmp_path), save_checkpoint=lambda path: None)
     for step, value in ((1, -40.0), (2, -29.0)):
         trainer.global_step = step
@@ -180,16 +185,18 @@ def test_a_best_score_is_resumed_with_its_name(before, kept, tmp_path):
     checkpoints = Checkpoints(1, 1, "elbo", "max")
     checkpoints.load_state_dict({"monitor": before, "best_score": 29.0, "best_step": 3})
     assert (checkpoints.best_score, checkpoints.best_step) == ((29.0, 3) if kept else (None, None))
-    several = Checkpoints(1, 1, LikelihoodJudge.monitor, LikelihoodJudge.mode)
+    judge = judge_of("likelihood")
+    several = Checkpoints(1, 1, judge.monitor, judge.mode)
     several.load_state_dict({"monitor": "elbo", "best_score": -28.0, "best_step": 3})
     assert (several.monitor, several.mode, several.best_score) == ("elbo", "max", -28.0)  # before any validation
     state = {name: value for name, value in several.state_dict().items() if value}
     assert state == {"monitor": "elbo", "best_score": -28.0, "best_step": 3}
 
 
-@pytest.mark.parametrize("judge", [Judge, LikelihoodJudge])
-def test_factor_scores_have_one_direction_under_every_judge(judge):
+@pytest.mark.parametrize("name", ["images", "likelihood", "points", "stacked", "classification"])
+def test_factor_scores_have_one_direction_under_every_judge(name):
     """`factor_corr_<name>` too; what leaks into other units is bad."""
+    judge = judge_of(name)
     assert judge.mode("factor_corr") == judge.mode("factor_corr_light") == "max" and judge.mode("factor_leak") == "min"
 
 
@@ -197,12 +204,18 @@ def test_factor_scores_have_one_direction_under_every_judge(judge):
     ("name", "mode"),
     [
         *((name, "max") for name in ("elbo", "relaxed", "bound", "objective", "iwae_500", "ais_16", "ess")),
-        *((name, "max") for name in ("active_units", "perplexity", "top_perplexity", "bottom_perplexity")),
+        *((name, "max") for name in ("perplexity", "top_perplexity", "bottom_perplexity")),
         *((name, "min") for name in ("loss", "recon", "kl", "bits_per_dim", "commitment", "squared_error")),
     ],
 )
 def test_which_values_of_a_likelihood_score_are_good(name, mode):
-    assert LikelihoodJudge.mode(name) == mode
+    assert judge_of("likelihood").mode(name) == mode
+
+
+def test_active_units_choose_no_checkpoint():
+    """More of them are not better in themselves; they are counted at the end alone."""
+    bounds = known()["likelihood"]()
+    assert bounds.direction("active_units") is None and "active_units" in bounds.about and not bounds.cheap
 
 
 def test_an_rbm_s_run_has_no_best_checkpoint(tmp_path):

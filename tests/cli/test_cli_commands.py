@@ -103,14 +103,14 @@ def test_a_run_folder_explains_itself(tmp_path):
     session = record["sessions"][0]
     assert session["status"] == "done" and session["wall_seconds"] > 0 and "trainer.max_steps=40" in session["command"]
     assert {"versions", "commit", "hardware"} <= session.keys() and record["iterations"] == 40
-    card = record["cards"]["classifier-digits"]
+    card = record["cards"][record["group"]["fid/classifier-digits"]]
     assert card["split"] == "test" and card["n_real"] == card["n_fake"] == 359 and card["ema"] and card["checksum"]
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     scored = {row["metric"] for row in rows}
     assert {"train/d_loss", "train/g_loss", "val/fid/classifier-digits", "test/is/classifier-digits"} <= scored
     assert {int(r["step"]) for r in rows if r["metric"] == "train/d_loss"} == {1, 10, 20, 30, 40}
     assert Image.open(run / "samples.png").size[0] >= 512
-    assert "scripts/sample.py run=" in result.stdout and "of 2000 samples" in result.stdout
+    assert "scripts/sample.py run=" in result.stdout and "2000 generated" in result.stdout
     assert (run / "checkpoints" / "best.ckpt").is_file()
 
 

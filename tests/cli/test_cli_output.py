@@ -103,9 +103,11 @@ def test_train_log_holds_the_run(tmp_path, monkeypatch):
     found = lines_of(tmp_path / "run")
     for start in (
         *("gan on ring (", "iteration 2/4 ", "iteration 4/4 ", "iteration 4: val/", "a warning of genlab"),
-        *("UserWarning: a warning of Python", "length: 4 iterations", "energy distance: ", "go on: "),
+        *("UserWarning: a warning of Python", "length: 4 iterations", "modes: ", "go on: "),
     ):
         assert len([line for line in found if line.startswith(start)]) == 1, start
+    test, compared = (line for line in found if line.startswith("energy: "))
+    assert "20 generated, 20 real, test" in test and compared.split() == ["energy:", "validation", "test"]
     assert main(monkeypatch, "resume=run", "trainer.max_steps=6") == 0
     more = lines_of(tmp_path / "run")[len(found) :]
     assert more[0].startswith("gan on ring from iteration 4 (") and any("length: 6 iterations" in line for line in more)

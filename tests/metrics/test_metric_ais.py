@@ -10,7 +10,9 @@ from torch.testing import assert_close
 
 from genlab.cli import evaluate
 from genlab.errors import UserError
-from genlab.judging.cards import BETTER, kind_of, title_of
+from genlab.judging.judge import Judge
+from genlab.judging.measure import known
+from genlab.judging.records import rows
 from genlab.losses.likelihoods import Bernoulli, Gaussian
 from genlab.metrics import ais as module
 from genlab.metrics.ais import ais, ais_scores, can_anneal, schedule
@@ -189,28 +191,30 @@ def test_it_agrees_with_the_importance_weighted_bound(tmp_path):
 def test_the_judge_takes_it_on_test_data_alone(tmp_path):
     whole = config(VAE_ON_DIGITS, 2)
     whole["metrics"] |= {"ais_steps": 5, "ais_samples": 2, "num_samples": 20}
-    parts = running.build(
-        {**whole, "metrics": {**whole["metrics"], "_target_": "genlab.judging.likelihood.LikelihoodJudge"}}
-    )
+    parts = running.build(whole)
     scores = parts.judge.final(parts.model, parts.data)
     assert {"test/ais_5", "test/ais_5_se", "test/ais_ess", "test/ais_acceptance"} <= scores.keys()
     assert not any("ais" in name for name in parts.judge.validate(parts.model, parts.data))
-    card = parts.judge.cards["likelihood"]
+    card = parts.judge.found.cards[parts.judge.found.group["ais_5"]]
     assert card["ais_steps"] == 5 and card["ais_samples"] == 2 and "HMC" in card["ais_transitions"]
-    assert any(name == "ais_5" and "nats" in value for name, value in parts.judge.lines(scores))
+    assert (card["support"], card["dequantised"]) == ("binary", "no")  # as on the card of the bounds
+    assert "ais_steps" not in parts.judge.found.cards[parts.judge.found.group["iwae_200"]]
+    told = dict(parts.judge.lines())
+    assert " ± " in told["ais_5"] and "20 real, test" in told["ais_5"] and "(of 2, " in told["ais_ess"]
     assert parts.judge.mode("ais_5") == "max"
     with pytest.raises(UserError, match=r"metrics\.ais_steps"):
-        type(parts.judge)(ais_steps=-1)
+        Judge(["likelihood"], ais_steps=-1)
 
 
 def test_evaluate_puts_it_into_the_record(tmp_path):
     start.train(config(VAE_ON_DIGITS[:-2], 2), tmp_path / "run")
     options = {"scores": ["likelihood"], "n": 20, "iwae_samples": 5, "ais_steps": 4, "ais_samples": 3}
     record = evaluate.evaluate_run(tmp_path / "run", options)
-    assert record["group"]["ais_4"] == "likelihood" and record["cards"]["likelihood"]["ais_samples"] == 3
+    assert record["cards"][record["group"]["ais_4"]]["ais_samples"] == 3
+    assert record["about"]["ais_4"]["measure"] == "ais"
     assert math.isfinite(record["scores"]["ais_4"])
     assert json.loads((tmp_path / "run" / "scores" / "test-none-seed2020.json").read_text())["scores"]["ais_4"]
-    assert any("annealed" in row[0] for row in evaluate.score_rows(record))
+    assert any(record["about"][name]["title"].startswith("annealed") for name, *_ in rows(record))
     assert (
         "ais_4"
         not in evaluate.evaluate_run(tmp_path / "run", {**options, "ais_steps": 0, "out": tmp_path / "o"})["scores"]
@@ -227,8 +231,11 @@ def test_models_without_continuous_latents_are_passed_over(tmp_path):
 
 
 def test_names_and_directions():
-    assert kind_of("ais_1000") == "ais" and kind_of("ais_ess") == "ais_ess" and kind_of("iwae_50_se") == "iwae_50_se"
-    assert title_of("ais_1000") == "annealed estimate, nats, 1000 temperatures" and BETTER["ais"] == "higher"
+    annealed, bounds = known()["ais"](), known()["likelihood"]()
+    assert annealed.kind("ais_1000") == "ais" and annealed.kind("ais_ess") == "ais_ess"
+    assert bounds.kind("iwae_50_se") == "iwae_50_se" and bounds.kind("iwae_50_se") not in bounds.about
+    assert annealed.title("ais_1000") == "annealed estimate, nats, 1000 temperatures"
+    assert annealed.direction("ais_1000") == "higher" and annealed.direction("ais_1000_se") is None
     assert ais_scores(ais(linear_gaussian()[0], [linear_gaussian()[1]], steps=2, chains=2)).card["ais_n_real"] == COUNT
     assert can_anneal(linear_gaussian()[0]) and not can_anneal(nn.Linear(1, 1))
     assert Bernoulli.support == "binary"

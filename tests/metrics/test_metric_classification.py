@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from genlab.judging.classification import ClassificationJudge, classification_scores
 
+from genlab.data.module import ArrayData
+from genlab.data.store import ArrayStore
+from genlab.judging.judge import Judge
 from genlab.metrics.classification import cluster_error, cluster_names, error_rate
 
 
@@ -28,29 +30,37 @@ def test_a_cluster_has_the_name_of_its_surest_sample():
     assert scores.card == {"n_real": 4, "clusters": 3}
 
 
-class Data:
-    """Validation and test samples that are one-hot vectors of their labels, or of others."""
+class OneHot(ArrayData):
+    """Validation and test samples that are one-hot vectors of their labels."""
 
-    def __init__(self, y=True):
-        self.y = y
+    name, kind, own_shape, class_names = "one-hot", "points", (3,), ("a", "b", "c")
 
-    def batches(self, split, batch_size=None, limit=None):
-        y = torch.tensor([0, 1, 2, 2] if split == "test" else [2, 0, 1])
-        x = torch.eye(3)[y]
-        for part in range(0, len(y), 2):
-            yield SimpleNamespace(x=x[part : part + 2], y=y[part : part + 2] if self.y else None)
+    def _load(self, download):
+        def store(labels):
+            y = torch.tensor(labels * 10)
+            return ArrayStore({"x": torch.eye(3)[y]}).with_column("y", y)
+
+        return {"train": store([0, 1, 2]), "val": store([2, 0, 1]), "test": store([0, 1, 2, 2])}
 
 
-def test_the_score_is_of_what_the_model_can():
+def model(**able):
+    return SimpleNamespace(device=torch.device("cpu"), given=(), **able)
+
+
+def test_the_score_is_of_what_the_model_can(caplog):
     """A permutation of the classes is all wrong as a classifier, and no matter to clusters."""
-    turned = SimpleNamespace(device="cpu", classify=lambda x: x.roll(1, dims=1))
-    clusters = SimpleNamespace(device="cpu", cluster=lambda x: x.roll(1, dims=1))
-    assert classification_scores(turned, Data(), "test", 100) == {"classifier_error": 1.0}
-    assert classification_scores(clusters, Data(), "test", 100) == {"classifier_error/clusters": 0.0}
-    assert classification_scores(SimpleNamespace(device="cpu"), Data(), "test", 100) == {}
-    assert classification_scores(turned, Data(y=False), "test", 100) == {}
-    judge = ClassificationJudge()
-    assert judge.validate(turned, Data()) == {"val/classifier_error": 1.0}
-    assert (
-        judge.mode("classifier_error") == "min" and judge.lines({"test/classifier_error": 0.25})[0][1][:6] == "25.00%"
-    )
+    turned, data = model(classify=lambda x: x.roll(1, dims=1)), OneHot(batch_size=2)
+    clusters = model(cluster=lambda x: x.roll(1, dims=1))
+
+    def scores(model, data=data):
+        return Judge(["classification"]).final(model, data)
+
+    assert scores(turned) == {"test/classifier_error": 1.0}
+    assert scores(clusters) == {"test/classifier_error/clusters": 0.0}
+    assert scores(model()) == {} and "No scores are taken: SimpleNamespace has no `classify`." in caplog.text
+    assert scores(turned, OneHot(batch_size=2, labels=False)) == {} and "one-hot has no column y." in caplog.text
+    judge = Judge(["classification"])
+    assert judge.validate(turned, data) == {"val/classifier_error": 1.0}
+    assert judge.monitor == ("classifier_error",) and judge.mode("classifier_error") == "min"
+    judge.final(model(classify=lambda x: x[:, [0, 0, 0]]), data)  # all are taken for the first class
+    assert judge.lines() == [("classifier_error", "0.75  (40 real, test)")]

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from genlab.judging.stacked import StackedJudge
 
 from genlab.config.composition import compose
 from genlab.config.instantiate import instantiate
 from genlab.data.images import Digits
 from genlab.data.stacked import StackedDigits
 from genlab.errors import UserError
+from genlab.judging.judge import Judge
 from genlab.metrics.stacked import perfect_coverage, tuple_coverage
 from genlab.runs.start import train
 
@@ -110,23 +110,26 @@ class Drawn:
 
 def test_the_judge_tells_a_perfect_sampler_from_a_collapsed_one():
     """By the digits' own classifier, which is wrong on 2 % of the images."""
-    data, judge = stacks(), StackedJudge(num_samples=4000, validation_samples=1000)
+    data, judge = stacks(), Judge(["stacked"], num_samples=4000, validation_samples=1000)
     real = data.split("test").gather(torch.arange(4000, 8000))
     perfect = judge.final(Drawn(real), data)
-    card = judge.cards["stacked"]
+    card = judge.found.cards[judge.found.group["modes"]]
     assert card["extractor"] == "classifier-digits" and card["test_accuracy"] > 0.95
     assert 965 < card["expected_modes"] < 995  # of 4,000 samples, some triple is not drawn
     assert abs(perfect["test/modes"] - card["expected_modes"]) < 25
     assert abs(perfect["test/kl_modes"] - card["expected_kl_modes"]) < 0.1
-    assert abs(perfect["test/modes_real"] - card["expected_modes"]) < 25  # of other stacks, as many
-    assert "of 1000 in 4000 samples" in dict(judge.lines(perfect))["modes"]
+    assert abs(perfect["test/modes_real"] - card["expected_modes"]) < 25  # of as many stacks
+    told = dict(judge.lines())
+    assert f"of 1000, perfect {card['expected_modes']:.4g} on average, real stacks " in told["modes"]
+    assert "4000 generated, 4000 real, test" in told["modes"] and "right on 9" in told["judge"]
 
     one = judge.final(Drawn(real[:1]), data)
     assert one["test/modes"] == 1 and one["test/kl_modes"] == pytest.approx(math.log(1000))
     few = real[(data.split("test").y[4000:8000] // 100) < 2]  # two classes of the red channel: a fifth of the modes
     part = judge.validate(Drawn(few), data)
     assert part["val/modes"] < 320 and part["val/kl_modes"] > math.log(5) - 0.3
-    assert judge.mode("modes") == "max"
+    assert judge.mode("modes") == "max" and judge.mode("kl_modes") == "min" and judge.monitor == ("modes",)
+    assert [judge.count(data, split, "modes") for split in ("val", "test")] == [1000, 4000]
 
 
 def test_an_experiment_from_end_to_end(tmp_path):
@@ -134,6 +137,6 @@ def test_an_experiment_from_end_to_end(tmp_path):
     asked = ["data.num_train=200", "metrics.num_samples=200", "callbacks=none", "trainer.max_steps=2", "logger=csv"]
     scores = train(compose(["experiment=gan_stacked_digits", *asked]), tmp_path).scores
     assert 1 <= scores["test/modes"] <= 200 and scores["test/kl_modes"] > math.log(1000 / 200) - 1e-9
-    judge = StackedJudge()
+    judge = Judge(["stacked"])
     with pytest.raises(UserError, match="Try metrics=images"):
         judge.validate(Drawn(torch.zeros(1)), Digits(batch_size=4, image_size=8, channels=1))

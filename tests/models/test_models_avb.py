@@ -7,6 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from genlab.errors import UserError
+from genlab.judging.judge import Judge
 from genlab.losses.likelihoods import Gaussian
 from genlab.models.avb import AVB
 from genlab.networks.posteriors import Diagonal
@@ -99,12 +100,12 @@ def test_estimates_are_not_called_bounds(tmp_path):
     overrides = ["model=avb", "data.binarize=static", "metrics=likelihood", "metrics.ais_steps=3", "callbacks=default"]
     overrides += ["metrics.ais_samples=2", "metrics.num_samples=20", "trainer.log_every_n_steps=1", "callbacks=none"]
     fitted = fit(overrides, 1, tmp_path, trainer={"logger": [memory]})
-    judge = fitted.model, fitted.data
-    from genlab.judging.likelihood import LikelihoodJudge
-
-    found = LikelihoodJudge(num_samples=20, ais_steps=3, ais_samples=2).score(*judge, "test")
+    judge = Judge(["objective", "likelihood"], num_samples=20, ais_steps=3, ais_samples=2)
+    judge.final(fitted.model, fitted.data)
+    found = judge.found.scores
     assert {"loss", "recon", "kl_estimate", "elbo_estimate"} <= found.keys()
     assert not {"elbo", "bound"} & found.keys() and not any(name.startswith("iwae") for name in found)
+    assert "ais_3" in found and judge.found.about["ais_3"]["title"] == "annealed estimate, nats, 3 temperatures"
     assert {"train/elbo_estimate", "train/kl_estimate"} <= memory.curves.keys() and "train/elbo" not in memory.curves
     assert all(fitted.model.can(what) for what in ("log_joint", "log_prior", "sample_prior"))
     assert not fitted.model.can("sample_posterior")

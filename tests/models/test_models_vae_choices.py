@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from genlab.errors import UserError
+from genlab.judging.judge import Judge
 from genlab.losses.divergences import kl_standard_normal_terms
 from genlab.metrics.likelihood import importance_bounds
 from genlab.networks.posteriors import log_standard_normal
@@ -145,30 +146,28 @@ def test_free_bits_keep_latents_in_use(tmp_path):
 
 def test_validation_has_the_weights_of_training(tmp_path):
     """`objective` under `inference`, on the training batch: the same loss as training recorded, EMA aside."""
-    from genlab.judging.likelihood import LikelihoodJudge
-
     overrides = [*RING, "kl=warm_up", "kl.steps=10", "model.kl_weight=4", "ema.decay=0"]
     fitted = fit(overrides, 5, tmp_path)
-    judge = LikelihoodJudge(num_samples=40, batch_size=16)
+    judge = Judge(["objective"], num_samples=40, batch_size=16)
     scores = judge.validate(fitted.model, fitted.data)
     recon, kl = scores["val/recon"], scores["val/kl"]
     assert scores["val/loss"] == pytest.approx(recon + 4 * 0.5 * kl, rel=1e-5)  # iteration 5 of 10
     assert scores["val/elbo"] == pytest.approx(-(recon + kl), rel=1e-5)
     assert judge.mode("loss") == "min" and judge.mode("elbo") == judge.mode("bound") == "max"
-    final = LikelihoodJudge(num_samples=40, iwae_samples=100).final(fitted.model, fitted.data)
+    both = Judge(["objective", "likelihood"], num_samples=40, iwae_samples=100)
+    assert not any("iwae" in name for name in both.validate(fitted.model, fitted.data))
+    final = both.final(fitted.model, fitted.data)
     assert final["test/iwae_100"] > final["test/elbo"] and 0 <= final["test/active_units"] <= 3
 
 
 @pytest.mark.parametrize(("binarize", "named"), [("none", "objective"), ("static", "elbo")])
 def test_grey_values_under_a_bernoulli_have_no_likelihood(binarize, named, tmp_path):
-    from genlab.judging.likelihood import LikelihoodJudge
-
     fitted = fit([*DIGITS, f"data.binarize={binarize}"], 2, tmp_path)
-    judge = LikelihoodJudge(num_samples=30, iwae_samples=5)
+    judge = Judge(["objective", "likelihood"], num_samples=30, iwae_samples=5)
     for scores in (judge.validate(fitted.model, fitted.data), judge.final(fitted.model, fitted.data)):
         bounds = {n.partition("/")[2].partition("_")[0] for n in scores} & {"elbo", "objective", "iwae", "bits"}
         assert bounds <= ({"objective"} if named == "objective" else {"elbo", "iwae", "bits"}) and bounds
-    assert judge.lines(scores)
+    assert {name for name, _ in judge.lines()} >= {named, "loss"}
 
 
 # ------------------------------------------------------------------------------------------------------------- learning

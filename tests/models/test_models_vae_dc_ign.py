@@ -164,7 +164,7 @@ def test_scores_and_pictures_of_a_run(tmp_path):
     for name in ("factor_corr", "factor_gap", "factor_r2", "factor_unit", "factor_leak", "factor_corr_light"):
         assert 0 <= abs(result.scores[f"test/{name}"]) <= 1
     found = evaluate_run(tmp_path, {"scores": ["factors"], "n": 200})
-    assert found["cards"]["factors"]["n_real"] == 200 and "factor_corr_rotation" in found["scores"]
+    assert found["cards"][found["group"]["factor_corr"]]["n_real"] == 200 and "factor_corr_rotation" in found["scores"]
     pictures = visualize({"run": str(tmp_path), "what": "factors,traversals"})
     assert all(path.stat().st_size > 1000 for path in pictures.values()) and set(pictures) == {"factors", "traversals"}
     assert genlab.load(tmp_path).factor_units == (0, 1, 2, 3, 4)

@@ -11,11 +11,35 @@ from PIL import Image
 from genlab.cli import report as cli
 from genlab.errors import UserError
 from genlab.fields.drawing import save_png
+from genlab.judging.measure import known
+from genlab.judging.measures.likelihood import parted
+from genlab.judging.records import FORMAT, Findings
+from genlab.metrics.scores import Scores
 from genlab.reports.page import html_page
 from genlab.reports.report import cell, collect, draw_boxes, markdown, number
 
 FID = "fid/classifier-digits"
 CARD = {"extractor": "classifier-digits", "checksum": "c" * 64, "n_real": 359, "n_fake": 359, "split": "test"}
+
+
+def found(*parts):
+    """What scoring finds, with the facts that the measures tell: of (measure, scores, card)."""
+    findings = Findings()
+    for measure, values, card in parts:
+        findings.add(known()[measure](), Scores(values, card), {})
+    return {key: getattr(findings, key) for key in ("scores", "group", "cards", "about", "notes")}
+
+
+def score_file(folder, record, seed=2020):
+    """A file of `genlab-evaluate` in a run."""
+    (folder / "scores").mkdir(exist_ok=True)
+    content = {"format": FORMAT, "checkpoint": {"file": "last.ckpt"}, **record}
+    (folder / "scores" / f"test-classifier-digits-seed{seed}.json").write_text(json.dumps(content))
+
+
+def own_scores(record):
+    """The part of `run.json` that holds what the run's own judge found."""
+    return {**record, "scores": {f"test/{name}": value for name, value in record["scores"].items()}}
 
 
 def make_run(folder, model="gan", seed=0, scores=None, weight=1.0, card=None, scoring_seeds=(2020,), curves=True):
@@ -41,22 +65,13 @@ def make_run(folder, model="gan", seed=0, scores=None, weight=1.0, card=None, sc
         "iterations": 1000,
         "images_per_second": 1234.5,
         "parameters": {"generator": 66_688},
-        "scores": {f"test/{FID}": 50.0},
-        "cards": {"classifier-digits": CARD},
+        **own_scores(found(("fid", {FID: 50.0}, CARD))),
     }
     (folder / "run.json").write_text(json.dumps(record))
     for i, scoring_seed in enumerate(scoring_seeds if scores else ()):
-        values = {name: value + i for name, value in scores.items()}
-        content = {
-            "format": 1,
-            "checkpoint": {"file": "last.ckpt"},
-            "scores": values,
-            "group": {name: name for name in values},
-            "cards": {name: {**CARD, **(card or {}), "seed": scoring_seed} for name in values},
-            "notes": [],
-        }
-        (folder / "scores").mkdir(exist_ok=True)
-        (folder / "scores" / f"test-classifier-digits-seed{scoring_seed}.json").write_text(json.dumps(content))
+        of_seed = {**CARD, **(card or {}), "seed": scoring_seed}
+        parts = [(name.partition("/")[0], {name: value + i}, of_seed) for name, value in scores.items()]
+        score_file(folder, found(*parts), scoring_seed)
     save_png(folder / "samples.png", np.full((32, 32, 3), 40 * seed % 255, np.uint8))
     if curves:
         rows = [f"{step},{step / 10},train/d_loss,{1 + step / 100}" for step in range(1, 50)]
@@ -167,6 +182,11 @@ def test_a_strangers_texts_are_escaped(tmp_path):
     (tmp_path / "run" / "samples.png").write_bytes(b"no picture")
     page = html_page(collect([str(tmp_path / "run")]))
     assert evil not in page and "&lt;script&gt;" in page
+    record = found(("fid", {FID: 1.0}, CARD))
+    record["about"][FID] |= {"title": f"1{evil}", "section": f"2{evil}", "beside": f"3{evil}"}
+    score_file(make_run(tmp_path / "facts", seed=1), {**record, "notes": [f"4{evil}"]})
+    page = html_page(collect([str(tmp_path / "facts")]))
+    assert evil not in page and all(f"{i}&lt;script&gt;" in page for i in "1234")
 
 
 def test_score_files_stand_for_images(tmp_path):
@@ -197,6 +217,26 @@ def test_files_and_mistakes(sweep, tmp_path, monkeypatch, capsys):
     assert rows_of(collect([str(sweep)]))["is/classifier-digits"].values[0] == [5.0, 5.0]
 
 
+def test_score_files_of_another_version_are_left_out(sweep, caplog):
+    """Their scores were computed otherwise; the run's own stand in their place."""
+    file = sweep / "4" / "scores" / "test-classifier-digits-seed2020.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": FORMAT - 1}))
+    rows = rows_of(collect([str(sweep)]))
+    assert f"is no score file of this version and is left out (format {FORMAT - 1})" in caplog.text
+    assert rows["is/classifier-digits"].values == [[5.0, 5.0, 5.0], [5.0]] and rows[FID].values[1] == [30.0, 50.0]
+
+
+def test_facts_come_from_the_records(tmp_path):
+    """Title, direction, section and reference of a score that no measure here knows; without them it has no row."""
+    facts = {"measure": "mine", "title": "brightness", "better": "higher", "section": "light", "beside": "real 3"}
+    for folder, model, value in (("a", "gan", 1.0), ("b", "vae", 2.0)):
+        record = {"scores": {"bright": value, "bright_std": 0.1}, "cards": {"bright": CARD}, "about": {"bright": facts}}
+        score_file(make_run(tmp_path / folder, model), {**record, "group": dict.fromkeys(record["scores"], "bright")})
+    (row,) = collect([str(tmp_path / "a"), str(tmp_path / "b")]).rows
+    assert (row.score, row.title, row.better, row.section) == ("bright", "brightness", "higher", "light")
+    assert row.reference == "real 3" and row.best == [1]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0, "0"), (12.0, "12"), (12.3456, "12.35"), (0.012345, "0.01235"), (-57.678, "-57.68"), (1e6, "1e+06")],
@@ -213,42 +253,40 @@ COMMON = {"protocol": 1, "seed": 2020, "split": "test", "data": "digits", "finge
 JUDGE = {"extractor": "classifier-digits", "checksum": "c" * 64}
 
 
-def trained(folder, scores, cards, model="vae"):
-    """A run that its own judge scored, with the cards as it writes them."""
-    make_run(folder, model, 1)
-    record = json.loads((folder / "run.json").read_text())
-    record |= {"scores": {f"test/{name}": value for name, value in scores.items()}, "cards": cards}
-    (folder / "run.json").write_text(json.dumps(record))
+def trained(folder, record, model="vae"):
+    """A run that its own judge scored."""
+    made = json.loads((make_run(folder, model, 1) / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**made, **own_scores(record)}))
     return folder
 
 
-def evaluated(folder, scores, group, cards, model="vae"):
-    """A run that `genlab-evaluate` scored, with a card for each group."""
-    make_run(folder, model, 1)
-    content = {"format": 1, "checkpoint": {"file": "last.ckpt"}, "scores": scores, "group": group, "cards": cards}
-    (folder / "scores").mkdir()
-    (folder / "scores" / "test-classifier-digits-seed2020.json").write_text(json.dumps(content))
+def evaluated(folder, record, model="vae"):
+    """A run that `genlab-evaluate` scored."""
+    score_file(make_run(folder, model, 1), record)
     return folder
 
 
-# The key of a judge's card in run.json, and scores that stand under it.
-OWN_CARDS = [
-    ("likelihood", ("elbo", "elbo_recon", "iwae_500", "bits_per_dim", "active_units")),
-    ("likelihood", ("objective", "objective_kl")),
-    ("stacked", ("modes", "kl_modes")),
-    ("points", ("modes", "energy")),
-    ("factors", ("factor_corr", "factor_gap")),
-    ("classification", ("classifier_error",)),
-    ("classification", ("classifier_error/clusters",)),
+# A measure, scores that stand on one of its cards, and the fields of the card that their references are made of.
+OF_MEASURES = [
+    ("likelihood", ("elbo", "elbo_recon"), {}),
+    ("likelihood", ("iwae_500", "bits_per_dim", "ess"), {"iwae_samples": 500}),
+    ("likelihood", ("active_units",), {"latent_dim": 8}),
+    ("likelihood", ("objective", "objective_kl"), {}),
+    ("stacked", ("modes", "kl_modes"), {"num_modes": 1000}),
+    ("points", ("modes", "hq"), {"num_modes": 8, "hq_ceiling": 0.99}),
+    ("points", ("energy",), {}),
+    ("factors", ("factor_corr", "factor_gap"), {"factors": []}),
+    ("classification", ("classifier_error",), {}),
+    ("classification", ("classifier_error/clusters",), {}),
 ]
 
 
-@pytest.mark.parametrize(("key", "names"), OWN_CARDS)
-def test_cards_of_all_judges_are_found(key, names, tmp_path):
+@pytest.mark.parametrize(("measure", "names", "fields"), OF_MEASURES)
+def test_cards_of_all_measures_are_found(measure, names, fields, tmp_path):
     """Scores on two sets of data are not ranked, whatever measured them; those on one set are."""
     for folder, model, data in (("a", "gan", "digits"), ("b", "vae", "digits"), ("c", "aae", "letters")):
-        cards = {key: {**COMMON, "data": data}}
-        trained(tmp_path / folder, {name: 1.0 + (folder == "b") for name in names}, cards, model)
+        values = {name: 1.0 + (folder == "b") for name in names}
+        trained(tmp_path / folder, found((measure, values, {**COMMON, **fields, "data": data})), model)
     alike = collect([str(tmp_path / "a"), str(tmp_path / "b")])
     assert {row.score for row in alike.ranked} == set(names) and not alike.refused
     report = collect([str(tmp_path / each) for each in "abc"])
@@ -257,9 +295,12 @@ def test_cards_of_all_judges_are_found(key, names, tmp_path):
 
 
 def test_a_missing_card_agrees_with_nothing(tmp_path):
+    def bare(value):
+        return {**found(("objective", {"elbo": value}, COMMON)), "cards": {}}
+
     for folder, model in (("a", "gan"), ("b", "vae")):
-        trained(tmp_path / folder, {"elbo": -80.0 - len(model)}, {}, model)
-    evaluated(tmp_path / "c", {"elbo": -70.0}, {}, {}, "aae")
+        trained(tmp_path / folder, bare(-80.0 - len(model)), model)
+    evaluated(tmp_path / "c", {**bare(-70.0), "group": {}}, "aae")
     for named in ("ab", "abc", "a"):
         report = collect([str(tmp_path / each) for each in named])
         row = rows_of(report)["elbo"]
@@ -267,73 +308,67 @@ def test_a_missing_card_agrees_with_nothing(tmp_path):
     assert report.refusals == ["ELBO, nats is not ranked: there is no protocol card in a."]
     page, text = html_page(report), markdown(report)
     assert all("there is no protocol card in a." in shown and "-83" in shown for shown in (page, text))
-    trained(tmp_path / "again" / "d", {"elbo": -1.0}, {}, "gan")
+    trained(tmp_path / "again" / "d", bare(-1.0), "gan")
     assert rows_of(collect([str(tmp_path / "a"), str(tmp_path / "again" / "d")]))["elbo"].mixed == [True]
 
 
 def test_the_error_of_classes_and_clusters_is_shown(tmp_path):
     """The semi-supervised autoencoder's; less is better."""
+    names = ("classifier_error", "classifier_error/clusters")
     for folder, model, error in (("a", "aae", 0.03), ("b", "vae", 0.2)):
-        cards = {"classification": {**COMMON, "n_real": 359}}
-        trained(tmp_path / folder, {"classifier_error": error, "classifier_error/clusters": error}, cards, model)
+        record = found(*(("classification", {name: error}, {**COMMON, "n_real": 359}) for name in names))
+        trained(tmp_path / folder, record, model)
     report = collect([str(tmp_path / "a"), str(tmp_path / "b")])
     assert rows_of(report)["classifier_error"].best == rows_of(report)["classifier_error/clusters"].best == [0]
     text = markdown(report)
     assert "| classification error ↓ |  | **0.03** | 0.2 |" in text and "classification error (clusters) ↓" in text
-    assert "classification" in html_page(report) and "eyes of clusters" not in html_page(report)
+    assert "classification" in html_page(report) and "extractor clusters" not in html_page(report)
 
 
 def test_real_stacks_are_not_called_a_perfect_sampler(tmp_path):
     card = {**COMMON, **JUDGE, "num_modes": 1000, "expected_modes": 999.5, "expected_kl_modes": 0.0194}
     scores = {"modes": 640.0, "modes_real": 997.0, "kl_modes": 1.5, "kl_modes_real": 0.05}
-    rows = rows_of(collect([str(trained(tmp_path / "stacks", scores, {"stacked": card}))]))
-    assert rows["modes"].reference == "perfect 999.5 on average, real stacks 997"
+    rows = rows_of(collect([str(trained(tmp_path / "stacks", found(("stacked", scores, card))))]))
+    assert rows["modes"].reference == "of 1000, perfect 999.5 on average, real stacks 997"
     assert rows["kl_modes"].reference == "perfect 0.0194 on average, real stacks 0.05"
-    points = evaluated(tmp_path / "points", {"modes": 7.0, "modes_real": 8.0}, {"modes": "points"}, {"points": COMMON})
-    assert rows_of(collect([str(points)]))["modes"].reference == "perfect 8"
+    points = found(("points", {"modes": 7.0, "modes_real": 8.0}, {**COMMON, "num_modes": 8}))
+    reference = rows_of(collect([str(evaluated(tmp_path / "points", points))]))["modes"].reference
+    assert reference == "perfect 8, of 8"
 
 
 def test_scores_of_training_and_of_evaluate_rank_together(tmp_path):
-    """Training writes one card for an extractor, `evaluate` one for a group; each score has fields of its own."""
-    name = "classifier-digits"
-    sizes = {"n_real": 359, "n_fake": 359}
-    own = {"is": {"is_splits": 10, "is_seed": 2020}, "kid": {"kid_subsets": 100}, "pr": {"pr_k": 3, "pr_n_real": 359}}
-    bound = {"n_real": 359, "support": "binary", "latent_dim": 8, "iwae_samples": 500, "is_likelihood": True}
-    cards = {
-        name: {
-            **COMMON,
-            **JUDGE,
-            **sizes,
-            **own["is"],
-            **own["kid"],
-            **own["pr"],
-            "given": "real",
-            "rarest_n_fake": 2000,
-        },
-        "likelihood": {**COMMON, **bound, "given": "real"},
-    }
-    group = {f"{n}/{name}": n for n in ("fid", "is", "kid")} | {f"precision/{name}": "pr", f"rarest_class/{name}": "is"}
-    group |= {"elbo": "likelihood", "iwae_500": "likelihood"}
-    theirs = {g: {**COMMON, **JUDGE, **sizes, "given": "real", **own.get(g, {})} for g in ("fid", "kid", "pr")}
-    theirs["is"] = {**COMMON, **JUDGE, "n_fake": 359, "given": "real", **own["is"]}
-    theirs["likelihood"] = {**COMMON, **bound, "given": "none", "latent_dim": 16}
-    trained(tmp_path / "a", dict.fromkeys(group, 1.0), cards, "gan")
-    evaluated(tmp_path / "b", dict.fromkeys(group, 2.0), group, theirs)
+    """Each score has a card with fields of its own, whoever wrote it; one that differs counts for its scores alone."""
+    name, sizes = "classifier-digits", {"n_real": 359, "n_fake": 359}
+    drawn = {**COMMON, **JUDGE, "given": "real"}
+
+    def scored(value, is_splits=10, iwae_samples=500, latent_dim=8):
+        own = {"n_real": 359, "support": "binary", "latent_dim": latent_dim, "active_threshold": 0.01}
+        bounds = dict.fromkeys(("elbo", "iwae_500", "active_units"), value)
+        parts = parted(Scores(bounds, {**COMMON, **own, "iwae_samples": iwae_samples, "is_likelihood": True}))
+        return found(
+            ("fid", {f"fid/{name}": value}, {**drawn, **sizes}),
+            ("is", {f"is/{name}": value}, {**drawn, "n_fake": 359, "is_splits": is_splits, "is_seed": 2020}),
+            ("kid", {f"kid/{name}": value}, {**drawn, **sizes, "kid_subsets": 100}),
+            ("pr", {f"precision/{name}": value}, {**drawn, **sizes, "pr_k": 3, "pr_n_real": 359}),
+            ("classes", {f"rarest_class/{name}": value}, {**drawn, "n_fake": 2000, "num_classes": 10}),
+            *(("likelihood", each, each.card) for each in parts),
+        )
+
+    trained(tmp_path / "a", scored(1.0), "gan")
+    evaluated(tmp_path / "b", scored(2.0, latent_dim=16))
     report = collect([str(tmp_path / "a"), str(tmp_path / "b")])
-    assert [row.score for row in report.refused] == [f"rarest_class/{name}"]  # of 2,000 samples and of 359
+    assert [row.score for row in report.refused] == ["active_units"] and len(report.ranked) == 7
     assert rows_of(report)[f"is/{name}"].best == [1] and rows_of(report)["elbo"].best == [1]
-    theirs["is"]["is_splits"] = 5
-    theirs["likelihood"]["iwae_samples"] = 50
-    evaluated(tmp_path / "c", dict.fromkeys(group, 2.0), group, theirs)
+    assert rows_of(report)[f"fid/{name}"].best == [0]
+    evaluated(tmp_path / "c", scored(2.0, is_splits=5, iwae_samples=50))
     refused = {row.score for row in collect([str(tmp_path / "a"), str(tmp_path / "c")]).refused}
-    assert refused == {f"is/{name}", f"rarest_class/{name}", "iwae_500"}  # a field counts for its own scores
+    assert refused == {f"is/{name}", "iwae_500", "active_units"}  # a field counts for its own scores
 
 
 @pytest.mark.parametrize("value", [7.9, 8.9])
 def test_an_inception_score_above_the_real_images_is_explained(value, tmp_path):
-    scores = {"is/classifier-digits": value, "is_real/classifier-digits": 8.4}
     for folder, model, own in (("a", "gan", 7.0), ("b", "vae", value)):
-        cards = {"classifier-digits": {**COMMON, "n_fake": 100, "n_real": 100}}
-        trained(tmp_path / folder, {**scores, "is/classifier-digits": own}, cards, model)
+        scores = {"is/classifier-digits": own, "is_real/classifier-digits": 8.4}
+        trained(tmp_path / folder, found(("is", scores, {**COMMON, **JUDGE, "n_fake": 100})), model)
     row = next(r for r in collect([str(tmp_path / each) for each in "ab"]).ranked if r.score == "is/classifier-digits")
     assert row.reference.startswith("real 8.4") and ("surest of samples like them" in row.reference) == (value > 8.4)

@@ -19,12 +19,12 @@ SHORT = ["trainer.max_steps=6", "metrics.every_n_steps=1", "metrics.num_samples=
 
 def falling(monkeypatch, worse_after):
     """The energy distance on validation data rises after an iteration; on test data it is the judge's own."""
-    from genlab.judging.judge import PointJudge
+    from genlab.judging.judge import Judge
 
     def validate(self, model, data):
         return {"val/energy": float(abs(model.iteration - worse_after))}
 
-    monkeypatch.setattr(PointJudge, "validate", validate)
+    monkeypatch.setattr(Judge, "validate", validate)
 
 
 def test_both_are_scored_on_test_data(tmp_path, monkeypatch, capsys):
@@ -42,7 +42,31 @@ def test_both_are_scored_on_test_data(tmp_path, monkeypatch, capsys):
     assert all(torch.equal(value, kept["state_dict"][name]) for name, value in result.model.state_dict().items())
     assert all(torch.equal(value, kept["genlab"]["ema"][name]) for name, value in result.model.averages.values.items())
     shown = capsys.readouterr().out
-    assert "n = 100" in shown and "iteration 2, best.ckpt" in shown and record["cards"]["points"]
+    assert "n = 100" in shown and "iteration 2, best.ckpt" in shown
+    assert record["cards"][record["group"]["energy"]]["n_fake"] == 100
+
+
+@pytest.mark.parametrize("monitor", ["recon", "kl", "elbo", "factor_corr_x", "classifier_error"])
+def test_whatever_chose_the_best_is_taken_of_it_on_test_data(monitor, monkeypatch, tmp_path):
+    """A term of the objective and a score of one factor too, which have no rows in tables."""
+    from genlab.judging.judge import Judge
+
+    def validate(self, model, data):
+        return {name: value if model.iteration == 1 else float("nan") for name, value in own(self, model, data).items()}
+
+    own = Judge.validate
+    monkeypatch.setattr(Judge, "validate", validate)
+    quiet = ["trainer=cpu", "threads=1", "logger=none", "callbacks.grid=null", "checkpoint.smooth=1"]
+    of_model = {
+        "factor_corr_x": ["model=dc_ign", "data.num_train=64", "data.batch_size=16"],
+        "classifier_error": ["model=aae_semi_supervised"],
+    }.get(monitor, ["model=vae", "data=ring", "network=mlp", "network.hidden=[8]", "likelihood=gaussian"])
+    numbers = ["trainer.max_steps=2", "metrics.every_n_steps=1", "metrics.num_samples=40"]
+    of_bounds = [] if monitor == "classifier_error" else ["metrics=likelihood", "metrics.iwae_samples=2"]
+    train(compose([*of_model, *quiet, *of_bounds, *numbers, f"checkpoint.monitor={monitor}"]), tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["best"]["monitor"] == monitor and record["best"]["iteration"] == 1
+    assert record["best"]["test"] is not None and record["last"]["test"] is not None
 
 
 def test_rows_side_by_side():
