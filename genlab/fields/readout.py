@@ -25,7 +25,7 @@ class Readout:
         agreement: Noun for the agreement, a number from 0 to 1, the best.
         shape: Of one output: (M,); or (M, H, W), a map with the picture's sides.
         compared: Outputs [N, *shape] and targets to how much of each part is right, and how much was asked for, [N, P]
-            each. The agreement is the mean over parts of the quotients of their sums; parts never asked for are left out.
+            each. The agreement is the mean over parts of the quotients of their sums; without parts never asked for.
         target: Values as a model sees them to targets [N, ...].
         loss: Outputs and targets to the scalar that training minimises.
         weights: The training values to the weights [P] of the parts in that mean, or [1].

@@ -55,18 +55,18 @@ class Readback(Measure):
         from genlab.metrics.scores import Scores
         from genlab.sharing import shared
 
-        n, spec = self.count(subject.settings, subject.available(), subject.split), subject.data.spec
+        n = self.count(subject.settings, subject.available(), subject.split)
         given, fake = subject.given(n), subject.fake(n)
         assert given is not None
         for name, readout in self._columns(subject).items():
             reader, card = self._reader(subject, name)
-            sets = {"": parts(Batch({"images": fake, "told": given.to("cpu")[name]}))}
+            sets = {"": Batch({"images": fake, "told": given.to("cpu")[name]})}
             if not subject.brief:
-                real = subject.batches(n)
-                sets["_real"] = [Batch({"images": spec.render(rows.x), "told": rows[name]}) for rows in real]
+                own = subject.data.rows(subject.split, [name], subject.rows(n))[name]
+                sets["_real"] = Batch({"images": subject.real(n), "told": own})
             sums, weights = compared(reader, readout), getattr(reader, "weights", torch.ones(1))
-            values = {f"read_{name}{suffix}": agreement(shared(rows, sums), weights) for suffix, rows in sets.items()}
-            yield Scores(values, {**card, "agreement": readout.agreement, "n_fake": n, "n_real": n})
+            found = {f"read_{name}{end}": agreement(shared(parts(x), sums), weights) for end, x in sets.items()}
+            yield Scores(found, {**card, "agreement": readout.agreement, "n_fake": n, "n_real": n})
         if subject.split == "train":
             subject.note(TAUGHT)
 
