@@ -11,6 +11,7 @@ from torch import Tensor
 from genlab.batch import Column
 from genlab.errors import UserError
 from genlab.fields.base import Field
+from genlab.fields.readout import Readout
 from genlab.fields.typed import listed, number_in, rows_of
 
 
@@ -64,6 +65,22 @@ class Attributes(Field):
         """Uniform in their range."""
         low, high = self.ends
         return low + (high - low) * torch.rand(n, *self.fixed_shape, generator=rng)
+
+    def readout(self, size: tuple[int, int]) -> Readout | None:
+        """Of a range from 0 to 1 whether each is present, else each amount; None without bounds."""
+        low, high = self.ends
+        binary = self.value_range == (0.0, 1.0)
+
+        def target(values: Column) -> Tensor:
+            assert isinstance(values, Tensor)
+            return ((values - low) / (high - low)).clamp(0, 1)
+
+        def compared(out: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+            right = (out > 0) == (told > 0.5) if binary else 1 - (out.sigmoid() - told).abs()
+            return right, torch.ones_like(told)
+
+        noun = "share of attributes" if binary else "1 - error as a share of the range"
+        return Readout(noun, self.fixed_shape, compared, target) if self.value_range else None
 
     def text(self, values: Column) -> list[str]:
         """Of a range from 0 to 1 the names of those above the middle, or "none"; else each name with its value."""

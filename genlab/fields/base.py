@@ -14,6 +14,7 @@ from torch import Tensor
 from genlab.batch import Column, Seq
 from genlab.errors import UserError
 from genlab.fields.drawing import image_grid, text_cells
+from genlab.fields.readout import Readout
 from genlab.fields.sequences import flattened, together
 from genlab.files import write_atomic
 
@@ -119,6 +120,12 @@ class Field:
 
     def seen(self, values: Column) -> Tensor | None:
         """Which pixels of the samples the values show, [N, 1, H, W] of 0 and 1; None for kinds that show none."""
+        return None
+
+    # --- For networks that read it --------------------------------------------------------------------------------
+
+    def readout(self, size: tuple[int, int]) -> Readout | None:
+        """How values are read from pictures of this height and width; None for kinds that cannot be."""
         return None
 
     # --- For people -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from genlab.batch import Column
 from genlab.errors import UserError
 from genlab.fields.base import Field
 from genlab.fields.drawing import CANVAS, class_colours, drawn_cells
+from genlab.fields.readout import Readout, overlap
 from genlab.fields.typed import listed, number_in, read_yaml, rows_of
 
 if TYPE_CHECKING:
@@ -66,6 +67,20 @@ class Boxes(Field):
 
     def _name(self, kind: float) -> str:
         return self.names[int(kind)] if self.names else str(int(kind))
+
+    def readout(self, size: tuple[int, int]) -> Readout:
+        """The pixels whose middle lies within a box of each class; of any class where their number is not known."""
+        classes = torch.arange(self._classes or 1)
+        y, x = ((torch.arange(n) + 0.5) / n for n in size)
+
+        def target(values: Column) -> Tensor:
+            assert isinstance(values, Tensor)
+            kind, left, top, width, height = (part.unsqueeze(2).cpu() for part in values.unbind(dim=2))
+            mine = kind == classes if self._classes else kind >= 0
+            within = (mine, (y >= top) & (y < top + height), (x >= left) & (x < left + width))
+            return torch.einsum("nkc,nkh,nkw->nchw", *(each.float() for each in within)).clamp(max=1).to(values.device)
+
+        return Readout("IoU of filled boxes", (len(classes), *size), lambda out, t: overlap(out > 0, t > 0), target)
 
     def text(self, values: Column) -> list[str]:
         """As `parse` reads them."""

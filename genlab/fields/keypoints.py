@@ -13,6 +13,7 @@ from genlab.batch import Column
 from genlab.errors import UserError
 from genlab.fields.base import Field
 from genlab.fields.drawing import CANVAS, class_colours, drawn_cells
+from genlab.fields.readout import Readout
 from genlab.fields.typed import listed, number_in, read_yaml, rows_of
 
 if TYPE_CHECKING:
@@ -87,6 +88,20 @@ class Keypoints(Field):
         p = self.fixed_shape[0]
         seen = (torch.rand(n, p, 1, generator=rng) < 0.75).float()
         return torch.cat([torch.rand(n, p, 2, generator=rng), torch.ones(n, p, 1)], dim=2) * seen
+
+    def readout(self, size: tuple[int, int]) -> Readout:
+        """The places of those that are seen."""
+
+        def distance(out: Tensor, told: Tensor) -> Tensor:
+            return (out.view(len(out), -1, 2) - told[..., :2]).norm(dim=2) * told[..., 2]
+
+        def compared(out: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+            return (told[..., 2] - distance(out, told)).clamp_min(0), told[..., 2]
+
+        def loss(out: Tensor, told: Tensor) -> Tensor:
+            return distance(out, told).square().sum() / told[..., 2].sum().clamp_min(1)
+
+        return Readout("1 - distance in sides of the picture", (2 * self.fixed_shape[0],), compared, loss=loss)
 
     def text(self, values: Column) -> list[str]:
         """Those that are seen, as `parse` reads them."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.batch import Column
 from genlab.errors import UserError
 from genlab.fields.base import Field, spread
+from genlab.fields.readout import Readout
 from genlab.fields.typed import listed
 
 
@@ -49,6 +52,15 @@ class Label(Field):
         """One-hot, float32 [N, size]; zeros where a class is not known."""
         assert isinstance(values, Tensor) and self.size is not None
         return one_hot(values, self.size)
+
+    def readout(self, size: tuple[int, int]) -> Readout | None:
+        """The class; None where there are not two."""
+
+        def compared(out: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+            return (out.argmax(dim=1) == told)[:, None], (told >= 0)[:, None]
+
+        loss = partial(F.cross_entropy, ignore_index=-1)
+        return Readout("accuracy", (self.size,), compared, loss=loss) if self.size and self.size > 1 else None
 
     def text(self, values: Column) -> list[str]:
         """The names of the classes, else their numbers; "?" where one is not known."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.batch import Column
@@ -16,6 +17,8 @@ from genlab.errors import UserError
 from genlab.fields.base import Field, spread
 from genlab.fields.decoding import centre_crop
 from genlab.fields.drawing import class_colours
+from genlab.fields.label import one_hot
+from genlab.fields.readout import Readout, overlap
 from genlab.fields.typed import files_at, listed
 from genlab.files import write_atomic
 
@@ -78,6 +81,20 @@ class Layout(Field):
     def random(self, n: int, rng: torch.Generator) -> Tensor:
         """Classes, all equally likely in each pixel."""
         return torch.randint(self._classes, (n, *self.fixed_shape), generator=rng)
+
+    def readout(self, size: tuple[int, int]) -> Readout | None:
+        """The class of each pixel; None where the number of classes is not known."""
+
+        def target(values: Column) -> Tensor:
+            assert isinstance(values, Tensor)
+            return F.interpolate(values.unsqueeze(1).float(), size, mode="nearest-exact").squeeze(1).long()
+
+        def compared(out: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+            read = out.argmax(dim=1).masked_fill(told < 0, -1)
+            return overlap(*(one_hot(each, self._classes, dim=1) > 0 for each in (read, told)))
+
+        loss, known = partial(F.cross_entropy, ignore_index=-1), self.size or self.names
+        return Readout("mean IoU of classes", (self._classes, *size), compared, target, loss) if known else None
 
     def text(self, values: Column) -> list[str]:
         """The classes that cover most, with their shares."""

@@ -11,13 +11,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from genlab.batch import Column
+from genlab.batch import Column, Seq
 from genlab.errors import UserError
 from genlab.fields.base import Field, spread
+from genlab.fields.readout import Readout
 from genlab.fields.sequences import apart, cut, random_lengths, together
 from genlab.fields.vocabulary import numbered, plain_words, split_words, vocabulary
 from genlab.files import write_text
 
+RARE, COMMON = 0.01, 0.95  # shares of the training sentences between which a word tells something
 QUOTED = re.compile(r'\s*"[^"]*"\s*(\|\s*"[^"]*"\s*)*')
 
 
@@ -66,6 +68,24 @@ class Tokens(Field):
             return torch.randint(self._words, (n, *self.fixed_shape), generator=rng)
         length = random_lengths(n, self.most, rng)
         return cut(torch.randint(self._words, (n, int(length.max())), generator=rng), length)
+
+    def readout(self, size: tuple[int, int]) -> Readout:
+        """The words that occur. Those in few or nearly all training sentences say nothing about one picture."""
+        end = self._words
+
+        def ended(values: Column) -> Tensor:
+            return values.values.masked_fill(~values.mask, end) if isinstance(values, Seq) else values
+
+        def occur(values: Column) -> Tensor:
+            tokens = ended(values)
+            return torch.zeros(len(tokens), end + 1, device=tokens.device).scatter_(1, tokens, 1)[:, :end]
+
+        def telling(training: Column) -> Tensor:
+            tokens = ended(training) + torch.arange(len(training))[:, None] * (end + 1)
+            share = (tokens.unique() % (end + 1)).bincount(minlength=end + 1)[:end] / len(training)
+            return ((share >= RARE) & (share <= COMMON)).float()
+
+        return Readout("share of told words found", (end,), lambda out, t: ((out > 0) * t, t), occur, weights=telling)
 
     def text(self, values: Column) -> list[str]:
         """The words, else their numbers, with `separator` between them."""

@@ -5,15 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.metrics.features import Extractor
+from genlab.seeding import fixed_choice
 from genlab.sharing import first_then_others, is_first
 
+if TYPE_CHECKING:
+    from genlab.metrics.reader import Reader
+
 log = logging.getLogger("genlab")
+READ = 10_000  # training rows of a reader, at most: half a minute for images of 32 x 32
 EXTRACTORS = ("classifier", "inception", "random")
 UNTRAINED = (
     "An untrained network is used instead. It detects noise, blur and repeated samples, but hardly missing classes, "
@@ -59,6 +65,30 @@ def dataset_classifier(data: Pictures, device: torch.device) -> Extractor | None
 
     key = "-".join(data.judged(split).fingerprint() for split in ("train", "val", "test"))
     return load_or_train(data.name, key, labelled, recipe=Recipe(flip=data.mirrors), device=device)
+
+
+def column_reader(data: Any, column: str, device: torch.device) -> Reader:
+    """The reader of a column from the samples of the data, loaded from the cache or trained now.
+
+    It is trained on at most 10,000 training rows in which the column is known.
+
+    Raises:
+        UserError: If there is no such row.
+    """
+    from genlab.metrics.reader import load_or_train
+
+    field = data.spec.fields[column]
+
+    def rows(split: str, most: int) -> Batch:
+        at = fixed_choice(len(data.judged(split)), most)
+        told = data.rows(split, [column], at)[column]
+        known = field.known(told).nonzero().squeeze(1)
+        return Batch({"images": data.judged(split).gather(at), "told": told}).rows(known)
+
+    train, test = rows("train", READ), rows("test", READ // 5)
+    if not len(train):
+        raise UserError(f"{data.name} has no training row in which {column} is known, so nothing can read it.")
+    return load_or_train(f"{data.name}-{column}", field, train, test, device)
 
 
 def network_for(

@@ -29,7 +29,7 @@ from genlab.metrics.features import full_float32
 from genlab.metrics.files import tensors_checksum
 
 log = logging.getLogger("genlab")
-AFrozen = TypeVar("AFrozen", bound="_Frozen")
+AFrozen = TypeVar("AFrozen", bound="Frozen")
 
 FORMAT = 2  # of the file; with a file of another format the classifier is trained again
 TINY = 16  # shorter side in pixels up to which blocks pool; above, they stride, at a sixth of the cost
@@ -100,7 +100,7 @@ def seen_size(height: int, width: int) -> tuple[int, int]:
     return min(height, most), min(width, most)
 
 
-class _VGG(nn.Module):
+class VGG(nn.Module):
     """Blocks of two convolutions that halve the image, a hidden layer (the features), a linear head.
 
     The image is halved until its shorter side is 2 or 3. Tiny images: two 3x3 convolutions and a max pool a block, the
@@ -150,19 +150,19 @@ class _VGG(nn.Module):
         return F.relu(self.hidden(self.trunk(x / 127.5 - 1).flatten(1)))
 
 
-class _Frozen(nn.Module):
-    """uint8 images of one shape to features and logits of a frozen `_VGG`."""
+class Frozen(nn.Module):
+    """uint8 images of one shape to features and logits of a frozen `VGG`."""
 
     num_classes = 0
 
-    def __init__(self, name: str, shape: tuple[int, int, int], num_classes: int) -> None:
+    def __init__(self, name: str, shape: tuple[int, int, int], num_classes: int, network: type[VGG] = VGG) -> None:
         super().__init__()
         self.name = name
         self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.num_classes = num_classes
         with torch.inference_mode(False):  # tensors made in a validation loop could not be trained
             with torch.device("meta"):  # no random initial values, so the global random stream is not used
-                self.net = _VGG(self.shape, num_classes)
+                self.net = network(self.shape, num_classes)
             self.net.to_empty(device="cpu")
             self.net.initialise(torch.Generator().manual_seed(0))
         self.num_features = self.net.num_features
@@ -180,6 +180,11 @@ class _Frozen(nn.Module):
     def train(self: AFrozen, mode: bool = True) -> AFrozen:
         """Stays in eval mode; `mode` is ignored (`train_classifier` trains `net`)."""
         return self
+
+    @property
+    def quality(self) -> str:
+        """Its success on test images in words."""
+        return "untrained"
 
     @property
     def checksum(self) -> str:
@@ -217,7 +222,7 @@ class _Frozen(nn.Module):
         }
 
 
-class ClassifierExtractor(_Frozen):
+class ClassifierExtractor(Frozen):
     """uint8 images to the last hidden layer (FID, KID, precision and recall) and the logits (IS) of a classifier.
 
     Args:
@@ -239,12 +244,17 @@ class ClassifierExtractor(_Frozen):
         super().__init__(f"classifier-{name}", shape, num_classes)
         self.accuracy = accuracy
 
+    @property
+    def quality(self) -> str:
+        """Its test accuracy in words."""
+        return f"test accuracy {100 * self.accuracy:.2f} %"
+
     def card(self) -> dict[str, Any]:
         """The card with the test accuracy."""
         return {**super().card(), "test_accuracy": self.accuracy}
 
 
-class RandomExtractor(_Frozen):
+class RandomExtractor(Frozen):
     """The same network with random weights, for data without labels: features, and no logits.
 
     Naeem et al. (2020), arXiv:2002.09797: an untrained VGG distinguishes sets of images outside the domain of a
@@ -327,19 +337,21 @@ def train_classifier(
     log.info("%s: training on %s. Set metrics=none to train without scores.", extractor.name, _counts(data))
     started = time.perf_counter()
     epochs = recipe.epochs or epochs_for(len(data.x_train), extractor.net.tiny)
-    deterministic: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if device.type == "cuda":
-        deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    # Validation loops run in inference mode, mixed precision in autocast: neither may affect this training.
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        full_float32(device),
-        deterministic,
-        _threads_for(shape, epochs),
-    ):
-        _fit(extractor, data, recipe, epochs, seed, device)
-    extractor.freeze()
+    net, x_train, y_train = extractor.net, data.x_train.to(device), data.y_train.to(device)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on all devices
+    flip, dropout = recipe.flip, recipe.dropout
+
+    def loss(rows: Tensor) -> Tensor:
+        assert net.head is not None
+        x = random_shift(x_train[rows], max(1, round(min(shape[2:]) / 8)), generator).float()
+        if flip:
+            mirrored = torch.rand(len(x), 1, 1, 1, generator=generator).to(device) < 0.5
+            x = torch.where(mirrored, x.flip(3), x)
+        hidden = net.features(x)
+        kept = torch.rand(hidden.shape, generator=generator).to(device) >= dropout
+        return F.cross_entropy(net.head(hidden * kept / (1 - dropout)), y_train[rows])
+
+    fit(extractor, loss, len(x_train), epochs, recipe, generator, device)
     guesses = torch.cat([extractor(part)[1].argmax(dim=1).cpu() for part in data.x_test.split(2048)])
     extractor.accuracy = (guesses == data.y_test).double().mean().item()
     log.info(
@@ -360,11 +372,11 @@ def _counts(data: ClassifierData) -> str:
 
 
 @contextlib.contextmanager
-def _threads_for(shape: torch.Size, epochs: int) -> Iterator[None]:
+def _threads_for(shape: tuple[int, int, int], count: int) -> Iterator[None]:
     """One thread for tiny or few images: two gain a quarter, but beside a busy process were up to 20 times slower."""
     before = torch.get_num_threads()
-    height, width = seen_size(shape[2], shape[3])
-    if height * width <= 256 or epochs * shape[0] * height * width <= FEW:
+    height, width = seen_size(shape[1], shape[2])
+    if height * width <= 256 or count * height * width <= FEW:
         torch.set_num_threads(1)
     try:
         yield
@@ -372,43 +384,56 @@ def _threads_for(shape: torch.Size, epochs: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _fit(
-    extractor: ClassifierExtractor,
-    data: ClassifierData,
-    recipe: Recipe,
+def fit(
+    frozen: Frozen,
+    loss: Callable[[Tensor], Tensor],
+    count: int,
     epochs: int,
-    seed: int,
+    recipe: Recipe,
+    generator: torch.Generator,
     device: torch.device,
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on all devices
-    net = extractor.net
-    net.initialise(generator)
-    net.to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
-    assert net.head is not None
-    count, side = len(data.x_train), min(data.x_train.shape[2:])
-    x_train, y_train = data.x_train.to(device), data.y_train.to(device)
-    batch_size = min(recipe.batch_size, count)
-    steps = max(1, count // batch_size)  # the remainder of a shuffle is not used in its epoch
-    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=epochs * steps, pct_start=0.25)
-    with _bar(extractor.name, epochs * steps) as advance:
-        for step in range(epochs * steps):
-            if step % steps == 0:
-                order = torch.randperm(count, generator=generator)
-            rows = order[step % steps * batch_size :][:batch_size].to(device)
-            x = random_shift(x_train[rows], max(1, round(side / 8)), generator).float()
-            if recipe.flip:
-                mirrored = torch.rand(len(x), 1, 1, 1, generator=generator).to(device) < 0.5
-                x = torch.where(mirrored, x.flip(3), x)
-            hidden = net.features(x)
-            kept = torch.rand(hidden.shape, generator=generator).to(device) >= recipe.dropout
-            loss = F.cross_entropy(net.head(hidden * kept / (1 - recipe.dropout)), y_train[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            advance()
-    net.to(memory_format=torch.contiguous_format)
+    """Moves the network of `frozen` to a device, trains it there from new initial values, and freezes it again.
+
+    Args:
+        frozen: The network's owner.
+        loss: The loss of training rows, given their positions [B] on that device.
+        count: Number of training rows.
+        epochs: Passes over them.
+        recipe: Batch size and optimizer.
+        generator: Stream of the initial values and of the order, on the CPU.
+        device: Where to train.
+    """
+    net = frozen.net
+    deterministic: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if device.type == "cuda":
+        deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    # Validation loops run in inference mode, mixed precision in autocast: neither may affect this training.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        full_float32(device),
+        deterministic,
+        _threads_for(frozen.shape, epochs * count),
+    ):
+        net.initialise(generator)
+        net.to(device).to(memory_format=torch.channels_last).train().requires_grad_(True)
+        batch_size = min(recipe.batch_size, count)
+        steps = max(1, count // batch_size)  # the remainder of a shuffle is not used in its epoch
+        optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=epochs * steps, pct_start=0.25)
+        with _bar(frozen.name, epochs * steps) as advance:
+            for step in range(epochs * steps):
+                if step % steps == 0:
+                    order = torch.randperm(count, generator=generator)
+                found = loss(order[step % steps * batch_size :][:batch_size].to(device))
+                optimizer.zero_grad()
+                found.backward()
+                optimizer.step()
+                schedule.step()
+                advance()
+        net.to(memory_format=torch.contiguous_format)
+    frozen.freeze()
 
 
 @contextlib.contextmanager
@@ -501,16 +526,28 @@ def load_or_train(
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{name}-{key}")[:80]
     file_name = f"{stem}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}.pt"
     path = Path(cache_dir or default_cache() / "classifiers") / file_name
+    return cached(
+        path,
+        load_classifier,
+        lambda: train_classifier(data() if callable(data) else data, name, seed=seed, recipe=recipe, device=device),
+        save_classifier,
+    ).to(device)
+
+
+def cached(
+    path: Path, load: Callable[[Path], AFrozen], train: Callable[[], AFrozen], save: Callable[[AFrozen, Path], Path]
+) -> AFrozen:
+    """A network from its file; where there is none or it is damaged (`load` raises ValueError), trained and saved."""
     if path.exists():
         try:
-            extractor = load_classifier(path)
-            log.info("%s: from the cache, test accuracy %.2f %%.", extractor.name, 100 * extractor.accuracy)
-            return extractor.to(device)
+            found = load(path)
+            log.info("%s: from the cache, %s.", found.name, found.quality)
+            return found
         except ValueError as error:
             log.warning("%s; training it again.", error)
-    extractor = train_classifier(data() if callable(data) else data, name, seed=seed, recipe=recipe, device=device)
+    made = train()
     try:
-        save_classifier(extractor, path)
+        save(made, path)
     except OSError as error:  # a full disk or a read-only home must not cost the run its scores
-        log.warning("%s could not be cached: %s. Set GENLAB_CACHE to another folder.", extractor.name, error)
-    return extractor
+        log.warning("%s could not be cached: %s. Set GENLAB_CACHE to another folder.", made.name, error)
+    return made
