@@ -22,7 +22,7 @@ log = logging.getLogger("genlab")
 
 COLLAPSED = 0.3  # diversity relative to real samples
 FALLEN = 0.5  # diversity relative to the best that the run had kept, below which it has fallen
-LATE = 0.5  # share of training after which a run that has never been diverse should be
+LATE = 0.9  # share of training from which on a run that has never been diverse should be; see docs/configuration.md
 RISING = 1.1  # mean diversity of the later half of a window relative to the earlier half
 SURE = 0.99  # discriminator accuracy on real samples and on fakes, from which on it has won
 CHANCE, WORSE_THAN_CHANCE = 0.55, 0.25  # mean of the two accuracies
@@ -39,7 +39,7 @@ class Players(Callback):
     method records. A verdict needs the agreement of all checks of a window:
 
     - collapse: a diversity below 0.3, and below half of the best that the run had kept for half a window. A run that
-      never had more may start from below: it is warned in the later half of its training, unless its diversity rises;
+      never had more may start from below: it is warned in the last tenth of its training, unless its diversity rises;
     - the discriminator wins: right on 99 % of both real samples and fakes, with a gradient norm of the generator below
       1 % of the largest that either had (Arjovsky & Bottou (2017), arXiv:1701.04862, theorem 2.4: it vanishes);
     - the generator wins: the discriminator is right on less than 25 %, or on less than 55 % with a gradient norm below
@@ -138,12 +138,16 @@ class Players(Callback):
             self.reached = max(self.reached, min(look[0] for look in list(self.looks)[-half:]))
 
     def has_collapsed(self, share: float) -> bool:
-        """Whether the diversity is low in all checks, and has fallen or, late in the training, does not rise."""
+        """Whether the diversity is low in all checks, and has fallen or, at the end of training, does not rise."""
         diversity = [look[0] for look in self.looks]
         half = len(diversity) // 2
-        fallen = max(diversity) < FALLEN * self.reached
         rising = half > 0 and sum(diversity[-half:]) > RISING * sum(diversity[:half])
-        return max(diversity) < COLLAPSED and (fallen or (share >= LATE and not rising))
+        return max(diversity) < COLLAPSED and (self.has_fallen or (share >= LATE and not rising))
+
+    @property
+    def has_fallen(self) -> bool:
+        """Whether the diversity is below half of the reached one in all checks."""
+        return max(look[0] for look in self.looks) < FALLEN * self.reached
 
     def verdicts(self, share: float) -> list[str]:
         """The verdicts on which all checks of a full window agree; none before it is full.
@@ -178,7 +182,10 @@ class Players(Callback):
                 f"The generator seems to have collapsed: its samples are {mean['diversity']:.2g} times as diverse as "
             )
             what += f"real ones, {when}"
-            what += f", and were {self.reached:.2g} times before." if self.reached >= COLLAPSED else "."
+            if self.has_fallen:
+                what += f", and were {self.reached:.2g} times before."
+            else:
+                what += ", and have never been diverse: it may also have started slowly, and need more iterations."
             cures = penalty + _taken(
                 model,
                 minibatch_discrimination="true (Salimans et al., 2016)",

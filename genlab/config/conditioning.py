@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from genlab.data.spec import DataSpec
 
 ROLES = ("draws", "judges", "encodes", "reads")  # the last reads the conditions alone
+USUAL = {"generator": "draws", "decoder": "draws", "discriminator": "judges", "critic": "judges", "encoder": "encodes"}
 
 
 def told(config: dict[str, Any]) -> dict[str, Any]:
@@ -38,9 +39,13 @@ def told(config: dict[str, Any]) -> dict[str, Any]:
     model, option = dict(config["model"]), config.get("conditioning")
     given, networks = list(model.get("given") or ()), model.pop("told", None)
     name, chosen = (config["choices"].get(group) for group in ("model", "conditioning"))
+    tells: tuple[str, ...] = ()
+    if networks or (given and option):
+        tells = _checked_tells(model, networks or {}, name)
     if bool(networks) != bool(given) and (networks or option):
         lacks = "model.told names no network" if given else "model.given names no column"
-        cure = "model.told={generator: draws, discriminator: judges}" if given else "model.given=[y]"
+        roles = ", ".join(f"{network}: {USUAL.get(network, ROLES[-1])}" for network in tells)
+        cure = f"model.told={{{roles}}}" if given else "model.given=[y]"
         raise UserError(f"{lacks}, so that model={name} has nothing to tell. Try '{cure}', or leave both out.")
     if not given or not networks:
         if option and not any(told for _, told in stages):
@@ -72,6 +77,55 @@ def _told_stage(config: dict[str, Any], stage: Any) -> tuple[Any, bool]:
     own = {key: value for key, value in stage.items() if key in ("data", "derive", "conditioning")}
     rewritten = told({**config, "stages": None, **merged(config, own), "model": model})
     return {**{key: value for key, value in stage.items() if key != "conditioning"}, "model": rewritten["model"]}, True
+
+
+def _checked_tells(model: dict[str, Any], networks: dict[str, str], name: Any) -> tuple[str, ...]:
+    """The networks that the method's training step tells.
+
+    Raises:
+        UserError: If it tells none, a named network is not among them, or one among them is not named and takes no
+            conditions by itself.
+    """
+    from genlab.config.instantiate import locate
+
+    tells = getattr(locate(model["_target_"], "model"), "tells", ())
+    if not tells:
+        raise UserError(
+            f"model={name} is trained without conditions, so model.given and model.told do not go with it. Try one of "
+            f"{', '.join(f'model={option}' for option in _telling_options())}; a method of your own names in `tells` "
+            "the networks that its training step tells."
+        )
+    for network in networks:
+        if network not in tells:
+            raise UserError(
+                f"model={name} tells its conditions to {' and '.join(tells)}, and not to {network}. Leave "
+                f"model.told.{network} out."
+            )
+    for network in tells if networks else ():
+        node = model.get(network)
+        target = locate(node["_target_"], f"model.{network}") if isinstance(node, dict) else None
+        if network not in networks and target is not None and not _takes_conditions(target):
+            raise UserError(
+                f"model={name} tells its conditions to {' and '.join(tells)}, and model.told lacks {network}, which "
+                f"takes none by itself. Try +model.told.{network}={USUAL.get(network, ROLES[-1])}."
+            )
+    return tells
+
+
+def _takes_conditions(network: type) -> bool:
+    """Whether a class of networks is called with conditions beside its input."""
+    try:
+        inspect.signature(network.forward).bind(None, None, None)  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _telling_options() -> list[str]:
+    """The shipped models that are given columns by default."""
+    from genlab.config.composition import options, read_option
+
+    return [name for name in options("model") if read_option("model", name).get("told")]
 
 
 def _check_keys(option: dict[str, Any], shared: dict[str, Any], chosen: Any) -> None:

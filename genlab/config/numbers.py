@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -113,9 +114,27 @@ RANGES = {
     "model*.code_dim": WIDTH,
     "model*.width": WIDTH,
     "model*.hidden": WIDTH,
+    "model*.inner": WIDTH,
+    "model*.patch_size": WIDTH,
+    "model*.style_dim": WIDTH,
+    "model*.upper_dim": WIDTH,
+    "model*.top_dim": WIDTH,
+    "model*.bottom_dim": WIDTH,
+    "*scheduler.window": Range(1, whole=True, example=500),
     "network*.width": WIDTH,
     "network*.hidden": WIDTH,
 }
+# By the last name of a key of the model, its parts included: kinds of numbers that are negative in no method. Zero
+# switches a term off; where a class cannot have it, the class refuses it. They hold for numbers alone, as a method of
+# one's own may have a `learned_weight: true`.
+KINDS = {
+    **dict.fromkeys(("weight", "*_weight", "gamma", "*_gamma", "lambda", "lambda_*", "beta", "noise"), WEIGHT),
+    **dict.fromkeys(("*_dim", "dim", "*_hidden", "*_steps", "*_every", "*_first", "*_size"), NATURAL),
+    **dict.fromkeys(("blocks", "*halvings", "classes", "patience"), NATURAL),
+    **dict.fromkeys(("factor", "min_lr", "*_rate"), WEIGHT),
+    "clip": Range(0, open_below=True, none=True),
+}
+STAGE = re.compile(r"stages\.\d+\.")  # a stage has the keys of a run
 
 
 def check(config: dict[str, Any]) -> None:
@@ -131,14 +150,15 @@ def check(config: dict[str, Any]) -> None:
     if config.get("max_time") is not None:
         seconds(config["max_time"])
     for path, value in sorted(leaves(config), key=lambda leaf: leaf[0].count(".")):  # seed before data.seed
-        allowed = next((r for pattern, r in RANGES.items() if fnmatch.fnmatchcase(path, pattern)), None)
+        allowed = _range_of(STAGE.sub("", path), value)
         if allowed is not None and value is None and not allowed.none:
             allowed = None if path.partition(".")[0] in OPEN else allowed
         if isinstance(value, str) and "${" in value:
             continue
         if allowed is not None and not (value is None and allowed.none) and not _fits(value, allowed):
             example = [allowed.example] * max(1, len(value)) if isinstance(value, list) else allowed.example
-            raise UserError(f"{path} must be {allowed}, got {value!r}. Try {path}={str(example).replace(' ', '')}.")
+            key = _typed(path, config.get("choices") or {})
+            raise UserError(f"{key} must be {allowed}, got {value!r}. Try {key}={str(example).replace(' ', '')}.")
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{path} must be a finite number, got {number}.")
@@ -169,6 +189,27 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{path}.{i}")
     else:
         yield path, node
+
+
+def _range_of(path: str, value: Any) -> Range | None:
+    """The range of a key, None if it may have any value."""
+    named = next((r for pattern, r in RANGES.items() if fnmatch.fnmatchcase(path, pattern)), None)
+    if named is not None or not path.startswith("model.") or not _numeric(value):
+        return named
+    last = path.rpartition(".")[2]
+    return next((r for pattern, r in KINDS.items() if fnmatch.fnmatchcase(last, pattern)), None)
+
+
+def _numeric(value: Any) -> bool:
+    """Whether a value is a number or a list of numbers."""
+    numbers = value if isinstance(value, list) else [value]
+    return all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
+
+
+def _typed(path: str, choices: dict[str, Any]) -> str:
+    """The key as it is typed: parts of the model that are groups, such as the penalty, stand at the top."""
+    part = path.split(".")[1] if path.startswith("model.") and path.count(".") > 1 else ""
+    return path.removeprefix("model.") if choices.get(part) else path
 
 
 def _fits(value: Any, allowed: Range) -> bool:

@@ -17,7 +17,7 @@ from genlab.engine.lockstep import Lockstep, in_strand
 from genlab.engine.schedules import ByShare, OptimizerFactory, SchedulerFactory, WindowedPlateau
 from genlab.engine.settings import Settings
 from genlab.engine.watch import Watch, of_gradients
-from genlab.errors import UserError
+from genlab.errors import UserError, sentence
 
 
 class Game(Protocol):
@@ -197,15 +197,21 @@ class Players:
                 self.turns[name].optimizer.step()  # type: ignore[union-attr]
 
     def optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """An optimizer for each, in their order, with the run's factor on its learning rate; and the schedulers."""
+        """An optimizer for each, in their order, with the run's factor on its learning rate; and the schedulers.
+
+        Raises:
+            UserError: If an optimizer or a schedule refuses its arguments.
+        """
         made, self.schedulers = [], []
         for name, key in self.keys.items():
-            made.append(self.make_optimizer(name))
+            with _refusals_named(key):
+                made.append(self.make_optimizer(name))
             make_scheduler = cast(SchedulerFactory | None, self.factories.get(schedule_of(key)))
             for group in made[-1].param_groups:
                 group["lr"] *= self.game.settings.lr_scale
             if make_scheduler is not None:
-                self.schedulers.append(make_scheduler(made[-1]))
+                with _refusals_named(schedule_of(key)):
+                    self.schedulers.append(make_scheduler(made[-1]))
         return made, self.schedulers
 
     def take(self, optimizers: Any) -> None:
@@ -297,6 +303,15 @@ class Players:
 def schedule_of(optimizer: str) -> str:
     """Config key of an optimizer's schedule."""
     return optimizer.removesuffix("optimizer") + "scheduler"
+
+
+@contextmanager
+def _refusals_named(key: str) -> Iterator[None]:
+    """Turns the refusal of an argument by an optimizer or a schedule into a sentence with its config key."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"model.{key} cannot be made: {sentence(error)}".rstrip(".") + ".") from error
 
 
 @contextmanager

@@ -33,8 +33,15 @@ class BoundaryEquilibrium(EnergyLoss):
             gamma: Diversity ratio E L(G(z)) / E L(x), in [0, 1]; lower values give sharper, less varied samples.
             lambda_k: Proportional gain of `k`.
             eta: Exponent of the reconstruction error, 1 or 2.
+
+        Raises:
+            ValueError: If a constant is out of its range.
         """
         super().__init__()
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"loss.gamma must be in [0, 1], got {gamma}. Try loss.gamma=0.5.")
+        if lambda_k < 0 or eta <= 0:
+            raise ValueError(f"loss.lambda_k must be at least 0 and loss.eta positive, got {lambda_k} and {eta}.")
         self.gamma, self.lambda_k, self.eta = gamma, lambda_k, eta
         self.register_buffer("k", torch.zeros(()))
 

@@ -166,8 +166,13 @@ class DRAGAN(Penalty):
             weight: lambda.
             k: Target of the gradient norm.
             noise: c, in units of the data.
+
+        Raises:
+            ValueError: If a constant is negative.
         """
         super().__init__()
+        if weight < 0 or k < 0 or noise < 0:
+            raise ValueError(f"penalty.weight, k and noise must be at least 0, got {weight}, {k} and {noise}.")
         self.weight, self.k, self.noise = weight, k, noise
 
     def forward(

@@ -50,6 +50,8 @@ class GenerativeModel(pl.LightningModule, Offered):
         latent_prior: Distribution of `noise`: "normal" (standard), or "uniform" on [-1, 1].
         one_hot_latents: Parts of a latent that are one-hot vectors.
         tricks_taken: The `tricks.*` that the method supports; others are refused.
+        tells: Names of the networks that the training step calls as `network(x, *self.told(batch))`; conditions are
+            refused for others.
         given: Columns that samples are told, from the config: `["y"]` of a class-conditional model.
         gives: The column that samples are of.
         needs: Further columns that training reads.
@@ -63,6 +65,7 @@ class GenerativeModel(pl.LightningModule, Offered):
     latent_prior: Literal["normal", "uniform"] = "normal"
     one_hot_latents: tuple[range, ...] = ()
     tricks_taken: ClassVar[tuple[str, ...]] = ("historical_averaging", "virtual_batch_norm")
+    tells: ClassVar[tuple[str, ...]] = ()
     given: tuple[str, ...] = ()
     gives: str = "x"
     needs: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ class CompletionVAE(GenerativeModel):
     c)), x_h being the hidden pixels: seen ones are known, and cost nothing. Samples keep the seen pixels as they are.
     """
 
+    tells = ("encoder", "prior_network", "decoder")
     ema_modules = ("encoder", "prior_network", "decoder", "likelihood")
     hidden_share: Tensor
 

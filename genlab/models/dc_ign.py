@@ -25,6 +25,8 @@ class DCIGN(VAE):
         factor_units: The latent of each known factor.
     """
 
+    tells = ()  # the clamped step knows no conditions
+
     def __init__(
         self,
         encoder: nn.Module,

@@ -19,6 +19,7 @@ class GAN(Generating):
     """
 
     tricks_taken = ALL_TRICKS
+    tells = ("generator", "discriminator")
     ema_modules = ("generator",)
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class VAE(Opposable):
     lower bound (ELBO).
     """
 
+    tells: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
     ema_modules = ("encoder", "decoder", "likelihood", "prior", "family")
 
     def __init__(

@@ -20,6 +20,7 @@ class WGAN(Generating):
     """
 
     tricks_taken = ALL_TRICKS
+    tells = ("generator", "critic")
     ema_modules = ("generator",)
     keeps_lipschitz = True  # by clipping
 

@@ -15,6 +15,7 @@ class WGANGP(Generating):
     """Wasserstein GAN with gradient penalty. Gulrajani et al. (2017), arXiv:1704.00028, Algorithm 1."""
 
     tricks_taken = ALL_TRICKS
+    tells = ("generator", "critic")
     ema_modules = ("generator",)
     keeps_lipschitz = True  # by the penalty
 

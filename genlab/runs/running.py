@@ -117,6 +117,7 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
         speed=switches,
         tricks=Tricks(**{f.name: asked[f.name] for f in dataclasses.fields(Tricks) if f.name in asked}),
     )
+    model.moves.optimizers()  # those of the training are made later; their mistakes are told before any work
     data.read = _columns_read(model)
     data.batches_per_step = getattr(model, "batches_at", model.batches_per_step)
     metrics = config.get("metrics") or {}

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,8 @@ def sweep() -> Iterator[None]:
     """Handles signals to the main process of a sweep, and prints how to go on with it. Other runs are not affected.
 
     Without worker processes a signal ends the sweep at once. With workers, the first signal lets each of them finish
-    its iteration, write its checkpoint and start no further job; the same signal once more ends them at once.
+    its iteration, write its checkpoint and start no further job; the same signal once more ends them at once. Workers
+    that are still importing finish that first.
 
     Raises:
         Interrupted: After a signal.
@@ -91,7 +94,7 @@ def sweep() -> Iterator[None]:
             raise Interrupted(number) from None
 
     try:
-        with _handlers(stop):
+        with _handlers(stop), _shielded_workers():
             try:
                 yield
             except BaseException as error:
@@ -106,6 +109,36 @@ def sweep() -> Iterator[None]:
         raise
     finally:
         launch.forget_sweep()
+
+
+@contextmanager
+def _shielded_workers() -> Iterator[None]:
+    """Blocks SIGINT and SIGTERM in processes that are started inside the block, until they unblock them.
+
+    Ctrl-C reaches the whole group, and a worker that is still importing would die of it, whereupon joblib prints the
+    tracebacks of both. A new process inherits the blocked signals of the thread that starts it. Daemonic processes are
+    left alone: they are not a sweep's workers but a data loader's.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    start = BaseProcess.start
+
+    def shielded(process: BaseProcess) -> None:
+        if process.daemon:
+            return start(process)
+        resource_tracker.ensure_running()  # before, as it unblocks the signals after its own start
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            return start(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    BaseProcess.start = shielded  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        BaseProcess.start = start  # type: ignore[method-assign]
 
 
 def _print_sweep() -> None:
@@ -162,6 +195,8 @@ def _follow() -> bool:
         return False
     for number in STOPS:  # between two jobs; a dead worker would make joblib kill the others
         signal.signal(number, lambda *_: None)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # see `_shielded_workers`
     threading.Thread(target=_watch, args=(of,), daemon=True).start()
     return True
 

@@ -1,6 +1,7 @@
 """`conditioning=...` rewrites the config: what it widens, what it leaves, what it refuses, and that once is enough."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ import torch
 import genlab
 from genlab.batch import Batch
 from genlab.config import checks, conditioning
-from genlab.config.composition import compose, read_option
-from genlab.config.instantiate import build_data, build_model, check_signatures
+from genlab.config.composition import compose, config_dir, read_option
+from genlab.config.instantiate import build_data, build_model, check_signatures, locate
 from genlab.config.stages import stage_configs
 from genlab.data.module import ArrayData
 from genlab.errors import UserError
@@ -225,10 +226,84 @@ def test_refusals_of_a_composition(overrides, words):
     assert sentence(*overrides) == words
 
 
+CONDITIONED = {"gan", "dcgan", "sngan", "cgan", "wgan", "wgan_gp", "vae", "cvae", "pixelvae", "cvae_completion"}
+SHIPPED = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
+
+
+def method_of(model):
+    """The class of a shipped model, by its yaml or by the one that this is based on."""
+    own = read_option("model", model)
+    if "_target_" in own:
+        return locate(own["_target_"], "model")
+    return method_of(next(base for base in own["defaults"] if isinstance(base, str) and base != "_self_"))
+
+
+def told_by_force(model, networks):
+    """The command line that tells these networks of a model its labels, whatever its yaml says."""
+    roles = ", ".join(f"{network}: {conditioning.USUAL.get(network, 'reads')}" for network in networks)
+    line = [f"model={model}", "data=digits", "++model.given=[y]", f"++model.told={{{roles}}}"]
+    return [*line, *([] if read_option("model", model).get("told") else ["+conditioning=concat"])]
+
+
+@pytest.mark.parametrize("model", SHIPPED)
+def test_conditions_are_refused_where_the_training_step_tells_no_network(model):
+    """The class says whether it tells, and its own source agrees."""
+    method = method_of(model)
+    assert bool(method.tells) == (model in CONDITIONED) == ("self.told(" in inspect.getsource(method))
+    if not method.tells:
+        node = {"_target_": f"{method.__module__}.{method.__name__}", "given": ["y"], "told": {"encoder": "encodes"}}
+        composed = {"choices": {"model": model, "conditioning": "concat"}, "model": node}
+        with pytest.raises(UserError, match=f"^model={model} is trained without conditions, so .* model=cgan") as said:
+            conditioning.told({**composed, "conditioning": read_option("conditioning", "concat")})
+        assert len(str(said.value)) < 300
+
+
+@pytest.mark.parametrize("model", sorted(CONDITIONED - {"cvae_completion", "sngan"}))
+def test_networks_that_are_told_by_force_are_trained(model, tmp_path):
+    """Not `cvae_completion`, which is given pictures, and `sngan`, whose discriminator is refused by its name."""
+    small = ["network=dcgan", "network.width=4", "data.image_size=16"] if model == "dcgan" else ["network.hidden=[8]"]
+    own = {"wgan": ["model.n_critic_long=1"], "pixelvae": ["likelihood.width=4", "likelihood.layers=1"]}
+    network = [] if model == "dcgan" else ["network=mlp"]
+    fit([*told_by_force(model, method_of(model).tells), *network, *small, *own.get(model, [])], 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["model=cgan", "+model.told.critic=judges"],
+            "model=cgan tells its conditions to generator and discriminator, and not to critic. Leave "
+            "model.told.critic out.",
+        ),
+        (
+            ["model=cgan", "~model.told.discriminator"],
+            "model=cgan tells its conditions to generator and discriminator, and model.told lacks discriminator, "
+            "which takes none by itself. Try +model.told.discriminator=judges.",
+        ),
+        (
+            ["model=vae", BY_HAND[0], "+conditioning=concat"],
+            "model.told names no network, so that model=vae has nothing to tell. Try 'model.told={encoder: encodes, "
+            "decoder: draws}', or leave both out.",
+        ),
+    ],
+)
+def test_networks_that_are_told_are_those_that_the_step_tells(overrides, words):
+    assert sentence(*overrides) == words
+
+
+def test_conditions_of_another_method_end_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(monkeypatch, *told_by_force("iwae", ["encoder", "decoder"])) == 2
+    told = capsys.readouterr().err
+    assert "model=iwae is trained without conditions" in told and "Traceback" not in told
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_option_without_wrappers_for_a_role_says_so():
     composed = {**compose(["model=gan"]), "conditioning": {"draws": []}}
     composed["choices"] = {**composed["choices"], "conditioning": "own"}
-    composed["model"] = {**composed["model"], "given": ["y"], "told": {"generator": "draws"}}
+    composed["model"] = {**composed["model"], "given": ["y"]}
+    composed["model"]["told"] = {"generator": "draws", "discriminator": "judges"}
     with pytest.raises(
         UserError, match="^conditioning=own has no way to tell model.generator .* takes none of nothing"
     ):

@@ -3,10 +3,12 @@
 import sys
 
 import pytest
+import yaml
 
 from genlab.config import checks, guesses, numbers, unread
 from genlab.config.composition import compose, composed, config_dir
 from genlab.errors import UserError
+from genlab.runs import running
 from tests.cli.helpers import main
 
 KEYS = {  # what is typed, and the words of the answer
@@ -114,6 +116,44 @@ NUMBERS = {  # key of the default config -> values out of its range
     "tricks.replay": (-0.1, 1.5),
     "tricks.historical_averaging": (-1.0,),
 }
+KINDS = {  # numbers of a method or of a group that is chosen for it, and the words of the answer
+    "model=gan penalty=r1 penalty.gamma=-1": "^penalty.gamma must be a number of at least 0, got -1",
+    "model=gan penalty=wgan_gp penalty.weight=-10": "^penalty.weight must be",
+    "model=gan penalty=dragan penalty.noise=-0.1": "^penalty.noise must be",
+    "model=gan penalty=dragan penalty.k=-1": "penalty.weight, k and noise must be at least 0",
+    "model=began loss.gamma=-0.5": "^loss.gamma must be",
+    "model=began loss.gamma=1.5": r"loss.gamma must be in \[0, 1\]",
+    "model=began loss.lambda_k=-0.1": "^loss.lambda_k must be",
+    "model=began loss.eta=0": "loss.eta positive",
+    "model=began model.g_scheduler.window=0": "^model.g_scheduler.window must be a whole number of at least 1",
+    "model=began model.d_scheduler.factor=-0.5": "^model.d_scheduler.factor must be",
+    "model=began model.d_scheduler.factor=2": "^model.d_scheduler cannot be made: Factor should be < 1.0.$",
+    "model=began model.g_scheduler.patience=-1": "^model.g_scheduler.patience must be",
+    "model=ebgan loss.m=0": "loss.m must be positive",
+    "model=ebgan_pt model.pt_weight=-0.1": "^model.pt_weight must be",
+    "model=vae model.kl_weight=-1": "^model.kl_weight must be a number of at least 0",
+    "model=vae kl=capacity kl.nats=-1": "kl.nats must be",
+    "model=vae kl=warm_up kl.steps=0": "kl.steps must be",
+    "model=vae likelihood=gaussian likelihood.sigma=0": "likelihood.sigma must be",
+    "model=vae posterior=iaf posterior.steps=0": "posterior.steps must be",
+    "model=aae model.latent_dim=2 prior=gaussian_mixture prior.radius=-1": "prior.radius must be",
+    "model=vae prior=vamp prior.components=0": "prior.components must be",
+    "model=vae adversary=gan adversary.weight=-1": "^adversary.weight must be",
+    "model=wgan_gp model.gp_weight=-10": "^model.gp_weight must be",
+    "model=wgan model.long_first=-1": "^model.long_first must be",
+    "model=wgan model.n_critic=0": "model.n_critic must be",
+    "model=infogan model.q_hidden=-1": "^model.q_hidden must be",
+    "model=draw model.clip=0": "^model.clip must be a number above 0, or null",
+    "model=vqvae data=digits model.encoder.blocks=-1": "^model.encoder.blocks must be",
+    "model=vqvae data=digits model.codebook.decay=-1": "decay",
+    "model=swapping_autoencoder model.patch_size=-8": "^model.patch_size must be",
+    "model=iwae_two_layers model.upper_dim=0": "^model.upper_dim must be",
+    "model=gan +model.g_optimizer.weight_decay=-1": "^model.g_optimizer.weight_decay must be",
+    "model=gan +model.d_optimizer.eps=-1": "^model.d_optimizer.eps must be",
+    "+model.d_optimizer.nesterov=true model.d_optimizer._target_=torch.optim.SGD ~model.d_optimizer.betas": (
+        "^model.d_optimizer cannot be made: Nesterov momentum requires a momentum"
+    ),
+}
 FITTING = {
     "optim.clip": (None, 0.5, 3),
     "threads": (None, 0, 4),
@@ -205,8 +245,57 @@ def test_numbers_in_range_pass():
             numbers.check(with_value(key, value))
 
 
+@pytest.mark.parametrize("typed", KINDS)
+def test_numbers_of_a_method_that_make_no_sense_are_refused(typed):
+    with pytest.raises(UserError, match=KINDS[typed]) as stopped:
+        running.build(compose([*typed.split(), "callbacks=none", "logger=none", "metrics=none"]))
+    assert "\n" not in str(stopped.value)
+
+
+def shipped_numbers():
+    """The shipped numbers of models and groups, each in a config of its own: key, config, node."""
+    for group in ("model", "loss", "penalty", "kl", "likelihood", "posterior", "prior", "adversary", "conditioning"):
+        for path in sorted((config_dir() / group).glob("*.yaml")):
+            option = yaml.safe_load(path.read_text()) or {}
+            for key, value in numbers.leaves(option if group == "model" else {group: option}):
+                *above, last = key.split(".")
+                config = node = {"model": {}}
+                for part in ("model", *above):
+                    node = node.setdefault(part, {})
+                node[last] = value
+                yield key, config, node
+
+
+def test_every_shipped_number_passes_and_no_weight_may_be_negative():
+    weights = 0
+    for key, config, node in shipped_numbers():
+        numbers.check(config)
+        last = key.rpartition(".")[2]
+        if last == "weight" or last.endswith(("_weight", "gamma")):
+            weights += 1
+            node[last] = 0  # switches a term off
+            numbers.check(config)
+            node[last] = -0.5
+            with pytest.raises(UserError, match=f"{last} must be a number of at least 0, got -0.5"):
+                numbers.check(config)
+    assert weights > 30
+
+
+def test_a_stage_has_the_ranges_of_a_run():
+    config = compose(["model=vqvae"])
+    config["stages"] = [{"name": "prior", "model": {"temperature": 1.0, "optimizer": {"lr": -0.1}}}]
+    with pytest.raises(UserError, match=r"^stages.0.model.optimizer.lr must be.*Try stages.0.model.optimizer.lr="):
+        numbers.check(config)
+
+
+def test_values_of_a_method_that_are_no_numbers_have_no_range():
+    """`learned_weight: true` of one's own; a wrong type is found by the signature."""
+    for value in (True, "balanced", None, [True]):
+        numbers.check(with_value("model.own_weight", value))
+
+
 def test_every_example_of_a_range_lies_in_it():
-    assert all(allowed.holds(allowed.example) for allowed in numbers.RANGES.values())
+    assert all(allowed.holds(allowed.example) for allowed in {**numbers.RANGES, **numbers.KINDS}.values())
 
 
 def test_every_guess_of_the_default_run_is_answered():

@@ -1,6 +1,7 @@
 """Signals outside of training: a run in its set-up, a sweep between two jobs, and the worker processes of a sweep."""
 
 import itertools
+import multiprocessing
 import os
 import pickle
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,58 @@ def test_a_worker_ends_with_the_main_process_even_if_that_is_killed():
     assert "True" not in parent.stdout.read()  # until the end of the worker closes its output
     assert time.monotonic() - began < 20
     parent.communicate()
+
+
+BLOCKED = "import signal; print(sorted(int(n) for n in signal.pthread_sigmask(signal.SIG_BLOCK, [])), flush=True)"
+WITHIN = f"from genlab.runs import stopping\n{BLOCKED}\nwith stopping.job():\n    {BLOCKED}"
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows")
+def test_a_worker_that_is_starting_does_not_hear_ctrl_c(capsys):
+    """It would die while it imports. Its first job hears it again, and so does a data loader's process."""
+    start, spawn = BaseProcess.start, multiprocessing.get_context("spawn")
+    with stopping.sweep():
+        launch.announce_sweep(Path("."))
+        for daemon, blocked in ((False, "[2, 15]\n"), (True, "[]\n")):
+            code = f"import sys; sys.stdout = open('blocked.txt', 'w'); {BLOCKED}"
+            process = spawn.Process(target=subprocess.call, args=([sys.executable, "-c", code],), daemon=daemon)
+            process.start()
+            process.join(60)
+            assert Path("blocked.txt").read_text() == blocked
+            assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])  # here they are heard
+        signal.pthread_sigmask(signal.SIG_BLOCK, stopping.STOPS)
+        worker = python(WITHIN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping.STOPS)
+        assert worker.communicate(timeout=60)[0] == "[2, 15]\n[]\n"
+    assert BaseProcess.start is start
+
+
+@pytest.mark.long
+@plugin("hydra_joblib_launcher")
+@pytest.mark.parametrize("after", [0.0, 1.0])
+def test_ctrl_c_while_the_workers_of_a_joblib_sweep_start(after):
+    """To the whole process group, as a terminal sends it."""
+    line = [*QUICK, "trainer.max_steps=1000000", "threads=1", "seed=0,1,2,3", "hydra.sweep.dir=sweep"]
+    process = subprocess.Popen(
+        [sys.executable, str(REPO / "train.py"), "-m", *line, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    children, end = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 60
+    while children.is_file() and time.monotonic() < end and process.poll() is None:
+        commands = [Path(f"/proc/{child}/cmdline") for child in children.read_text().split()]
+        if any("popen_loky" in command.read_text() for command in commands if command.is_file()):
+            break
+        time.sleep(0.01)
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in out and "Error" not in out, out
+    assert "train.py resume=sweep" in out.splitlines()[-1]
+    assert not list(Path("sweep").glob("*/checkpoints/*.ckpt"))
 
 
 @pytest.mark.long
