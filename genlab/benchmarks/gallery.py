@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from genlab.config import composition
+from genlab.config import composition, shipped
 from genlab.config.arguments import expanded
 from genlab.config.instantiate import locate
 from genlab.errors import UserError
@@ -81,15 +81,13 @@ def rows() -> list[Row]:
     from genlab.losses.adversarial import AdversarialLoss
 
     found = []
-    for name in composition.options("model"):
+    for name in shipped.options("model"):
         network = composition.insisted(name, "network")
-        small = (
-            (f"network.width={WIDTH}",) if network and "width" in composition.read_option("network", network) else ()
-        )
+        small = (f"network.width={WIDTH}",) if network and "width" in shipped.read_option("network", network) else ()
         own = composition.insisted(name, "data") is not None
         found.append(Row(name, composition.first_line("model", name), (f"model={name}", *small), own_data=own))
-    for loss in composition.options("loss"):
-        kind = locate(str(composition.read_option("loss", loss)["_target_"]), "loss")
+    for loss in shipped.options("loss"):
+        kind = locate(str(shipped.read_option("loss", loss)["_target_"]), "loss")
         if issubclass(kind, AdversarialLoss):
             found.append(
                 Row(f"loss={loss}", composition.first_line("loss", loss), ("model=gan", f"loss={loss}"), looks=False)

@@ -14,8 +14,8 @@ from typing import Any
 
 import genlab
 from genlab.config import composition
-from genlab.config.composition import check_plugins, first_line, options, quote_paths
-from genlab.config.shipped import config_dir
+from genlab.config.composition import check_plugins, first_line, quote_paths
+from genlab.config.shipped import config_dir, options
 from genlab.errors import TrainingStopped, UserError
 from genlab.runs import processes
 

@@ -7,8 +7,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from genlab.config import guesses, numbers, tricks
-from genlab.config.composition import PARTS, options, read_option
+from genlab.config.composition import PARTS
 from genlab.config.instantiate import check_signatures, constructor_hints, locate, targets
+from genlab.config.shipped import options, read_option
 from genlab.errors import UserError
 
 if TYPE_CHECKING:

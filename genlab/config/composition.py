@@ -11,7 +11,7 @@ from typing import Any
 from genlab.config import conditioning, guesses, numbers, schema, speed, tricks, unread
 from genlab.config.arguments import expanded
 from genlab.config.schema import PARTS
-from genlab.config.shipped import config_dir
+from genlab.config.shipped import config_dir, options, read_option
 from genlab.errors import UserError, install
 
 # Keys whose values are paths. Hydra's grammar takes only ASCII letters, digits and a few signs, so others are quoted.
@@ -277,18 +277,6 @@ def _missing_role(message: str, choices: dict[str, str]) -> str | None:
         f"model={choices.get('model')} needs a network with a part '{role}', which network={network} does not have. "
         f"It fits: {', '.join(f'network={name}' for name in fits)}."
     )
-
-
-def options(group: str) -> list[str]:
-    """The shipped options of a config group."""
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
-
-
-def read_option(group: str, name: str) -> dict[str, Any]:
-    """The content of an option's yaml, without composition."""
-    import yaml
-
-    return yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text()) or {}
 
 
 def insisted(model: str, group: str) -> str | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from genlab.config.shipped import options, read_option
 from genlab.config.stages import merged
 from genlab.errors import UserError
 
@@ -123,8 +124,6 @@ def _takes_conditions(network: type) -> bool:
 
 def _telling_options() -> list[str]:
     """The shipped models that are given columns by default."""
-    from genlab.config.composition import options, read_option
-
     return [name for name in options("model") if read_option("model", name).get("told")]
 
 

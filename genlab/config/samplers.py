@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genlab.config import composition
+from genlab.config import shipped
 from genlab.config.arguments import take_path
 from genlab.errors import UserError
 
@@ -42,9 +42,9 @@ def sampler_config(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: If there is no such sampler or setting, or a value has another type than the default.
     """
-    if name not in composition.options("sampler"):
-        raise UserError(f"There is no sampler {name!r}; sampler takes {', '.join(composition.options('sampler'))}.")
-    config = composition.read_option("sampler", name)
+    if name not in shipped.options("sampler"):
+        raise UserError(f"There is no sampler {name!r}; sampler takes {', '.join(shipped.options('sampler'))}.")
+    config = shipped.read_option("sampler", name)
     keys = [key for key in config if key != "_target_"]
     for key, value in settings.items():
         if key not in keys:

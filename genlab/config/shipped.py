@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import genlab
 from genlab.errors import UserError
@@ -25,3 +26,15 @@ def config_dir() -> Path:
     if beside.is_dir() and (package.parent / "pyproject.toml").is_file():
         return beside
     raise UserError(f"genlab's configs are missing: there is no folder {inside} or {beside}. Install genlab again.")
+
+
+def options(group: str) -> list[str]:
+    """The shipped options of a config group."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+
+
+def read_option(group: str, name: str) -> dict[str, Any]:
+    """The content of an option's yaml, without composition."""
+    import yaml
+
+    return yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text()) or {}

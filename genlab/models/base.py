@@ -45,13 +45,11 @@ class GenerativeModel(pl.LightningModule, Offered):
 
     Attributes:
         ema_modules: Names of the submodules whose moving average is kept, sampled from and judged.
-        batches_per_step: Fresh batches per iteration (`n_critic` for WGANs), joined to one. If the number changes, a
-            method `batches_at(iteration)` returns it.
+        batches_per_step: Fresh batches per iteration, joined to one; `batches_at(iteration)` of one that changes.
         latent_prior: Distribution of `noise`: "normal" (standard), or "uniform" on [-1, 1].
         one_hot_latents: Parts of a latent that are one-hot vectors.
         tricks_taken: The `tricks.*` that the method supports; others are refused.
-        tells: Names of the networks that the training step calls as `network(x, *self.told(batch))`; conditions are
-            refused for others.
+        tells: Names of the networks that the training step calls as `network(x, *self.told(batch))`.
         given: Columns that samples are told, from the config: `["y"]` of a class-conditional model.
         gives: The column that samples are of.
         needs: Further columns that training reads.

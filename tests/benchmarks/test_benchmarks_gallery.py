@@ -7,7 +7,7 @@ from PIL import Image
 
 from genlab.benchmarks import gallery
 from genlab.cli.gallery import draw, main
-from genlab.config.composition import options
+from genlab.config.shipped import options
 from genlab.errors import UserError
 from genlab.runs.folder import record_of
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import genlab
-from genlab.config.composition import compose, read_option
+from genlab.config.composition import compose
+from genlab.config.shipped import read_option
 from genlab.errors import UserError
 from genlab.files import run_path
 from genlab.runs.start import train

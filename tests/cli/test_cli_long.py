@@ -8,8 +8,9 @@ import tarfile
 import pytest
 import torch
 
-from genlab.config.composition import compose, insisted, options, read_option
+from genlab.config.composition import compose, insisted
 from genlab.config.instantiate import locate
+from genlab.config.shipped import options, read_option
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
 from genlab.runs.start import train

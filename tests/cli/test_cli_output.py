@@ -16,7 +16,8 @@ import genlab
 from genlab.callbacks import progress
 from genlab.callbacks.progress import Progress
 from genlab.cli import app
-from genlab.config.composition import compose, config_dir, first_line, options, read_option
+from genlab.config.composition import compose, config_dir, first_line
+from genlab.config.shipped import options, read_option
 from genlab.errors import TrainingStopped, UserError, install
 from genlab.files import run_path
 from genlab.judging.cards import margin

@@ -9,8 +9,9 @@ import torch
 import genlab
 from genlab.batch import Batch
 from genlab.config import checks, conditioning
-from genlab.config.composition import compose, config_dir, read_option
+from genlab.config.composition import compose, config_dir
 from genlab.config.instantiate import build_data, build_model, check_signatures, locate
+from genlab.config.shipped import read_option
 from genlab.config.stages import stage_configs
 from genlab.data.module import ArrayData
 from genlab.errors import UserError

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from genlab.config import checks
-from genlab.config.composition import compose, options
+from genlab.config.composition import compose
 from genlab.config.schema import TrainConfig
-from genlab.config.shipped import config_dir
+from genlab.config.shipped import config_dir, options
 from genlab.errors import UserError
 
 GROUPS = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and list(path.glob("*.yaml")))

@@ -12,7 +12,8 @@ import torch
 
 from genlab.cli import evaluate
 from genlab.cli.evaluate import evaluate_run
-from genlab.config.composition import compose, options
+from genlab.config.composition import compose
+from genlab.config.shipped import options
 from genlab.errors import UserError
 from genlab.judging import measures
 from genlab.judging.judge import Judge

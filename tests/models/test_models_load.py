@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import genlab
-from genlab.config.composition import PARTS, compose, options, read_option
+from genlab.config.composition import PARTS, compose
 from genlab.config.instantiate import check_allowed
+from genlab.config.shipped import options, read_option
 from genlab.engine.state import CHECKPOINT_FORMAT
 from genlab.errors import UserError
 from tests.models import toys

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from genlab.config.composition import options
+from genlab.config.shipped import options
 from genlab.errors import UserError
 from genlab.losses.penalties import gradient_norms
 from genlab.runs.running import build

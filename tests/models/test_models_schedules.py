@@ -6,7 +6,8 @@ import pytest
 from pytorch_lightning.callbacks import Callback
 from torch.testing import assert_close
 
-from genlab.config.composition import compose, options
+from genlab.config.composition import compose
+from genlab.config.shipped import options
 from genlab.engine.schedules import Constant, Cosine, Linear, Step
 from genlab.errors import UserError
 from genlab.runs import running

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from genlab.config.composition import compose, options
+from genlab.config.composition import compose
+from genlab.config.shipped import options
 from genlab.engine.players import Turn
 from genlab.engine.settings import Settings, Tricks
 from genlab.errors import UserError

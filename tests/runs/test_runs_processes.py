@@ -19,7 +19,8 @@ from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from genlab import launch
-from genlab.config.composition import compose, insisted, options, read_option
+from genlab.config.composition import compose, insisted
+from genlab.config.shipped import options, read_option
 from genlab.errors import UserError
 from genlab.looks.curves import read_metrics
 from genlab.runs import processes

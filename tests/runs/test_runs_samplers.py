@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genlab.cli import sample
-from genlab.config import composition
+from genlab.config import shipped
 from genlab.config.composition import compose
 from genlab.config.samplers import sampler_config, take_sampler
 from genlab.errors import UserError
@@ -47,7 +47,7 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", composition.options("sampler"))
+@pytest.mark.parametrize("name", shipped.options("sampler"))
 def test_every_sampler_config_builds_what_it_names(name):
     if name == "flow":
         pytest.importorskip("zuko", reason="the extra `flows` is not installed")
