@@ -129,12 +129,13 @@ class Judge:
             UserError: If a measure cannot be taken on these data.
         """
         self._prepared = True
-        for measure in self.measures:
-            measure.prepare(data, device)
+        subject = self._subject(model, data, "val", brief=False)
+        subject.device = device
         if data.spec.images and any({"extractor", "logits", "classes"} & set(m.needs) for m in self.measures):
             extractor, weights, precision = self.extractor_options
             self._extractor = network_for(extractor, data, device, weights, precision)
-        subject = self._subject(model, data, "val", brief=False)
+        for measure in self.measures:
+            measure.prepare(subject)
         reasons = [why for measure in self.measures if (why := measure.missing(subject))]
         if len(reasons) == len(self.measures) and is_first():
             log.warning("No scores are taken: %s", reasons[0])

@@ -99,8 +99,8 @@ class Measure:
         """The reason why the measure does not apply to a subject, as a sentence; None if it does."""
         return next((why for need in self.needs if (why := subject.lacks(need))), None)
 
-    def prepare(self, data: Any, device: Any) -> None:
-        """Trains or loads what the measure needs, before training starts.
+    def prepare(self, subject: Subject) -> None:
+        """Trains or loads what the measure needs, before training starts. Nothing is drawn from the subject.
 
         Raises:
             UserError: If it cannot be taken on these data.

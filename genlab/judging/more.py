@@ -110,12 +110,13 @@ class FromTorchmetrics(Measure):
         self.about = {name: About(f"{name}, {type(metric).__name__}", better)}
         self.monitor = (name,)
 
-    def prepare(self, data: Any, device: Any) -> None:
+    def prepare(self, subject: Subject) -> None:
         """Feeds real samples as if they were the model's.
 
         Raises:
             UserError: If the metric cannot take these data.
         """
+        data = subject.data
         if self.feeds not in ("images", "pairs") or data.spec.x.ragged:
             return
         store = data.judged("val")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class SetSubject(Subject):
             return self._lacks_of_data(need)
         return "There is no model."
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """That of the extractor."""
         return torch.device(self.options["device"])

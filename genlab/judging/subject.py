@@ -122,7 +122,7 @@ class Subject:
             return self.extractor.name
         return "none" if self.pictures else self.data.spec.x.kind
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where samples are drawn."""
         return self.model.device

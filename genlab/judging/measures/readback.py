@@ -37,6 +37,11 @@ class Readback(Measure):
         told = f"{type(subject.model).__name__} is told nothing that can be read from a picture."
         return super().missing(subject) or (None if self._columns(subject) else told)
 
+    def prepare(self, subject: Subject) -> None:
+        """Trains or loads the readers."""
+        for name in () if self.missing(subject) else self._columns(subject):
+            self._reader(subject, name)
+
     def _columns(self, subject: Subject) -> dict[str, Readout]:
         from genlab.metrics.classifier import SMALLEST
         from genlab.metrics.reader import readout_of
@@ -78,7 +83,7 @@ class Readback(Measure):
         labels = name == "y"
         found: Any = subject.extractor if labels and not subject.lacks("classes") else None
         if found is None:
-            where = subject.data, subject.model.device
+            where = subject.data, subject.device
             make = (lambda: dataset_classifier(*where)) if labels else (lambda: column_reader(where[0], name, where[1]))
             readers = self._readers.setdefault(subject.data, {})
             found = readers[name] = readers.get(name) or first_then_others(make)

@@ -40,7 +40,7 @@ class Stacked(Measure):
         """Needs stacks of a labelled set."""
         return super().missing(subject) or _refusal(subject.data)
 
-    def prepare(self, data: Any, device: Any) -> None:
+    def prepare(self, subject: Subject) -> None:
         """Trains or loads the grey set's classifier.
 
         Raises:
@@ -48,11 +48,12 @@ class Stacked(Measure):
         """
         from genlab.judging.extractors import dataset_classifier
 
-        if why := _refusal(data):
+        if why := _refusal(subject.data):
             raise UserError(why)
-        self.extractor = dataset_classifier(data.grey, device)
+        grey: Any = subject.data.grey  # type: ignore[attr-defined]
+        self.extractor = dataset_classifier(grey, subject.device)
         if self.extractor is None:
-            raise UserError(f"{data.grey.name} has no labels to train a classifier on.")
+            raise UserError(f"{grey.name} has no labels to train a classifier on.")
 
     def count(self, settings: Settings, available: int, split: str) -> int:
         """Number of generated stacks."""
@@ -72,7 +73,7 @@ class Stacked(Measure):
         from genlab.metrics.stacked import perfect_coverage, tuple_coverage
 
         if self.extractor is None:
-            self.prepare(subject.data, subject.model.device)
+            self.prepare(subject)
         assert self.extractor is not None
         count = self.extractor.num_classes
         scores = tuple_coverage(self.classes(fake), count)
