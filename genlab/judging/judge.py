@@ -114,6 +114,7 @@ class Judge:
         self._extractor: Extractor | None = None
         self._prepared = False
         self._told: set[str] = set()
+        self._validated: dict[str, str] = {}  # the measure of each score on validation data
 
     def mode(self, score: str) -> str:
         """The better direction of a score, "min" or "max"."""
@@ -142,7 +143,9 @@ class Judge:
 
     def validate(self, model: Any, data: Any) -> dict[str, float]:
         """Scores on validation data, named `val/...`."""
-        return self._named(model, data, "val", self.measures, brief=True)[0]
+        scores, found = self._named(model, data, "val", self.measures, brief=True)
+        self._validated.update(found.taken)
+        return scores
 
     def final(self, model: Any, data: Any) -> dict[str, float]:
         """Scores on test data, named `test/...`; fills `found`."""
@@ -151,13 +154,16 @@ class Judge:
 
     def rescore(self, model: Any, data: Any, score: str) -> dict[str, float]:
         """The measures of one score for other weights on test data, to compare with `final`; `found` stays."""
-        mine = [measure for measure in self.measures if measure.kind(score) in measure.about]
-        return self._named(model, data, "test", mine, brief=True)[0]
+        return self._named(model, data, "test", self._measures_of(score), brief=True)[0]
 
     def count(self, data: Any, split: str, score: str) -> int:
         """Number of samples that a score on a split is of."""
-        mine = next((m for m in self.measures if m.kind(score) in m.about), self.measures[0])
-        return mine.count(self.settings, len(data.split(split)), split)
+        return self._measures_of(score)[0].count(self.settings, len(data.split(split)), split)
+
+    def _measures_of(self, score: str) -> list[Measure]:
+        """The measures that give a score on validation data and at the end; all if none is known to."""
+        taken = {self.found.taken.get(score), self._validated.get(score)}
+        return [measure for measure in self.measures if measure.cheap and measure.name in taken] or self.measures
 
     def record(self) -> dict[str, Any]:
         """The part of `run.json` that says what `final` found, beside the scores."""
@@ -191,6 +197,6 @@ class Judge:
             if is_first():
                 log.warning("No %s scores: %s", split, error)
         if few and is_first() and split not in self._told:
-            log.warning("No %s scores: they need %d samples, got %d.", split, FEWEST, subject.available())
+            log.warning("No %s scores: they need at least %d samples, got %d.", split, FEWEST, subject.available())
             self._told.add(split)
         return {f"{split}/{name}": value for name, value in found.scores.items()}, found

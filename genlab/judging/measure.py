@@ -22,10 +22,12 @@ class About:
     Attributes:
         title: Its name in tables.
         better: "lower" or "higher"; None for scores that are never ranked.
+        chosen: The direction of a score that is never ranked where it chooses a checkpoint.
     """
 
     title: str
     better: str | None = None
+    chosen: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,9 @@ class Measure:
         return start if number.isdigit() and start in self.about else name
 
     def direction(self, score: str) -> str | None:
-        """The better direction of a score, "lower" or "higher"; None if it has none, or is no score of this measure."""
+        """The better direction of a score where it chooses a checkpoint; None for those of other measures."""
         known = self.about.get(self.kind(score))
-        return known.better if known else None
+        return known.better or known.chosen if known else None
 
 
 def paired(score: str, scores: Mapping[str, float], suffix: str) -> float | None:

@@ -29,6 +29,7 @@ class Findings:
         group: Key of each score's card.
         cards: The protocol cards.
         about: Title, better direction, section and reference of each score that has a row in tables.
+        taken: The name of each score's measure.
         notes: Caveats for the reader.
         seconds: Duration of each measure.
     """
@@ -37,6 +38,7 @@ class Findings:
     group: dict[str, str] = field(default_factory=dict)
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
+    taken: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -48,12 +50,12 @@ class Findings:
         key = next(iter(found)).partition("/")[0]
         self.cards[key] = card
         for name, value in found.items():
-            self.scores[name], self.group[name] = value, key
+            self.scores[name], self.group[name], self.taken[name] = value, key, measure.name
         for name in (name for name in found if measure.kind(name) in measure.about):
             self.about[name] = {
                 "measure": measure.name,
                 "title": measure.title(name),
-                "better": measure.direction(name),
+                "better": measure.about[measure.kind(name)].better,
                 "section": measure.heading(name),
                 "beside": ", ".join(measure.beside(name, found, card)),
             }

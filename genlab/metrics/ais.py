@@ -134,7 +134,7 @@ def ais_scores(found: Annealed) -> Scores:
         "ais_acceptance": found.acceptance.mean().item(),
     }
     transitions = f"HMC, {LEAPFROGS} leapfrogs, tuned to {WANTED}"
-    card = {"ais_n_real": n, "ais_steps": found.steps, "ais_samples": found.chains, "ais_transitions": transitions}
+    card = {"n_real": n, "ais_steps": found.steps, "ais_samples": found.chains, "ais_transitions": transitions}
     return Scores(values, card)
 
 
@@ -163,7 +163,7 @@ def partition_scores(log_w: Tensor, log_unnormalised: Tensor, steps: int) -> Sco
         "log_z": log_z,
         "log_z_se": (relative.std() / math.sqrt(k)).item() if k > 1 else 0.0,
     }
-    card = {"ais_n_real": n, "ais_steps": steps, "ais_samples": k, "ais_transitions": "Gibbs, of log Z; no bound"}
+    card = {"n_real": n, "ais_steps": steps, "ais_samples": k, "ais_transitions": "Gibbs, of log Z; no bound"}
     return Scores(values, card)
 
 

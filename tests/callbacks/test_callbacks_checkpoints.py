@@ -212,10 +212,10 @@ def test_which_values_of_a_likelihood_score_are_good(name, mode):
     assert judge_of("likelihood").mode(name) == mode
 
 
-def test_active_units_choose_no_checkpoint():
-    """More of them are not better in themselves; they are counted at the end alone."""
+def test_active_units_are_not_ranked():
+    """More of them are not better in themselves, but where they choose a checkpoint a collapse is worse."""
     bounds = known()["likelihood"]()
-    assert bounds.direction("active_units") is None and "active_units" in bounds.about and not bounds.cheap
+    assert bounds.direction("active_units") == "higher" and bounds.about["active_units"].better is None
 
 
 def test_an_rbm_s_run_has_no_best_checkpoint(tmp_path):

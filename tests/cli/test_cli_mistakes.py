@@ -156,7 +156,7 @@ def test_too_few_images_to_score_are_no_mistake(tmp_path, caplog):
         images(tmp_path / "pictures" / label, n=20)
     arguments = ["data=folder", f"data.root={tmp_path / 'pictures'}", "data.image_size=16", "trainer.max_steps=2"]
     result = train(compose([*arguments, "network.width=8", "data.batch_size=4"]), tmp_path / "run")
-    assert result.scores == {} and "need at least 20 images" in caplog.text
+    assert result.scores == {} and "need at least 20 samples" in caplog.text
     assert (tmp_path / "run" / "samples.png").is_file()
 
 

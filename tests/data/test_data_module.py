@@ -284,13 +284,13 @@ def test_toy_points_do_not_depend_on_the_seed_but_their_order_does():
 
 NEEDS = {"unpaired": ["data@data.domains.a=digits", "data@data.domains.b=digits"]}
 OWN_FAMILY = {"digits": ("mlp_image", "images"), "stacked_digits": ("mlp_image", "stacked")}  # tiny and few
-FAMILIES = {"image": ("dcgan", "images"), "points": ("mlp", "points")}  # of all other kinds: ("mlp", "none")
+FAMILIES = {"image": ("dcgan", "images"), "points": ("mlp", "points")}  # of all other kinds: ("mlp", "more")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_each_config_fits_its_class(name):
     config = compose([f"data={name}", *NEEDS.get(name, [])])
-    network, metrics = OWN_FAMILY.get(name) or FAMILIES.get(config["data"]["kind"], ("mlp", "none"))
+    network, metrics = OWN_FAMILY.get(name) or FAMILIES.get(config["data"]["kind"], ("mlp", "more"))
     assert (config["choices"]["network"], config["choices"]["metrics"]) == (network, metrics)
     check_signatures(config["data"], "data")
     data = instantiate(config["data"])  # the facts in the yaml agree with those in the class

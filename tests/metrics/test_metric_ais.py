@@ -236,6 +236,6 @@ def test_names_and_directions():
     assert bounds.kind("iwae_50_se") == "iwae_50_se" and bounds.kind("iwae_50_se") not in bounds.about
     assert annealed.title("ais_1000") == "annealed estimate, nats, 1000 temperatures"
     assert annealed.direction("ais_1000") == "higher" and annealed.direction("ais_1000_se") is None
-    assert ais_scores(ais(linear_gaussian()[0], [linear_gaussian()[1]], steps=2, chains=2)).card["ais_n_real"] == COUNT
+    assert ais_scores(ais(linear_gaussian()[0], [linear_gaussian()[1]], steps=2, chains=2)).card["n_real"] == COUNT
     assert can_anneal(linear_gaussian()[0]) and not can_anneal(nn.Linear(1, 1))
     assert Bernoulli.support == "binary"

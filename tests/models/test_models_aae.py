@@ -276,8 +276,8 @@ def test_a_supervised_reconstruction_has_the_likeliest_class(tmp_path):
         ([*PLAIN, "model.latent_dim=3", "prior=gaussian_mixture"], "lies in the plane, got model.latent_dim=3"),
         ([*PLAIN, "prior=vamp", "posterior=diagonal"], "this one is learned"),
         (["model=aae_supervised", *SMALL[1:], "data=swiss_roll"], "needs data with classes"),
-        ([*METHODS["semi"], "model.label_weight=-1"], "label_weight must be at least 0"),
-        ([*METHODS["clusters"], "model.recon_weight=-1"], "must be at least 0"),
+        ([*METHODS["semi"], "model.label_weight=-1"], "label_weight must be a number of at least 0"),
+        ([*METHODS["clusters"], "model.recon_weight=-1"], "must be a number of at least 0"),
         (["model=vae", *RING, "posterior=universal"], "no density"),
     ],
 )

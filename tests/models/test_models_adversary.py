@@ -72,7 +72,7 @@ def test_without_it_nothing_is_drawn_and_nothing_changes(tmp_path):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match=r"adversary.weight must be at least 0"):
+    with pytest.raises(UserError, match=r"adversary.weight must be a number of at least 0"):
         build(config([*SHELF["vae"], "adversary=gan", "adversary.weight=-1"]))
     with pytest.raises(UserError, match="needs samples with a gradient"):
         build(config(["model=pixelvae", *SMALL, "adversary=gan"]))

@@ -72,5 +72,5 @@ def test_the_margin_holds_the_fakes_energy_up(tmp_path):
 
 
 def test_a_negative_schedule_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="pretrain_steps must be at least 0"):
+    with pytest.raises(ValueError, match="pretrain_steps must be a whole number of at least 0"):
         fit(["model=ebgan", *RING, "model.pretrain_steps=-1"], 1, tmp_path)

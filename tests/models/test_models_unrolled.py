@@ -231,7 +231,7 @@ def test_it_learns(tmp_path):
 
 
 def test_it_refuses_a_negative_number_of_steps(tmp_path):
-    with pytest.raises(ValueError, match="unroll_steps must be at least 0"):
+    with pytest.raises(ValueError, match="unroll_steps must be a whole number of at least 0"):
         fit(["model=unrolled", *RING, "model.unroll_steps=-1"], 1, tmp_path)
 
 

@@ -223,7 +223,7 @@ def test_contraction_contracts(tmp_path):
 
 
 def test_contractive_mistakes(tmp_path):
-    with pytest.raises(UserError, match="contraction_weight must be at least 0"):
+    with pytest.raises(UserError, match="contraction_weight must be a number of at least 0"):
         fit(["model=contractive", "data=digits", "model.contraction_weight=-1"], 1, tmp_path)
     deep = ["model=contractive", "data=digits", "network=dcgan", "model.autoencoder=${network.autoencoder}"]
     with pytest.raises(UserError, match="does not couple samples"):

@@ -87,7 +87,7 @@ def test_the_generator_follows_the_critic(tmp_path):
 
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("model.clip=0", "clip must be positive"), ("model.n_critic=0", "n_critic must be at least 1")],
+    [("model.clip=0", "clip must be a number above 0"), ("model.n_critic=0", "n_critic must be at least 1")],
 )
 def test_it_refuses(override, words, tmp_path):
     with pytest.raises(ValueError, match=words):

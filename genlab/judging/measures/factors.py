@@ -35,6 +35,10 @@ class Factors(Measure):
         names = subject.data.spec.factor_names or ()
         return [factor_scores(codes, factor, names, getattr(subject.model, "factor_units", None))]
 
+    def direction(self, score: str) -> str | None:
+        """That of the mean for single factors, `factor_corr_NAME`."""
+        return super().direction("factor_corr" if score.startswith("factor_corr_") else score)
+
     def beside(self, score: str, scores: Mapping[str, float], card: Mapping[str, Any]) -> list[str]:
         """Of the first, each factor's own value."""
         if score != "factor_corr":

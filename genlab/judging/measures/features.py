@@ -87,7 +87,7 @@ class PrecisionRecall(Measure):
     about: Mapping[str, About] = {
         "precision": About("precision", "higher"),
         "recall": About("recall", "higher"),
-        "density": About("density"),
+        "density": About("density", chosen="higher"),
         "coverage": About("coverage", "higher"),
     }
     monitor = ("coverage",)
@@ -104,7 +104,7 @@ class RarestClass(Measure):
 
     name, place, part_of = "classes", 14, "is"
     needs = ("pictures", "samples", "classes")
-    about: Mapping[str, About] = {"rarest_class": About("share of the rarest class")}
+    about: Mapping[str, About] = {"rarest_class": About("share of the rarest class", chosen="higher")}
     cheap = False
     most = CLASS_SHARE_SAMPLES
 

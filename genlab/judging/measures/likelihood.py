@@ -36,7 +36,7 @@ class Objective(Measure):
         "objective": About("training objective, nats", "higher"),
         "perplexity": About("perplexity of the codebook"),
         "loss": About("training loss", "lower"),
-        "ess": About("effective draws", "higher"),
+        "ess": About("effective draws", chosen="higher"),
     }
     # The loss comes last: under a schedule of the KL weight it may grow while the bound on log p(x) improves.
     monitor = ("bound", "elbo", "objective", "loss")
@@ -83,9 +83,9 @@ class Likelihood(Measure):
         "objective_recon": About("its reconstruction term"),
         "objective_kl": About("its KL term"),
         "iwae": About("IWAE bound, nats", "higher"),
-        "ess": About("effective draws"),
+        "ess": About("effective draws", chosen="higher"),
         "bits_per_dim": About("bits/dim", "lower"),
-        "active_units": About("active units"),
+        "active_units": About("active units", chosen="higher"),
     }
     reads = ("batch_size", "iwae_samples", "likelihood_images")
     cheap = False
@@ -169,8 +169,11 @@ class Annealed(Measure):
             log_w = model.log_partition(settings.ais_steps, settings.ais_samples, stream(subject.seed, 0))
             log_p = torch.cat([model.log_unnormalised(b.x.to(model.device)) for b in batches])
             return [partition_scores(log_w, log_p, settings.ais_steps)]
-        x, given, _ = inputs(subject, batches, _likelihood(subject, batches)[1])
-        return [ais_scores(ais(model, x, settings.ais_steps, settings.ais_samples, subject.seed, given=given))]
+        support = _likelihood(subject, batches)[1]
+        x, given, noisy = inputs(subject, batches, support)
+        found = ais_scores(ais(model, x, settings.ais_steps, settings.ais_samples, subject.seed, given=given))
+        found.card |= {"support": support, "dequantised": "uniform" if noisy else "no"}
+        return [found]
 
     def title(self, score: str) -> str:
         """With the number of temperatures."""

@@ -22,7 +22,7 @@ class Points(Measure):
     needs = ("points", "samples")
     about: Mapping[str, About] = {
         "modes": About("modes", "higher"),
-        "hq": About("high-quality share"),
+        "hq": About("high-quality share", chosen="higher"),
         "kl_modes": About("KL of the modes' histogram", "lower"),
         "energy": About("energy distance", "lower"),
     }
