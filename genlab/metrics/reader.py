@@ -103,8 +103,8 @@ def agreement(sums: Iterable[Tensor], weights: Tensor) -> float:
 def load_or_train(name: str, field: Field, train: Batch, test: Batch, device: torch.device | str = "cpu") -> Reader:
     """The reader of a column, from `$GENLAB_CACHE/readers` if it was trained on the same rows before.
 
-    AdamW with one-cycle learning rate: the same rows give the same reader, bit for bit on one machine's CPU. The global
-    random streams are not used. Nothing is shifted or mirrored, which would falsify places.
+    AdamW with one-cycle learning rate: the same rows give the same reader, bit for bit on one CPU with as many threads.
+    The global random streams are not used. Nothing is shifted or mirrored, which would falsify places.
 
     Args:
         name: Name of data set and column: "scenes-caption".

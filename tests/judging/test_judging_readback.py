@@ -31,6 +31,7 @@ from genlab.metrics import classifier, reader
 from genlab.metrics.classifier import epochs_for
 from genlab.metrics.reader import Mapper, agreement, load_or_train
 from genlab.runs.start import train
+from tests.cli.helpers import on_two_processes
 
 KINDS_OF_SCENES = ("attributes", "caption", "boxes", "keypoints", "layout")
 QUICK = ["trainer=cpu", "threads=1", "logger=csv"]
@@ -256,3 +257,18 @@ def test_a_conditional_gan_is_read_back(tmp_path):
     assert record["cards"]["read_y"]["reader"] == "classifier-digits" and record["scores"]["read_y_real"] > 0.9
     train(compose(["model=gan", "data=digits", *steps, *QUICK, "trainer.max_steps=2"]), tmp_path / "gan")
     assert not [name for name in json.loads((tmp_path / "gan" / "run.json").read_text())["scores"] if "read_" in name]
+
+
+def test_two_processes_read_alike(tmp_path):
+    """The first prepares the reader before the others start, and nobody waits for it: real samples score as in one."""
+    common = ["model=cgan", "data=digits", "metrics.scores=[readback]", "metrics.num_samples=100", "threads=1"]
+    common += ["trainer.max_steps=2", "metrics.every_n_steps=1", "logger=csv"]
+    jobs = tmp_path / "jobs.json"
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    jobs.write_text(json.dumps([["train", [*common, *two], str(tmp_path / "two")]]))
+    on_two_processes("tests.runs.two_processes", str(jobs))
+    train(compose([*common, "trainer=cpu"]), tmp_path / "one")
+    real = [
+        json.loads((tmp_path / run / "run.json").read_text())["scores"]["test/read_y_real"] for run in ("one", "two")
+    ]
+    assert real[0] == real[1] > 0.9

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -38,9 +38,9 @@ class Readback(Measure):
         return super().missing(subject) or (None if self._columns(subject) else told)
 
     def prepare(self, subject: Subject) -> None:
-        """Trains or loads the readers."""
+        """Trains or loads the readers, in each process alone: the first one prepares before the others start."""
         for name in () if self.missing(subject) else self._columns(subject):
-            self._reader(subject, name)
+            self._reader(subject, name, lambda make: make())
 
     def _columns(self, subject: Subject) -> dict[str, Readout]:
         from genlab.metrics.classifier import SMALLEST
@@ -58,13 +58,13 @@ class Readback(Measure):
         from genlab.batch import Batch
         from genlab.metrics.reader import agreement, compared, parts
         from genlab.metrics.scores import Scores
-        from genlab.sharing import shared
+        from genlab.sharing import first_then_others, shared
 
         n = self.count(subject.settings, subject.available(), subject.split)
         given, fake = subject.given(n), subject.fake(n)
         assert given is not None
         for name, readout in self._columns(subject).items():
-            reader, card = self._reader(subject, name)
+            reader, card = self._reader(subject, name, first_then_others)
             sets = {"": Batch({"images": fake, "told": given.to("cpu")[name]})}
             if not subject.brief:
                 own = subject.data.rows(subject.split, [name], subject.rows(n))[name]
@@ -75,10 +75,12 @@ class Readback(Measure):
         if subject.split == "train":
             subject.note(TAUGHT)
 
-    def _reader(self, subject: Subject, name: str) -> tuple[Any, dict[str, Any]]:
-        """The reader of a column, and its card; of labels a classifier of the data, which other scores use, too."""
+    def _reader(self, subject: Subject, name: str, call: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+        """The reader of a column, and its card; of labels a classifier of the data, which other scores use, too.
+
+        A reader that is not yet there is made within `call`.
+        """
         from genlab.judging.extractors import column_reader, dataset_classifier
-        from genlab.sharing import first_then_others
 
         labels = name == "y"
         found: Any = subject.extractor if labels and not subject.lacks("classes") else None
@@ -86,7 +88,7 @@ class Readback(Measure):
             where = subject.data, subject.device
             make = (lambda: dataset_classifier(*where)) if labels else (lambda: column_reader(where[0], name, where[1]))
             readers = self._readers.setdefault(subject.data, {})
-            found = readers[name] = readers.get(name) or first_then_others(make)
+            found = readers[name] = readers.get(name) or call(make)
         own = found.accuracy if labels else found.agreement
         return found, {"reader": found.name, "checksum": found.checksum, "reader_agreement": own}
 
