@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -54,7 +55,7 @@ Keys
   precision (float32; bfloat16 for monitoring only)
   sampler (prior)   of the samples: truncated | drs | ddls | gmm | flow, and sampler.KEY=VALUE (configs/sampler);
                     the card names it, and scores of different samplers are not ranked against each other
-  iwae_samples (500; the paper: 5000), likelihood_images (1000)
+  iwae_samples (500; the paper: 5000), likelihood_images (1000; null: all n)
   ais_steps (0: none; the paper: 10000), ais_samples (16)    annealed importance sampling: temperatures, chains
   splits (10)       parts of the Inception score
   size              for real= fake= of different sizes: crop around the centre and resize (Lanczos) to this
@@ -84,7 +85,7 @@ DEFAULTS: dict[str, Any] = {
     "iwae_samples": None,
     "ais_steps": None,
     "ais_samples": None,
-    "likelihood_images": None,
+    "likelihood_images": LIKELIHOOD_IMAGES,
     "splits": None,
     "size": None,
     "background": None,
@@ -201,10 +202,12 @@ def read_options(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 def settings_of(options: dict[str, Any], own: dict[str, Any] | None = None) -> Settings:
     """The settings of measures: what is typed, else the run's own (`own`, keys of `metrics`), else the defaults."""
-    typed = {**options, "num_samples": options["n"]}
     keys = [each.name for each in fields(Settings)]
-    values = {"likelihood_images": LIKELIHOOD_IMAGES} if own is None else {k: own[k] for k in keys if k in own}
-    return Settings(**{**values, **{key: typed[key] for key in keys if typed.get(key) is not None}})
+    typed = {key: value for key, value in {**options, "num_samples": options["n"]}.items() if value is not None}
+    if own is not None and options["likelihood_images"] == LIKELIHOOD_IMAGES:  # the default: not typed
+        del typed["likelihood_images"]
+    values = {**(own or {}), **typed}
+    return Settings(**{key: values[key] for key in keys if key in values})
 
 
 def measures_of(options: dict[str, Any], metrics: dict[str, Any]) -> tuple[list[Measure], list[str]]:
@@ -273,7 +276,7 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
         found = take(subject, measures)
         if not found.scores:
             raise _nothing(subject, measures, options)
-        found.notes += notes
+        found.notes = [*map(_ours, found.notes), *notes]
     record = {
         "format": FORMAT,
         "genlab": genlab.__version__,
@@ -358,8 +361,12 @@ def our_keys() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = str(error).replace("metrics.num_samples", "n").replace("metrics.more", "more").replace("metrics.", "")
-        raise UserError(text) from error
+        raise UserError(_ours(str(error))) from error
+
+
+def _ours(text: str) -> str:
+    """A sentence with the keys of this command in place of a training's."""
+    return re.sub(r"metrics\.(?!more\.)", "", text.replace("metrics.num_samples", "n"))
 
 
 def _keep(record: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -417,7 +424,8 @@ def evaluate_images(options: dict[str, Any] | None = None) -> dict[str, Any]:
         wanted = {need for measure in measures for need in measure.needs}
         subject = SetSubject(sets, rule, settings_of(options), options, wanted)
         found = take(subject, measures)
-    found.notes += [why for m in measures if "train" in m.needs and (why := m.missing(subject))]
+    missing = [why for m in measures if "train" in m.needs and (why := m.missing(subject))]
+    found.notes = [*map(_ours, found.notes), *missing]
     record = {
         "format": FORMAT,
         "genlab": genlab.__version__,
@@ -480,8 +488,7 @@ def _one_line(
     message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None
 ) -> None:
     """Prints a warning without its place in the code."""
-    text = str(message).replace("metrics.num_samples", "n")
-    print(f"Warning: {text}", file=sys.stderr)
+    print(f"Warning: {_ours(str(message))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

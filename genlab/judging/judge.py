@@ -114,7 +114,6 @@ class Judge:
         self._extractor: Extractor | None = None
         self._prepared = False
         self._told: set[str] = set()
-        self._validated: dict[str, str] = {}  # the measure of each score on validation data
 
     def mode(self, score: str) -> str:
         """The better direction of a score, "min" or "max"."""
@@ -143,9 +142,7 @@ class Judge:
 
     def validate(self, model: Any, data: Any) -> dict[str, float]:
         """Scores on validation data, named `val/...`."""
-        scores, found = self._named(model, data, "val", self.measures, brief=True)
-        self._validated.update(found.taken)
-        return scores
+        return self._named(model, data, "val", self.measures, brief=True)[0]
 
     def final(self, model: Any, data: Any) -> dict[str, float]:
         """Scores on test data, named `test/...`; fills `found`."""
@@ -161,9 +158,9 @@ class Judge:
         return self._measures_of(score)[0].count(self.settings, len(data.split(split)), split)
 
     def _measures_of(self, score: str) -> list[Measure]:
-        """The measures that give a score on validation data and at the end; all if none is known to."""
-        taken = {self.found.taken.get(score), self._validated.get(score)}
-        return [measure for measure in self.measures if measure.cheap and measure.name in taken] or self.measures
+        """The measure that gave a score at the end, if it is one for validation data; else all."""
+        taken = self.found.taken.get(score)
+        return [measure for measure in self.measures if measure.cheap and measure.name == taken] or self.measures
 
     def record(self) -> dict[str, Any]:
         """The part of `run.json` that says what `final` found, beside the scores."""
@@ -178,6 +175,8 @@ class Judge:
         judges = {card["extractor"]: card.get("test_accuracy") for card in found.cards.values() if "extractor" in card}
         for judge, accuracy in judges.items():
             shown += [] if accuracy is None else [("judge", f"{judge}, right on {accuracy:.1%} of the test images")]
+        averaged = {card["ema"] for card in found.cards.values() if "n_fake" in card}
+        shown += [("weights", "averaged" if each else "live") for each in averaged]
         return [*shown, *(("note", note) for note in found.notes)]
 
     def _subject(self, model: Any, data: Any, split: str, brief: bool) -> Subject:

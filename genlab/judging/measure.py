@@ -77,7 +77,6 @@ class Measure:
         needs: What a subject must have; see `Subject.lacks`.
         about: The facts about each score. The key of `fid/inception` is "fid", that of `iwae_500` "iwae"; scores
             without an entry, such as spreads and references, have no row in tables.
-        reads: The settings that matter.
         part_of: The measure with which it is chosen, too.
         monitor: Scores that may choose the best checkpoint; the first that a model has does.
         cheap: Whether it is also taken on validation data while training.
@@ -91,7 +90,6 @@ class Measure:
     section: str = ""
     needs: tuple[str, ...] = ()
     about: Mapping[str, About] = {}
-    reads: tuple[str, ...] = ()
     monitor: tuple[str, ...] = ()
     cheap: bool = True
     most: int = 10_000
@@ -115,6 +113,10 @@ class Measure:
     def count(self, settings: Settings, available: int, split: str) -> int:
         """The number of samples of a split with so many of them."""
         return min(settings.num_samples or self.most, available)
+
+    def number(self, subject: Subject) -> int:
+        """The number of samples that the scores of a subject are of."""
+        return self.count(subject.settings, subject.available(), subject.split)
 
     def heading(self, score: str) -> str:
         """The heading of a score in tables."""

@@ -121,7 +121,7 @@ class FromTorchmetrics(Measure):
             return
         store = data.judged("val")
         stored = store.gather(torch.arange(min(2, len(store))))
-        x = self._pictures(data.spec, stored) if self.feeds == "images" else data.spec.x.normalise(stored)
+        x = self._pictures(stored) if self.feeds == "images" else data.spec.x.normalise(stored)
         try:
             self.metric.update(*((x, True) if self._tells_real else (x,) if self.feeds == "images" else (x, x)))
         except Exception as error:  # of many types
@@ -136,7 +136,7 @@ class FromTorchmetrics(Measure):
 
     def take(self, subject: Subject) -> Iterable[Scores]:
         """{NAME}, with {NAME_std} of a metric that gives mean and spread."""
-        n = self.count(subject.settings, subject.available(), subject.split)
+        n = self.number(subject)
         batches: Callable[[Subject, int], Batches] = getattr(self, f"_{self.feeds}")
         fed = list(batches(subject, n))  # by all processes, which share this work
         return [by_first(lambda: self._computed(fed, n))]
@@ -160,12 +160,12 @@ class FromTorchmetrics(Measure):
     def _images(self, subject: Subject, n: int) -> Batches:
         if self._tells_real:
             for part in subject.real(n).split(256):
-                yield (self._pictures(subject.data.spec, part),), {"real": True}
+                yield (self._pictures(part),), {"real": True}
         for part in subject.fake(n).split(256):
             named = {"real": False} if self._tells_real else {}
-            yield (self._pictures(subject.data.spec, part),), named
+            yield (self._pictures(part),), named
 
-    def _pictures(self, spec: Any, x: Tensor) -> Tensor:
+    def _pictures(self, x: Tensor) -> Tensor:
         x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
         return x.float() / 255 if getattr(self.metric, "normalize", None) is True else x
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ class SetSubject(Subject):
         self.labelled = LabelledSets(sets["real"], sets.get("train"))
         self.judged_rows = torch.arange(len(sets["real"].x))
         super().__init__(None, self.labelled, "real", settings, self._extractor)  # type: ignore[arg-type]
-        self.pictures = True
+        self.device = torch.device(options["device"])
         if wanted & {"extractor", "logits", "classes"}:
             self._without_taught()
 
@@ -94,11 +93,6 @@ class SetSubject(Subject):
         if need in ("extractor", "logits", "classes"):
             return self._lacks_of_data(need)
         return "There is no model."
-
-    @cached_property
-    def device(self) -> torch.device:
-        """That of the extractor."""
-        return torch.device(self.options["device"])
 
     @property
     def common(self) -> dict[str, Any]:

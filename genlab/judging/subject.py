@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from genlab.batch import Batch, Seq, joined
-from genlab.contracts import CAPABILITIES
+from genlab.contracts import CAPABILITIES, offers
 from genlab.errors import NotNumbers
 from genlab.judging.cards import common_card
 from genlab.judging.extractors import UNTRAINED, tells_classes
@@ -39,6 +39,7 @@ class Subject:
         pictures: Whether samples are images.
         notes: Caveats for the reader of the scores.
         drawn: The card fields of scores on generated samples.
+        device: Where samples are drawn and features extracted.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Subject:
         self.notes: list[str] = []
         self._make_extractor, self._make_sampler = extractor, sampler
         self.drawn = {"sampler": sampler_text, "given": given_text(model) if model is not None else "none"}
+        self.device: torch.device = torch.device("cpu") if model is None else model.device
         self._kept: dict[Any, Any] = {}
 
     # --- What there is --------------------------------------------------------------------------------------------
@@ -83,12 +85,13 @@ class Subject:
         """
         name = type(self.model).__name__
         if need == "samples":
-            able = self._make_sampler is not None or offers_samples(self.model)
+            able = self._make_sampler is not None or offers(self.model, "sample")
             return None if able else f"{name} draws no samples: it has no `sample`."
         if need == "pairs":
             return None if self.told_pictures else self.lacks("reconstruct")
         if need in CAPABILITIES or need == "objective":
-            return None if callable(getattr(self.model, need, None)) else f"{name} has no `{need}`."
+            able = offers(self.model, need) if need in CAPABILITIES else hasattr(self.model, need)
+            return None if able else f"{name} has no `{need}`."
         return self._lacks_of_data(need)
 
     def _lacks_of_data(self, need: str) -> str | None:
@@ -121,11 +124,6 @@ class Subject:
         if "extractor" in vars(self) and self.extractor is not None:
             return self.extractor.name
         return "none" if self.pictures else self.data.spec.x.kind
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where samples are drawn."""
-        return self.model.device
 
     @property
     def seed(self) -> int:
@@ -172,7 +170,7 @@ class Subject:
             parts = self.rows(n).split(self.settings.batch_size)
             return [self.data.rows(self.split, names, part) for part in parts]
 
-        return self._once(("batches", n, columns), make)
+        return self._once(("batches", n, self.settings.batch_size, columns), make)
 
     # --- Generated samples ----------------------------------------------------------------------------------------
 
@@ -225,7 +223,7 @@ class Subject:
             batches = self.batches(n)
             return [(b.x, recon) for b, recon in zip(batches, shared(batches, work), strict=True)]
 
-        return self._once(("reconstructions", n), make)
+        return self._once(("reconstructions", n, self.settings.batch_size), make)
 
     def pairs(self, n: int) -> list[tuple[Any, Any, Tensor | None]]:
         """Batches of outputs and their targets, as the model sees them, on the CPU; and which pixels were to be made.
@@ -249,13 +247,13 @@ class Subject:
             made = shared(enumerate(batches), work)
             return [(x, batch["x"], hidden) for (x, hidden), batch in zip(made, batches, strict=True)]
 
-        return self._once(("pairs", n), make)
+        return self._once(("pairs", n, self.settings.batch_size), make)
 
     @property
     def told_pictures(self) -> bool:
         """Whether the model turns pictures into samples, so that each sample has one target."""
         fields = self.data.spec.fields
-        able = offers_samples(self.model) and self._make_sampler is None
+        able = offers(self.model, "sample") and self._make_sampler is None
         return able and any(fields[name].pixelwise for name in self.model.given if name in fields)
 
     # --- Features -------------------------------------------------------------------------------------------------
@@ -299,11 +297,6 @@ class _Drawn:
 
     def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:
         return self.sampler.sample(self.model, n, given=given, rng=rng)
-
-
-def offers_samples(model: Any) -> bool:
-    """Whether a model draws samples."""
-    return callable(getattr(model, "sample", None))
 
 
 def sample_batches(
@@ -357,7 +350,7 @@ def extractor_notes(extractor: Any, seen: bool) -> list[str]:
     """
     if extractor is None:
         return []
-    notes = [] if extractor.num_classes else [UNTRAINED.replace("metrics.", "")]
+    notes = [] if extractor.num_classes else [UNTRAINED]
     if seen and tells_classes(extractor, None):
         notes.append("The classifier was trained on these images. Try split=test, whose images it has not seen.")
     return notes

@@ -10,8 +10,6 @@ from genlab.metrics.scores import Scores
 from genlab.sharing import shared
 from genlab.telling import telling
 
-HIGHER = ("factor_corr", "factor_gap", "factor_r2", "factor_unit")  # higher is better
-
 
 def correlations(codes: Tensor, factor: Tensor) -> Tensor:
     """|corr(z_i, f_j)| over the samples, [Z, F] float64 in [0, 1].
@@ -100,12 +98,3 @@ def coded(model: Any, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
     parts = list(shared(batches, work))
     codes, factor = (torch.cat(each) for each in zip(*parts, strict=True))
     return codes, factor
-
-
-def factor_lines(values: dict[str, float]) -> list[tuple[str, str]]:
-    """The row for a run's closing table, from its scores without the split's name; empty without factor scores."""
-    if "factor_corr" not in values:
-        return []
-    each = {k.removeprefix("factor_corr_"): v for k, v in values.items() if k.startswith("factor_corr_")}
-    told = ", ".join(f"{name} {value:.2f}" for name, value in each.items())
-    return [("factors", f"{values['factor_corr']:.2f}  (|corr| with the most correlated latent: {told})")]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from genlab.commands import command
 from genlab.config.composition import PARTS
 from genlab.errors import UserError
 from genlab.files import run_path
@@ -237,20 +238,38 @@ def _read_run(run: Path) -> Entry:
     if wanted is None and any(s.checkpoint == "last.ckpt" for s in entry.scorings):
         entry.scorings = [s for s in entry.scorings if s.checkpoint == "last.ckpt"]  # not mixed with best.ckpt
     if not entry.scorings and record.get("scores"):
-        entry.scorings.append(_own_scores(record))
+        try:
+            entry.scorings.append(_own_scores(record))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            told = f"Take them again: {command('evaluate', run=folder)}"
+            log.warning("The scores in %s are not of this version and are left out (%s). %s", path, error, told)
     return entry
 
 
 def _own_scores(record: dict[str, Any]) -> Scoring:
     """The run's own scores, computed on its test split at its end."""
     scores = {name.removeprefix("test/"): value for name, value in record["scores"].items() if _is_number(value)}
-    return Scoring(scores, _cards(record, scores), record.get("about", {}))
+    return Scoring(scores, _cards(record, scores), _facts(record))
 
 
 def _cards(record: dict[str, Any], scores: dict[str, float]) -> dict[str, dict[str, Any]]:
     """The card of each score of a record; empty if there is none."""
     group, cards = record.get("group", {}), record.get("cards", {})
     return {name: cards.get(group.get(name), {}) for name in scores}
+
+
+def _facts(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The facts about the scores of a record that have a row.
+
+    Raises:
+        ValueError: If they are damaged.
+        KeyError: If a fact or all of them are missing.
+    """
+    for name, facts in record["about"].items():
+        texts = [facts[key] for key in ("title", "section", "beside")]
+        if not all(isinstance(text, str) for text in texts) or facts["better"] not in (None, "lower", "higher"):
+            raise ValueError(f"the facts about {name} are damaged")
+    return dict(record["about"])
 
 
 def _read_scoring(file: Path) -> Scoring | None:
@@ -261,7 +280,7 @@ def _read_scoring(file: Path) -> Scoring | None:
             raise ValueError(f"format {record['format']}")
         scores = {name: value for name, value in record["scores"].items() if _is_number(value)}
         where, notes = record.get("checkpoint", {}).get("file", ""), list(record.get("notes", []))
-        return Scoring(scores, _cards(record, scores), record["about"], where, notes)
+        return Scoring(scores, _cards(record, scores), _facts(record), where, notes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is no score file of this version and is left out (%s).", file, error)
         return None

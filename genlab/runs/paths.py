@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from genlab.config.composition import config_dir
-from genlab.config.shipped import options, read_option
+from genlab.config.shipped import config_dir, options, read_option
 from genlab.errors import UserError
 from genlab.runs.folder import find_run
 

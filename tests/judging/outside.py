@@ -16,6 +16,6 @@ class Brightness(Measure):
         self.about = {"brightness": About("mean grey value", "higher")}
 
     def take(self, subject):
-        n = self.count(subject.settings, subject.available(), subject.split)
+        n = self.number(subject)
         values = {"brightness": subject.fake(n), "brightness_real": subject.real(n)}
         yield Scores({key: x.double().mean().item() * self.scale for key, x in values.items()}, {"n_fake": n})

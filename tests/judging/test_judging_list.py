@@ -19,6 +19,7 @@ from genlab.judging import measures
 from genlab.judging.judge import Judge
 from genlab.judging.measure import Measure, Settings, chosen, known
 from genlab.judging.records import Findings
+from genlab.judging.subject import Subject
 from genlab.metrics.scores import Scores
 from genlab.reports import report
 from genlab.runs.start import train
@@ -162,7 +163,6 @@ def test_every_measure_tells_its_facts():
     for name, make in known().items():
         each = make()
         assert each.about and each.place and {a.better for a in each.about.values()} <= {None, "lower", "higher"}, name
-        assert set(each.reads) <= set(Settings.__dataclass_fields__), name
         assert all(each.kind(score) in each.about for score in each.monitor), name
 
 
@@ -172,6 +172,8 @@ def test_of_scores_of_one_name_the_last_counts():
     found.add(first, Scores({"elbo": 1.0}, {"n_real": 1}), {"split": "test"})
     found.add(second, Scores({"elbo": 2.0, "iwae_5": 3.0}, {"n_real": 2}), {"split": "test"})
     assert found.scores == {"elbo": 2.0, "iwae_5": 3.0} and found.cards == {"elbo": {"split": "test", "n_real": 2}}
+    found.add(first, Scores({"bound": 0.0, "elbo": 1.0, "iwae_5": 2.0}, {"n_real": 3}), {"split": "test"})
+    assert found.cards == {"bound": {"split": "test", "n_real": 3}}
 
 
 class Objective(Measure):
@@ -205,3 +207,43 @@ def test_the_docs_hold_the_list():
     assert [
         line for line in written if line.startswith(("| scores", "| ---", *typed))
     ] == evaluate.listed().splitlines()
+
+
+def test_batches_of_one_size_are_no_others():
+    """Measures with settings of their own share what they draw only if the draws are the same."""
+    from genlab.data.toy import Ring
+
+    class Still:
+        device, given = torch.device("cpu"), ()
+
+        def reconstruct(self, x):
+            return x
+
+        def told(self, batch):
+            return ()
+
+    subject = Subject(Still(), Ring(batch_size=10), "val", Settings(batch_size=30), lambda: None)
+    sizes = [len(subject.batches(60)), len(subject.reconstructions(60)), len(subject.pairs(60))]
+    subject.settings = Settings(batch_size=20)
+    sizes += [len(subject.batches(60)), len(subject.reconstructions(60)), len(subject.pairs(60))]
+    assert sizes == [2, 2, 2, 3, 3, 3]
+
+
+def test_numbers_that_are_typed_come_before_the_runs_own():
+    """`likelihood_images=null` is all of n; a run's own number counts where none is typed."""
+    own, typed = {"num_samples": 300, "batch_size": 7}, {**evaluate.DEFAULTS, "seed": 1}
+    assert evaluate.settings_of(typed).likelihood_images == 1000
+    assert evaluate.settings_of({**typed, "likelihood_images": None}).likelihood_images is None
+    found = evaluate.settings_of(typed, own)
+    assert (found.likelihood_images, found.num_samples, found.batch_size) == (None, 300, 7)
+    found = evaluate.settings_of({**typed, "likelihood_images": 50, "n": 90}, own)
+    assert (found.likelihood_images, found.num_samples) == (50, 90)
+
+
+def test_an_untrained_extractor_is_told_with_the_keys_of_each_command(tmp_path):
+    """`metrics.extractor` while training, `extractor` of evaluate."""
+    train(compose(["metrics.extractor=random", "metrics.scores=[fid]", *QUICK]), tmp_path / "run")
+    own = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
+    theirs = evaluate_run(tmp_path / "run", {"scores": ["fid"]})["notes"]
+    assert "metrics.extractor=inception" in own[0] and "metrics.extractor" not in theirs[0]
+    assert "extractor=inception" in theirs[0]

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from genlab.batch import Seq
 from genlab.cli.evaluate import evaluate_run
 from genlab.config.composition import compose
 from genlab.errors import UserError
@@ -134,3 +135,18 @@ def test_a_metric_does_not_touch_training_or_its_own_past():
     (measure,) = judge.measures
     assert judge.monitor == ("tv",) and judge.mode("tv") == "min"
     assert measure.metric._update_count == 0 and not measure.metric.sync_on_compute
+
+
+def test_sequences_are_fed_one_by_one_without_their_padding():
+    """The error of two sequences is the mean over their steps, by hand."""
+    target = Seq(torch.tensor([[1.0, 2.0, 0.0], [4.0, 4.0, 4.0]]), torch.tensor([2, 3]))
+    made = Seq(torch.tensor([[2.0, 2.0, 9.0], [4.0, 4.0, 1.0]]), torch.tensor([2, 3]))
+    node = {"_target_": "torchmetrics.MeanSquaredError", "feeds": "pairs"}
+    (measure,) = Judge([], more={"mse": node}).measures
+
+    class Given:
+        def pairs(self, n):
+            return [(made, target, None)]
+
+    found = measure._computed(list(measure._pairs(Given(), 2)), 2)
+    assert found["mse"] == pytest.approx((1 + 0 + 0 + 0 + 9) / 5)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from genlab.metrics.factors import correlations, explained, factor_lines, factor_scores
+from genlab.judging.measures.factors import Factors
+from genlab.metrics.factors import correlations, explained, factor_scores
 
 NAMES = ("a", "b")
 SIGNS = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]], dtype=torch.float64)  # uncorrelated
@@ -62,7 +63,7 @@ def test_numbers_that_do_not_fit_are_refused():
             factor_scores(codes, SIGNS[: len(codes) if len(codes) != 3 else 4], names)
 
 
-def test_the_closing_table_has_a_row_where_there_are_factors():
-    assert factor_lines({"fid": 1.0}) == []
+def test_the_mean_stands_beside_the_value_of_each_factor():
     values = factor_scores(SIGNS, SIGNS, NAMES)
-    assert factor_lines(values) == [("factors", "1.00  (|corr| with the most correlated latent: a 1.00, b 1.00)")]
+    assert Factors().beside("factor_corr", values, values.card) == ["a 1.00", "b 1.00"]
+    assert Factors().beside("factor_gap", values, values.card) == []

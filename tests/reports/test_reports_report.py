@@ -217,6 +217,40 @@ def test_files_and_mistakes(sweep, tmp_path, monkeypatch, capsys):
     assert rows_of(collect([str(sweep)]))["is/classifier-digits"].values[0] == [5.0, 5.0]
 
 
+DAMAGED = [
+    {"fid/classifier-digits": {}},
+    {"fid/classifier-digits": "FID"},
+    {"fid/classifier-digits": {"title": "FID", "better": "lower", "section": "features", "beside": None}},
+    {"fid/classifier-digits": {"title": "FID", "better": "best", "section": "features", "beside": ""}},
+    [],
+    None,
+]
+
+
+@pytest.mark.parametrize("about", DAMAGED, ids=str)
+def test_damaged_facts_are_left_out_with_a_warning(about, sweep, caplog):
+    """Of a score file, whose run's own scores stand in its place, and of the run itself."""
+    file, run = sweep / "4" / "scores" / "test-classifier-digits-seed2020.json", sweep / "4" / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "about": about}))
+    collect([str(sweep / "4")])
+    assert "is no score file of this version" in caplog.text
+    for each in file.parent.iterdir():
+        each.unlink()
+    run.write_text(json.dumps({**json.loads(run.read_text()), "about": about}))
+    rows = rows_of(collect([str(sweep)]))
+    assert "are not of this version and are left out" in caplog.text and "evaluate.py run=" in caplog.text
+    assert rows["fid/classifier-digits"].values
+
+
+def test_a_run_from_before_the_facts_says_how_to_take_its_scores_again(sweep, caplog):
+    for each in (sweep / "4" / "scores").iterdir():
+        each.unlink()
+    record = json.loads((sweep / "4" / "run.json").read_text())
+    (sweep / "4" / "run.json").write_text(json.dumps({k: v for k, v in record.items() if k not in ("about", "group")}))
+    assert collect([str(sweep / "4")]).rows == []
+    assert "are not of this version and are left out" in caplog.text
+
+
 def test_score_files_of_another_version_are_left_out(sweep, caplog):
     """Their scores were computed otherwise; the run's own stand in their place."""
     file = sweep / "4" / "scores" / "test-classifier-digits-seed2020.json"

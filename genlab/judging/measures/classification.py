@@ -21,7 +21,6 @@ class Classification(Measure):
     needs = ("labels",)
     about: Mapping[str, About] = {"classifier_error": About("classification error", "lower")}
     monitor = ("classifier_error",)
-    reads = ("batch_size",)
 
     def missing(self, subject: Subject) -> str | None:
         """Needs labels, and a model that classifies or clusters."""
@@ -32,7 +31,7 @@ class Classification(Measure):
         """{"classifier_error"}, or {"classifier_error/clusters"}."""
         from genlab.metrics.classification import cluster_error, cluster_names, error_rate, logits_and_labels
 
-        n, model = self.count(subject.settings, subject.available(), subject.split), subject.model
+        n, model = self.number(subject), subject.model
         size = subject.settings.batch_size
 
         def of(what: str, split: str) -> tuple[Tensor, Tensor] | None:

@@ -36,7 +36,7 @@ class Diversity(Measure):
         """{"ms_ssim", "ms_ssim_real", "ms_ssim_noised"}, and {"ms_ssim_within", ...} where classes are known."""
         from genlab.sharing import by_first
 
-        n = self.count(subject.settings, subject.available(), subject.split)
+        n = self.number(subject)
         real, fake = subject.real(n), subject.fake(n)
         found = [by_first(lambda: diversity(real, fake, subject.seed))]
         if not subject.lacks("classes"):
@@ -67,7 +67,7 @@ class Memorisation(Measure):
         """See `memorisation`."""
         from genlab.sharing import by_first
 
-        n = self.count(subject.settings, subject.available(), subject.split)
+        n = self.number(subject)
         fake, real, train = subject.fake(n), subject.real(n), subject.train()
         found = by_first(lambda: memorisation(fake, train, real, subject.seed))
         found.card["train_fingerprint"] = subject.train_fingerprint()

@@ -24,13 +24,12 @@ class Factors(Measure):
         "factor_unit": About("|corr| of factors and their own latents", "higher"),
         "factor_leak": About("largest |corr| of these with other factors", "lower"),
     }
-    reads = ("batch_size",)
 
     def take(self, subject: Subject) -> Iterable[Scores]:
         """See `factor_scores`."""
         from genlab.metrics.factors import coded, factor_scores
 
-        n = self.count(subject.settings, subject.available(), subject.split)
+        n = self.number(subject)
         codes, factor = coded(subject.model, subject.batches(n, ("factor",)))
         names = subject.data.spec.factor_names or ()
         return [factor_scores(codes, factor, names, getattr(subject.model, "factor_units", None))]

@@ -36,7 +36,6 @@ class InceptionScore(Measure):
     name, place = "is", 11
     needs = ("pictures", "samples", "logits")
     about: Mapping[str, About] = {"is": About("Inception score", "higher")}
-    reads = ("splits",)
     monitor = ("is",)
 
     def take(self, subject: Subject) -> Iterable[Scores]:
@@ -44,7 +43,7 @@ class InceptionScore(Measure):
         from genlab.metrics.images import inception_score
         from genlab.metrics.scores import Scores
 
-        n = self.count(subject.settings, subject.available(), subject.split)
+        n = self.number(subject)
         fake, splits = subject.fake_features(n), subject.settings.splits
         found = inception_score(fake, splits, subject.seed)
         if not subject.brief:
@@ -128,6 +127,6 @@ class RarestClass(Measure):
 
 def of_features(subject: Subject, measure: Measure, score: Any) -> Scores:
     """A score of real and generated features, named with the extractor."""
-    n = measure.count(subject.settings, subject.available(), subject.split)
+    n = measure.number(subject)
     found: Scores = score(subject.real_features(n), subject.fake_features(n))
     return found.named(found.card["extractor"])

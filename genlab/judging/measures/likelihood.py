@@ -40,7 +40,6 @@ class Objective(Measure):
     }
     # The loss comes last: under a schedule of the KL weight it may grow while the bound on log p(x) improves.
     monitor = ("bound", "elbo", "objective", "loss")
-    reads = ("batch_size",)
     most = 1000
 
     def take(self, subject: Subject) -> Iterable[Scores]:
@@ -87,7 +86,6 @@ class Likelihood(Measure):
         "bits_per_dim": About("bits/dim", "lower"),
         "active_units": About("active units", chosen="higher"),
     }
-    reads = ("batch_size", "iwae_samples", "likelihood_images")
     cheap = False
     most = 1000
 
@@ -137,7 +135,6 @@ class Annealed(Measure):
         "ais_acceptance": About("its acceptance"),
         "log_z": About("log Z, annealed"),
     }
-    reads = ("batch_size", "ais_steps", "ais_samples", "likelihood_images")
     cheap = False
     most = 1000
 
@@ -187,7 +184,7 @@ class Annealed(Measure):
 
 def likelihood_count(measure: Measure, subject: Subject) -> int:
     """Number of samples of bounds and objectives."""
-    n = Measure.count(measure, subject.settings, subject.available(), subject.split)
+    n = measure.number(subject)
     return min(n, subject.settings.likelihood_images or n)
 
 

@@ -27,7 +27,6 @@ class Pairs(Measure):
         "pair_features": About("share of features lost", "lower"),
     }
     monitor = ("pair_l1",)
-    reads = ("batch_size",)
 
     def missing(self, subject: Subject) -> str | None:
         """Needs a model that is told pictures; for others there is `reconstruction`."""
@@ -40,7 +39,7 @@ class Pairs(Measure):
         from genlab.metrics.reconstruction import feature_error, pair_scores
         from genlab.metrics.scores import Scores
 
-        n = self.count(subject.settings, subject.available(), subject.split)
+        n = self.number(subject)
         found = pair_scores(subject.pairs(n))
         found.card |= {"given": subject.drawn["given"]}
         yield found

@@ -33,7 +33,7 @@ class Points(Measure):
         """{"energy"}; of a mixture also {"modes", "hq", "kl_modes"}; unless brief, all with `_real`."""
         from genlab.sharing import by_first
 
-        n = self.count(subject.settings, subject.available(), subject.split)
+        n = self.number(subject)
         x = subject.fake(n)
         return by_first(lambda: self._scores(subject, x))  # too fast to be worth sharing
 

@@ -60,7 +60,7 @@ class Readback(Measure):
         from genlab.metrics.scores import Scores
         from genlab.sharing import first_then_others, shared
 
-        n = self.count(subject.settings, subject.available(), subject.split)
+        n = self.number(subject)
         given, fake = subject.given(n), subject.fake(n)
         assert given is not None
         for name, readout in self._columns(subject).items():

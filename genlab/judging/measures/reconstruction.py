@@ -31,7 +31,7 @@ class Reconstruction(Measure):
         from genlab.metrics.reconstruction import reconstruction_scores
         from genlab.metrics.scores import Scores
 
-        pairs = subject.reconstructions(self.count(subject.settings, subject.available(), subject.split))
+        pairs = subject.reconstructions(self.number(subject))
         if subject.pictures:
             return [reconstruction_scores(pairs)]
         errors = torch.cat([(a - b).double().square().flatten(1).mean(dim=1) for a, b in pairs])
@@ -56,7 +56,7 @@ class FeaturesOfReconstructions(Measure):
         from genlab.metrics.reconstruction import feature_error
         from genlab.metrics.scores import Scores
 
-        n = self.count(subject.settings, subject.available(), subject.split)
+        n = self.number(subject)
         render, extractor = subject.data.spec.render, subject.extractor
         assert extractor is not None
         recon = features_of(extractor, (render(made) for _, made in subject.reconstructions(n)))

@@ -30,7 +30,6 @@ class Stacked(Measure):
         "kl_modes": About("KL of the modes' histogram", "lower"),
     }
     monitor = ("modes",)
-    reads = ("validation_samples",)
     most = 26_000
 
     def __init__(self) -> None:
@@ -63,7 +62,7 @@ class Stacked(Measure):
         """{"modes", "kl_modes"} and, unless brief, {"modes_real", "kl_modes_real"}."""
         from genlab.sharing import by_first
 
-        fake = subject.fake(self.count(subject.settings, subject.available(), subject.split))
+        fake = subject.fake(self.number(subject))
         return [by_first(lambda: self._scores(subject, fake))]
 
     def _scores(self, subject: Subject, fake: Tensor) -> Scores:
