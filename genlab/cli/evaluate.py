@@ -109,7 +109,7 @@ def main() -> None:
         if "--fetch-inception" in sys.argv[1:]:
             if len(sys.argv) > 2:
                 raise UserError("--fetch-inception stands alone: it fetches a file and scores nothing.")
-            from genlab.metrics.inception import find_inception_weights
+            from genlab.extractors.inception import find_inception_weights
 
             print(f"{find_inception_weights(download=True)}: for extractor=inception, metrics.extractor=inception")
             return
@@ -252,8 +252,8 @@ def evaluate_run(run: str | Path, options: dict[str, Any] | None = None) -> dict
     Raises:
         UserError: If the run cannot be scored with these options.
     """
+    from genlab.extractors.checksums import file_checksum
     from genlab.judging.judge import take
-    from genlab.metrics.files import file_checksum
     from genlab.runs import folder as runs
     from genlab.seeding import preserved_random_states
     from genlab.sharing import by_first, first_then_others
@@ -329,7 +329,7 @@ def _extractor(subject: Any, options: dict[str, Any], metrics: dict[str, Any]) -
     """The feature extractor; None, with a note, if the default one is unavailable."""
     import torch
 
-    from genlab.judging.extractors import check_extractor, shared_network
+    from genlab.extractors.choice import check_extractor, shared_network
 
     asked, own = options["extractor"], metrics.get("extractor") or "classifier"
     weights = options["inception_weights"] or metrics.get("inception_weights")

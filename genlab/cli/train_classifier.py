@@ -13,7 +13,7 @@ from genlab.errors import UserError
 from genlab.runs.paths import check_paths
 
 if TYPE_CHECKING:
-    from genlab.metrics.classifier import ClassifierExtractor
+    from genlab.extractors.classifier import ClassifierExtractor
 
 HELP = """genlab-classifier: train and cache the classifier of a data set, for scores of samples (FID, IS, KID, ...).
 
@@ -61,8 +61,8 @@ def train(overrides: list[str], out: str | None = None, device: str = "cpu") -> 
     import torch
 
     from genlab.config.instantiate import check_signatures, instantiate
-    from genlab.judging.extractors import dataset_classifier
-    from genlab.metrics.classifier import ClassifierExtractor, save_classifier
+    from genlab.extractors.choice import dataset_classifier
+    from genlab.extractors.classifier import ClassifierExtractor, save_classifier
 
     config = composed["data"]
     check_signatures(config, "data")

@@ -129,7 +129,7 @@ def _reasons(left_out: dict[str, UserError]) -> list[str]:
 
 def looks_into(model: GenerativeModel, options: dict[str, Any]) -> Looks:
     """The pictures of a loaded model, with its run's data and feature extractor."""
-    from genlab.judging.extractors import network_of_run
+    from genlab.extractors.choice import network_of_run
     from genlab.runs.folder import load_data
 
     allow = tuple(options["allow_targets"])

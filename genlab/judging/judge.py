@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from genlab.errors import NotNumbers, UserError
-from genlab.judging.extractors import check_extractor, network_for
+from genlab.extractors.choice import check_extractor, network_for
 from genlab.judging.measure import Measure, Settings, chosen
 from genlab.judging.more import from_config
 from genlab.judging.records import Findings, rows

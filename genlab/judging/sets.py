@@ -15,8 +15,8 @@ from genlab.data.image_sets import ImageSet
 from genlab.data.spec import DataSpec
 from genlab.data.store import ArrayStore
 from genlab.errors import UserError
+from genlab.extractors.choice import default_for, shared_network
 from genlab.judging.cards import PROTOCOL
-from genlab.judging.extractors import default_for, shared_network
 from genlab.judging.measure import Settings
 from genlab.judging.subject import FEWEST, Subject
 from genlab.metrics.features import Extractor

@@ -12,10 +12,10 @@ from torch import Tensor
 from genlab.batch import Batch, Seq, joined
 from genlab.contracts import CAPABILITIES, offers
 from genlab.errors import NotNumbers
+from genlab.extractors.cache import cached_features
+from genlab.extractors.choice import UNTRAINED, tells_classes
 from genlab.judging.cards import common_card
-from genlab.judging.extractors import UNTRAINED, tells_classes
 from genlab.judging.measure import Settings
-from genlab.metrics.cache import cached_features
 from genlab.metrics.features import Extractor, Features, features_of
 from genlab.seeding import fixed_choice
 from genlab.sharing import is_first, shared, stream

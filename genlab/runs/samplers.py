@@ -61,7 +61,7 @@ def ready_sampler(
     """
     import torch
 
-    from genlab.metrics.files import file_checksum
+    from genlab.extractors.checksums import file_checksum
     from genlab.seeding import preserved_random_states
 
     sampler = build_sampler(name, settings)

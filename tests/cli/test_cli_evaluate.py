@@ -20,8 +20,8 @@ from genlab.config.instantiate import instantiate
 from genlab.data.columns import Rows
 from genlab.data.image_sets import load_image_sets
 from genlab.errors import UserError
+from genlab.extractors.choice import dataset_classifier
 from genlab.judging.cards import differences
-from genlab.judging.extractors import dataset_classifier
 from genlab.judging.judge import Judge, take
 from genlab.judging.measure import Settings, chosen
 from genlab.judging.records import find_runs, rows

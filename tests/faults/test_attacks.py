@@ -13,9 +13,9 @@ from PIL import Image
 
 from genlab.cli import evaluate, export, sample, visualize
 from genlab.errors import UserError
-from genlab.metrics.cache import load_features
-from genlab.metrics.classifier import load_classifier
-from genlab.metrics.inception import read_inception_weights
+from genlab.extractors.cache import load_features
+from genlab.extractors.classifier import load_classifier
+from genlab.extractors.inception import read_inception_weights
 from tests.cli.helpers import main as train_main
 from tests.models import toys
 

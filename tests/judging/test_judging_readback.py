@@ -16,6 +16,9 @@ from genlab.batch import Batch, Seq
 from genlab.cli.evaluate import evaluate_run
 from genlab.config.composition import compose
 from genlab.data.scenes import Scenes
+from genlab.extractors import classifier, reader
+from genlab.extractors.classifier import epochs_for
+from genlab.extractors.reader import Mapper, agreement, load_or_train
 from genlab.fields.attributes import Attributes
 from genlab.fields.base import KINDS
 from genlab.fields.boxes import Boxes
@@ -27,9 +30,6 @@ from genlab.fields.tokens import Tokens
 from genlab.judging.judge import take
 from genlab.judging.measure import Settings, known
 from genlab.judging.subject import Subject
-from genlab.metrics import classifier, reader
-from genlab.metrics.classifier import epochs_for
-from genlab.metrics.reader import Mapper, agreement, load_or_train
 from genlab.runs.start import train
 from tests.cli.helpers import on_two_processes
 

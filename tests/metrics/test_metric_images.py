@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from genlab.extractors.checksums import tensors_checksum
 from genlab.fields.drawing import image_grid, save_png, to_rgb
 from genlab.fields.image import to_uint8
 from genlab.files import write_atomic
-from genlab.metrics.files import tensors_checksum
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

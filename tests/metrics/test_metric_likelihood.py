@@ -8,12 +8,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from genlab.errors import UserError
+from genlab.extractors.cache import cached_features, load_features
 from genlab.judging.cards import differences, refusal
 from genlab.judging.measure import chosen
 from genlab.judging.measures.diversity import diversity, memorisation, noised
 from genlab.judging.measures.likelihood import Likelihood
 from genlab.losses.likelihoods import Bernoulli, Gaussian
-from genlab.metrics.cache import cached_features, load_features
 from genlab.metrics.features import Features
 from genlab.metrics.likelihood import (
     active_units,

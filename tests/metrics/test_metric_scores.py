@@ -392,8 +392,8 @@ def test_importing_metrics_costs_torch_alone():
     import sys
 
     code = (
-        "import sys, genlab.metrics.classifier, genlab.metrics.inception, genlab.metrics.scores, genlab.metrics.toy,"
-        "genlab.metrics.neighbours, genlab.fields.drawing\n"
+        "import sys, genlab.extractors.classifier, genlab.extractors.inception, genlab.metrics.scores\n"
+        "import genlab.metrics.toy, genlab.metrics.neighbours, genlab.fields.drawing\n"
         "found = {'torchmetrics', 'torch_fidelity', 'sklearn', 'PIL', 'torchvision', 'pytorch_lightning', 'hydra',"
         "'genlab.data', 'genlab.models'} & set(sys.modules)\n"
         "assert not found, found"

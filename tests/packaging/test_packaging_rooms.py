@@ -10,7 +10,7 @@ HOUSE = Path(genlab.__file__).parent
 # From the doors to the ground. What stands alone (errors, files, seeding, ...) lies under all rooms.
 ORDER = (
     *("cli", "benchmarks", "runs", "callbacks", "reports", "judging", "looks", "config", "models", "engine"),
-    *("sampling", "metrics", "networks", "losses", "data", "fields", "contracts", ""),
+    *("sampling", "extractors", "metrics", "networks", "losses", "data", "fields", "contracts", ""),
 )
 MODULES = {
     ".".join(("genlab", *path.relative_to(HOUSE).with_suffix("").parts)).removesuffix(".__init__"): path

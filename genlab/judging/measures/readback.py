@@ -43,8 +43,8 @@ class Readback(Measure):
             self._reader(subject, name, lambda make: make())
 
     def _columns(self, subject: Subject) -> dict[str, Readout]:
-        from genlab.metrics.classifier import SMALLEST
-        from genlab.metrics.reader import readout_of
+        from genlab.extractors.classifier import SMALLEST
+        from genlab.extractors.reader import readout_of
 
         spec, given = subject.data.spec, subject.model.given
         readable = given if min(spec.shape[1:]) >= SMALLEST else ()
@@ -56,7 +56,7 @@ class Readback(Measure):
         import torch
 
         from genlab.batch import Batch
-        from genlab.metrics.reader import agreement, compared, parts
+        from genlab.extractors.reader import agreement, compared, parts
         from genlab.metrics.scores import Scores
         from genlab.sharing import first_then_others, shared
 
@@ -80,7 +80,7 @@ class Readback(Measure):
 
         A reader that is not yet there is made within `call`.
         """
-        from genlab.judging.extractors import column_reader, dataset_classifier
+        from genlab.extractors.choice import column_reader, dataset_classifier
 
         labels = name == "y"
         found: Any = subject.extractor if labels and not subject.lacks("classes") else None

@@ -45,7 +45,7 @@ class Stacked(Measure):
         Raises:
             UserError: If the data are not stacks of a labelled grey set.
         """
-        from genlab.judging.extractors import dataset_classifier
+        from genlab.extractors.choice import dataset_classifier
 
         if why := _refusal(subject.data):
             raise UserError(why)

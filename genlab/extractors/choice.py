@@ -16,7 +16,7 @@ from genlab.seeding import fixed_choice
 from genlab.sharing import first_then_others, is_first
 
 if TYPE_CHECKING:
-    from genlab.metrics.reader import Reader
+    from genlab.extractors.reader import Reader
 
 log = logging.getLogger("genlab")
 READ = 10_000  # training rows of a reader, at most: half a minute for images of 32 x 32
@@ -56,7 +56,7 @@ def dataset_classifier(data: Pictures, device: torch.device) -> Extractor | None
     labels = data.split("train").y
     if labels is None or data.spec.num_classes is None:
         return None
-    from genlab.metrics.classifier import ClassifierData, Recipe, load_or_train
+    from genlab.extractors.classifier import ClassifierData, Recipe, load_or_train
 
     def labelled() -> ClassifierData:
         train, test = data.judged("train"), data.judged("test")
@@ -75,7 +75,7 @@ def column_reader(data: Any, column: str, device: torch.device) -> Reader:
     Raises:
         UserError: If there is no such row.
     """
-    from genlab.metrics.reader import load_or_train
+    from genlab.extractors.reader import load_or_train
 
     field = data.spec.fields[column]
 
@@ -109,14 +109,14 @@ def network_for(
     """
     check_extractor(extractor, precision)
     if extractor == "inception":
-        from genlab.metrics.inception import load_inception
+        from genlab.extractors.inception import load_inception
 
         return load_inception(weights, precision=precision).to(device)
     if extractor not in EXTRACTORS:
         return _of_file(extractor, data).to(device)
     found = dataset_classifier(data, device) if extractor == "classifier" else None
     if found is None:
-        from genlab.metrics.classifier import RandomExtractor
+        from genlab.extractors.classifier import RandomExtractor
 
         if extractor == "classifier" and is_first():
             log.warning("%s has no labels for a classifier (class sub-folders give them). %s", data.name, UNTRAINED)
@@ -132,7 +132,7 @@ def shared_network(
 
 
 def _of_file(path: str, data: Pictures) -> Any:
-    from genlab.metrics.classifier import load_classifier
+    from genlab.extractors.classifier import load_classifier
 
     try:
         found = load_classifier(path)
@@ -178,7 +178,7 @@ def network_of_run(metrics: Mapping[str, Any], data: Pictures, device: torch.dev
 
 def default_for(labelled: bool, weights: str | None) -> str:
     """The default extractor of image sets: a classifier if there are labels, else Inception if found, else random."""
-    from genlab.metrics.inception import find_inception_weights
+    from genlab.extractors.inception import find_inception_weights
 
     if labelled or weights is not None:
         return "classifier" if labelled else "inception"
@@ -191,6 +191,6 @@ def default_for(labelled: bool, weights: str | None) -> str:
 
 def tells_classes(extractor: Any, num_classes: int | None) -> bool:
     """Whether the extractor's logits are over the classes of these data; of any data for None."""
-    from genlab.metrics.classifier import ClassifierExtractor
+    from genlab.extractors.classifier import ClassifierExtractor
 
     return isinstance(extractor, ClassifierExtractor) and num_classes in (None, extractor.num_classes)

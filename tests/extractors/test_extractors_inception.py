@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from genlab.errors import UserError
-from genlab.metrics import inception
+from genlab.extractors import inception
+from genlab.extractors.inception import InceptionExtractor, find_inception_weights, load_inception, resize_matrix
 from genlab.metrics.features import Extractor, Features, features_of
 from genlab.metrics.images import fid, inception_score, kid
-from genlab.metrics.inception import InceptionExtractor, find_inception_weights, load_inception, resize_matrix
 
 pytestmark = pytest.mark.filterwarnings("ignore:FID from")
 
@@ -228,7 +228,7 @@ def test_bfloat16_is_near_and_says_so(extractor, inception_file):
 
 
 def test_card(extractor, inception_file):
-    from genlab.metrics.files import file_checksum
+    from genlab.extractors.checksums import file_checksum
 
     card = extractor.card()
     assert card["extractor"] == "inception" and card["checksum"] == file_checksum(inception_file)

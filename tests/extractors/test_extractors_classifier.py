@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from genlab.errors import UserError
-from genlab.metrics import classifier
-from genlab.metrics.classifier import (
+from genlab.extractors import classifier
+from genlab.extractors.classifier import (
     ClassifierData,
     ClassifierExtractor,
     Recipe,

@@ -8,20 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import genlab.metrics.classifier as classifier
+import genlab.extractors.classifier as classifier
 from genlab.data.images import CIFAR10
 from genlab.data.module import ArrayData
 from genlab.data.store import ArrayStore
 from genlab.data.toy import Ring
 from genlab.errors import NotNumbers, UserError
+from genlab.extractors.choice import dataset_classifier
+from genlab.extractors.classifier import ClassifierExtractor, RandomExtractor, epochs_for, train_classifier
 from genlab.judging.cards import SEEN
-from genlab.judging.extractors import dataset_classifier
 from genlab.judging.judge import Judge
 from genlab.judging.measure import Settings
 from genlab.judging.measures.diversity import memorisation
 from genlab.judging.measures.features import InceptionScore
 from genlab.judging.subject import Subject
-from genlab.metrics.classifier import ClassifierExtractor, RandomExtractor, epochs_for, train_classifier
 from genlab.metrics.diversity import nearest_neighbour_ratio
 from genlab.metrics.features import Features, features_of
 from genlab.metrics.images import fid, inception_score

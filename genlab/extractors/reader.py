@@ -4,53 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from genlab.batch import Batch, Seq
+from genlab.extractors.checksums import tensors_checksum
+from genlab.extractors.frozen import Frozen, Recipe, cached, fit, load, save
 from genlab.fields.base import Field
 from genlab.fields.readout import Readout
-from genlab.files import cache_dir, write_atomic
-from genlab.metrics.classifier import VGG, Frozen, Recipe, cached, fit, seen_size
-from genlab.metrics.files import tensors_checksum
+from genlab.files import cache_dir
+from genlab.networks.vgg import VGG, Mapper, seen_size
 
 log = logging.getLogger("genlab")
 FORMAT = 1  # of the file; a file of another format has another name
 SEEN, MOST_EPOCHS = 40_000, 40  # pictures in all epochs: no limit of time, so that the same data give the same reader
 RECIPE = Recipe(batch_size=32)  # small batches: many steps for few pictures
-WIDTH = 24  # channels on the way up
-
-
-class Mapper(VGG):
-    """The classifier's blocks and a way back up: maps with even sides. Four numbers of each place make its pixels."""
-
-    def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
-        super().__init__(shape, 0)
-        step, self.num_features = 7 if self.tiny else 6, WIDTH
-        self.blocks = [self.trunk[start : start + step] for start in range(0, len(self.trunk), step)]
-        widths = [int(block[0].out_channels) for block in self.blocks]  # type: ignore[arg-type]
-        self.hidden = nn.Conv2d(widths.pop(), WIDTH, 1)  # type: ignore[assignment]
-        self.up = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(WIDTH + width, WIDTH, 3, padding=1), nn.BatchNorm2d(WIDTH), nn.ReLU())
-            for width in reversed(widths)
-        )
-        self.head = nn.Sequential(nn.Conv2d(WIDTH, 4 * num_classes, 3, padding=1), nn.PixelShuffle(2))  # type: ignore[assignment]
-
-    def features(self, x: Tensor) -> Tensor:
-        """Float images 0..255 [N, C, H, W] to features [N, F, H / 2, W / 2]."""
-        x = F.adaptive_avg_pool2d(x, self.size) / 127.5 - 1
-        found = [x := block(x) for block in self.blocks]
-        x = F.relu(self.hidden(found.pop()))
-        for up in self.up:
-            finer = found.pop()
-            x = up(torch.cat([F.interpolate(x, finer.shape[2:]), finer], dim=1))
-        return x
 
 
 class Reader(Frozen):
@@ -135,26 +108,20 @@ def load_or_train(name: str, field: Field, train: Batch, test: Batch, device: to
         log.info("%s: %s after %.1f s of training on %d.", reader.name, reader.quality, spent, len(rows))
         return reader
 
-    def save(reader: Reader, path: Path) -> Path:
-        record = {key: getattr(reader, key) for key in ("weights", "agreement", "checksum")}
-        record["state"] = {key: value.cpu() for key, value in reader.net.state_dict().items()}
-        return write_atomic(path, lambda file: torch.save(record, file))
+    def kept(reader: Reader, path: Path) -> Path:
+        return save(reader, path, weights=reader.weights, agreement=reader.agreement)
 
-    def load(path: Path) -> Reader:
-        reader = Reader(name, shape, readout)
-        try:
-            record = torch.load(path, map_location="cpu", weights_only=True)
-            reader.net.load_state_dict(record["state"])
+    def found(path: Path) -> Reader:
+        def make(record: dict[str, Any]) -> Reader:
+            reader = Reader(name, shape, readout)
             reader.weights, reader.agreement = record["weights"], record["agreement"]
-            if reader.freeze().checksum != record["checksum"]:
-                raise ValueError("the checksum is not the recorded one")
-        except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path} is not a readable reader's file: {error}") from error
-        return reader
+            return reader
+
+        return load(path, make)
 
     settings = repr((FORMAT, sorted(field.to_dict().items()), RECIPE, SEEN, MOST_EPOCHS))
     content = tensors_checksum({f"{settings} {i}": part for i, part in enumerate([*_tensors(train), *_tensors(test)])})
-    return cached(cache_dir() / "readers" / f"{name}-{content[:24]}.pt", load, trained, save).to(device)
+    return cached(cache_dir() / "readers" / f"{name}-{content[:24]}.pt", found, trained, kept).to(device)
 
 
 def _tensors(rows: Batch) -> Iterator[Tensor]:
