@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genlab.cli import app
 from genlab.commands import short
-from genlab.config.arguments import parse, take_path
+from genlab.config.arguments import near_key, parse, take_path
 from genlab.errors import UserError
 
 if TYPE_CHECKING:
     from genlab.batch import Batch
+    from genlab.data.derive import Derivation
     from genlab.data.spec import DataSpec
+    from genlab.fields.base import Field
     from genlab.models.base import GenerativeModel
     from genlab.sampling.base import Sampler
 
+log = logging.getLogger("genlab")
 HELP = """genlab-sample: draw from a trained model.
 
   genlab-sample run=outputs/latest                    64 samples as a grid, samples_n64_seed0.png in the run folder
@@ -50,6 +54,7 @@ DEFAULTS: dict[str, Any] = {
     "data.root": None,
     "columns": {},
 }
+OPTIONS = tuple(key for key in DEFAULTS if key not in ("sampler_settings", "columns"))  # those that are typed
 
 
 def main() -> None:
@@ -72,7 +77,7 @@ def read_options(arguments: list[str]) -> dict[str, Any]:
 
     name, settings, rest = take_sampler(arguments)
     root, rest = take_path(rest, "data.root")
-    known = {key: value for key, value in DEFAULTS.items() if key not in ("sampler_settings", "columns")}
+    known = {key: DEFAULTS[key] for key in OPTIONS}
     columns: dict[str, str] = {}
     options = parse(rest, known, columns)
     return {**options, "columns": columns, "sampler": name, "sampler_settings": settings, "data.root": root}
@@ -189,16 +194,18 @@ def conditions(
     made = {key: one for key, one in derive.items() if key in model.given and one.of in typed}
     for key, text in typed.items():
         if key not in model.given and not any(one.of == key for one in made.values()):
+            near = near_key(key, OPTIONS)
+            if near is not None and key not in model.spec.fields:
+                raise UserError(f"'{key}={text}' is not understood. Did you mean {near}=?")
             told = f"is given {', '.join(model.given)}" if model.given else "is given nothing"
             raise UserError(f"{key}={text}: {type(model).__name__} {told}, so {key} means nothing to it. Leave it out.")
     if not model.given:
         return None
     found: dict[str, Any] = {}
     for key, text in typed.items():
-        try:
-            found[key] = model.spec.fields[key].parse(text, n)
-        except UserError as error:
-            raise UserError(f"{key}={text}: {error}.") from error
+        found[key] = _parsed(model.spec.fields[key], key, text, n, derive)
+        if key in made:
+            raise UserError(f"{key} is made of {made[key].of}, and both are typed. Leave one of them out.")
     batch = derived(Batch(found), made, (f"{seed}.{i}" for i in range(n))) if made else Batch(found)
     missing = [name for name in model.given if name not in batch]
     if missing:
@@ -209,6 +216,22 @@ def conditions(
             raise UserError(f"Say {missing[0]}=..., or let rows of the run's data be taken. {error}") from error
         batch = Batch({**batch.columns, **rows.columns})
     return batch.only(model.given)
+
+
+def _parsed(field: Field, key: str, text: str, n: int, derive: Mapping[str, Derivation]) -> Any:
+    """n values of a column that was typed; says how pictures of another size were made to fit.
+
+    Raises:
+        UserError: Names the column, and of a derived one the other that it is made of.
+    """
+    try:
+        values, fitting = field.parse(text, n), field.fitting(text, n)
+    except UserError as error:
+        of = derive[key].of if key in derive else None
+        raise UserError(f"{key}={text}: {error}.{f' It is made of {of}: try {of}=FILE.' if of else ''}") from error
+    if fitting:
+        log.info("%s=%s: %s.", key, text, fitting)
+    return values
 
 
 def _for_files(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def parse(arguments: list[str], defaults: dict[str, Any], others: dict[str, str]
     Args:
         arguments: As typed.
         defaults: The values of the keys that are not given; a value of theirs has the type of the default.
-        others: Receives keys that are none of the defaults', as texts; None to refuse them.
+        others: Receives keys that are none of the defaults', as texts, also those that are nearly one: a column may be
+            called `layout`, and a key `out`. None to refuse them.
 
     Raises:
         UserError: If a key is unknown or a value has the wrong type.
@@ -78,10 +80,10 @@ def parse(arguments: list[str], defaults: dict[str, Any], others: dict[str, str]
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or key not in defaults:
-            near = _near(key, defaults)
-            if others is not None and equals and key.isidentifier() and near is None:
+            if others is not None and equals and key.isidentifier():
                 others[key] = text
                 continue
+            near = near_key(key, defaults)
             hint = f"Did you mean {near}=?" if near else f"The keys are {', '.join(defaults)}."
             raise UserError(f"{argument!r} is not understood. {hint}")
         options[key] = expanded(text) if key in TEXTS else _value(key, text, defaults[key])
@@ -100,12 +102,12 @@ def check_device(device: Any) -> None:
         raise UserError(f"device must be cpu, cuda, cuda:N or mps, got {device!r}. Try device=cpu.")
 
 
-def _near(key: str, defaults: dict[str, Any]) -> str | None:
+def near_key(key: str, known: Collection[str]) -> str | None:
     """The key that an unknown one may mean."""
     guess = GUESSES.get(key)
-    if guess is not None and guess in defaults:
+    if guess is not None and guess in known:
         return guess
-    return next(iter(difflib.get_close_matches(key, defaults, n=1)), None)
+    return next(iter(difflib.get_close_matches(key, known, n=1)), None)
 
 
 def _value(key: str, text: str, default: Any) -> Any:

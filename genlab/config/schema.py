@@ -188,6 +188,11 @@ def register() -> None:
         """A list with a value before it; null: the list alone."""
         return list(rest) if first is None else [first, *rest]
 
+    def with_changes(node: Any, changes: Any) -> dict[str, Any]:
+        """A node with some keys replaced, as a network in another shape. What these referred to need not exist."""
+        parts = {**{key: node[key] for key in node if key not in changes}, **changes}
+        return {key: OmegaConf.to_object(part) if OmegaConf.is_config(part) else part for key, part in parts.items()}
+
     def number_names(names: Any, n: int) -> list[str]:
         """The names for each of n things, "x 1", "y 1", "x 2", "y 2"; as they are for one thing."""
         return list(names) if n == 1 else [f"{name} {i + 1}" for i in range(n) for name in names]
@@ -218,6 +223,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("genlab.feature_shape", feature_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.prepend", prepend, replace=True)
     OmegaConf.register_new_resolver("genlab.last", lambda values, n: list(values)[-n:], replace=True)
+    OmegaConf.register_new_resolver("genlab.first", lambda values: list(values)[0], replace=True)
+    OmegaConf.register_new_resolver("genlab.with", with_changes, replace=True)
     OmegaConf.register_new_resolver("genlab.reversed", lambda values: list(values)[::-1], replace=True)
     OmegaConf.register_new_resolver("genlab.number_names", number_names, replace=True)
     OmegaConf.register_new_resolver("genlab.stamp", launch.stamp, replace=True, use_cache=True)

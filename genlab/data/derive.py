@@ -37,6 +37,11 @@ class Derivation:
 
     of: str
 
+    @property
+    def text(self) -> str:
+        """What is made, with its settings, for protocol cards."""
+        return f"{type(self).__name__}({', '.join(f'{key}={value}' for key, value in vars(self).items())})"
+
     @abstractmethod
     def field(self, spec: DataSpec) -> Field:
         """The field of the column.
@@ -99,19 +104,23 @@ class Half(Derivation):
 class Quadrants(Derivation):
     """One, two or three quadrants of a picture, and which: [C + 1, H, W], see `genlab.fields.masked`.
 
-    Sohn, Lee & Yan (2015), section 5.1: the lower left one; then the upper left; then the lower right.
+    Sohn, Lee & Yan (2015), section 5.1: the lower left one; then the upper left; then one on the right.
 
     Attributes:
         of: The picture.
         seen: How many quadrants are seen, 1 to 3.
+        third: The third one: "lower" or "upper", of those on the right. Pyro's tutorial has "upper".
     """
 
     of: str = "x"
     seen: int = 1
+    third: str = "lower"
 
     def __post_init__(self) -> None:
         if self.seen not in (1, 2, 3):
             raise UserError(f"derive=quadrants shows 1, 2 or 3 of them, got seen={self.seen!r}.")
+        if self.third not in ("lower", "upper"):
+            raise UserError(f"The third quadrant of derive=quadrants is lower or upper, got third={self.third!r}.")
 
     def field(self, spec: DataSpec) -> Field:
         """See `Derivation`."""
@@ -124,7 +133,8 @@ class Quadrants(Derivation):
         height, width = x.shape[-2:]
         lower = (torch.arange(height, device=x.device) >= height // 2)[:, None]
         left = (torch.arange(width, device=x.device) < (width + 1) // 2)[None]
-        seen = [lower & left, left.expand(height, width), left | lower][self.seen - 1]
+        third = lower if self.third == "lower" else ~lower
+        seen = [lower & left, left.expand(height, width), left | third][self.seen - 1]
         return masked(x, seen)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genlab.batch import Column
 from genlab.errors import UserError
-from genlab.fields.base import Field
+from genlab.fields.base import Field, Way
 from genlab.fields.readout import Readout
 from genlab.fields.typed import listed, number_in, rows_of
 
@@ -89,6 +89,16 @@ class Attributes(Field):
             present = [[t for t, v in zip(self.titles, row, strict=True) if v > 0.5] for row in values.tolist()]
             return [", ".join(names) or "none" for names in present]
         return [", ".join(f"{t}: {v:.3g}" for t, v in zip(self.titles, row, strict=True)) for row in values.tolist()]
+
+    def ways(self, value: Column, steps: int) -> list[Way]:
+        """One way for each attribute: from the lower to the upper end of the range."""
+        assert isinstance(value, Tensor)
+        numbers = torch.linspace(*self.ends, steps)
+        texts = [f"{number:.3g}" for number in numbers.tolist()]
+        rows = value.cpu().expand(steps, -1)
+        return [
+            Way(t, rows.index_copy(1, torch.tensor([i]), numbers[:, None]), texts) for i, t in enumerate(self.titles)
+        ]
 
     def parse(self, text: str, n: int) -> Tensor:
         """Attributes [n, A] of "{smiling: 1, male: 0}", or "smiling, male" for those at the upper end, or "none".

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,20 @@ from genlab.fields.sequences import flattened, together
 from genlab.files import write_atomic
 
 KINDS: dict[str, type[Field]] = {}
+
+
+class Way(NamedTuple):
+    """Values of a column in which one part varies.
+
+    Attributes:
+        part: Its name; "" where a value has only one.
+        values: The values [T, ...], from one end to the other.
+        texts: The part of each, T of them.
+    """
+
+    part: str
+    values: Column
+    texts: list[str]
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,15 @@ class Field:
         """About n values that show all that there are, in order; None for kinds with too many to show."""
         return None
 
+    def ways(self, value: Column, steps: int) -> list[Way]:
+        """For each part of a value [1, ...] that can vary alone the way through all that it can be; [] for others.
+
+        Args:
+            value: Gives the parts that stay.
+            steps: Values of a part that is a number.
+        """
+        return []
+
     def parse(self, text: str, n: int) -> Column:
         """n values of what was typed on a command line, as a model sees them.
 
@@ -161,6 +184,10 @@ class Field:
             UserError: What is wrong with it and what is allowed, without the name of the column.
         """
         raise UserError(f"values of kind {self.kind} cannot be typed")
+
+    def fitting(self, text: str, n: int) -> str | None:
+        """How the files that `parse` reads are changed to fit, in words; None if they are not."""
+        return None
 
     def of_files(self, paths: Sequence[Path]) -> Field:
         """The field with the facts that all files of a column tell together, for kinds with `suffixes`.

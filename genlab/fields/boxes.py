@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "[[0, 0.1, 0.2, 0.3, 0.4], ...]: class, left, top, width, height"
 SIDES = ("left", "top", "width", "height")
+ROUNDING = 1e-3  # of typed shares
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Boxes(Field):
             raise UserError(f"{text!r} is no list of boxes; write it as {EXAMPLE}")
         if len(found) > k:
             raise UserError(f"there are at most {k} boxes, got {len(found)}")
-        boxes = [[self._class(str(kind)), *map(_share, SIDES, sides)] for kind, *sides in found]
+        boxes = [[self._class(str(kind)), *_within(map(_share, SIDES, sides))] for kind, *sides in found]
         return torch.tensor(boxes + [[-1.0, 0.0, 0.0, 0.0, 0.0]] * (k - len(boxes)))
 
     def _class(self, word: str) -> float:
@@ -134,6 +136,15 @@ class Boxes(Field):
             upper = f" to {self._classes - 1}" if self._classes else " upwards"
             raise UserError(f"{word!r} is no class; they are 0{upper}{known}")
         return float(word)
+
+
+def _within(sides: Iterable[float]) -> list[float]:
+    """Left, top, width and height of a box that does not reach beyond the picture, but for rounding."""
+    left, top, width, height = sides
+    for start, length, (side, noun) in ((left, width, ("left", "width")), (top, height, ("top", "height"))):
+        if start + length > 1 + ROUNDING:
+            raise UserError(f"a box lies within the picture, so {side} + {noun} is at most 1, got {start + length:g}")
+    return [left, top, width, height]
 
 
 def _share(noun: str, word: str) -> float:

@@ -15,7 +15,7 @@ from genlab.batch import Column
 from genlab.errors import UserError
 from genlab.fields.base import Field, spread
 from genlab.fields.drawing import save_png, to_rgb
-from genlab.fields.typed import files_at
+from genlab.fields.typed import files_at, fitted
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -117,6 +117,10 @@ class Image(Pixels):
             except Exception as error:  # whatever PIL raises
                 raise UserError(f"{file} cannot be read as a picture: {error}") from error
         return self.normalise(torch.from_numpy(np.stack(pictures)))[spread(len(pictures), n)]
+
+    def fitting(self, text: str, n: int) -> str | None:
+        """See `Field.fitting`."""
+        return fitted(files_at(text, self.suffixes, "pictures")[:n], self.fixed_shape[-2:])
 
     def of_files(self, paths: Sequence[Path]) -> Field:
         """With the bits that the largest value of all 16-bit files needs, unless they are stated."""

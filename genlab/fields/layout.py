@@ -19,7 +19,7 @@ from genlab.fields.decoding import centre_crop
 from genlab.fields.drawing import class_colours
 from genlab.fields.label import one_hot
 from genlab.fields.readout import Readout, overlap
-from genlab.fields.typed import files_at, listed
+from genlab.fields.typed import files_at, fitted, listed
 from genlab.files import write_atomic
 
 UNKNOWN = 255  # in the store and in files; -1 for a model
@@ -121,6 +121,10 @@ class Layout(Field):
         """
         maps = [self._read(path) for path in files_at(text, self.suffixes, "class maps")[:n]]
         return self.normalise(torch.stack(maps))[spread(len(maps), n)]
+
+    def fitting(self, text: str, n: int) -> str | None:
+        """See `Field.fitting`."""
+        return fitted(files_at(text, self.suffixes, "class maps")[:n], self.fixed_shape[-2:])
 
     def _read(self, path: Path) -> Tensor:
         from PIL import Image

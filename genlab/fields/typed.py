@@ -53,6 +53,21 @@ def rows_of(text: str, n: int, read: Callable[[str], Tensor]) -> Tensor:
     return values[spread(len(values), n)]
 
 
+def fitted(paths: Sequence[Path], size: Sequence[int]) -> str | None:
+    """How pictures of other sizes than height and width are made to fit, in words; None if there are none such."""
+    from PIL import Image
+
+    found = []
+    for path in paths:
+        with Image.open(path) as picture:
+            found.append(picture.size)
+    other = [each for each in found if each != (size[1], size[0])]
+    if not other:
+        return None
+    some = f"{other[0][0]} x {other[0][1]} pixels" if len(found) == 1 else f"{len(other)} of {len(found)} pictures"
+    return f"{some}, cropped around the middle and resized to the {size[1]} x {size[0]} of these data"
+
+
 def files_at(text: str, suffixes: Sequence[str], noun: str) -> list[Path]:
     """A file, or a folder's files with these suffixes in the order of their names; `noun` is their plural."""
     path = Path(text).expanduser()

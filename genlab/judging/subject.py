@@ -69,7 +69,7 @@ class Subject:
         self.pictures: bool = data.spec.images
         self.notes: list[str] = []
         self._make_extractor, self._make_sampler = extractor, sampler
-        self.drawn = {"sampler": sampler_text, "given": given_text(model) if model is not None else "none"}
+        self.drawn = {"sampler": sampler_text, "given": self.told_text}
         self.device: torch.device = torch.device("cpu") if model is None else model.device
         self._kept: dict[Any, Any] = {}
 
@@ -129,6 +129,15 @@ class Subject:
     def seed(self) -> int:
         """Seed of latents and subsets."""
         return self.settings.seed
+
+    @property
+    def told_text(self) -> str:
+        """The conditions of scored samples and likelihoods for a card, derived ones with their settings."""
+        if self.model is None or not self.model.given:
+            return "none"
+        derive = self.data.derive
+        names = [f"{name} = {derive[name].text}" if name in derive else name for name in self.model.given]
+        return f"{', '.join(names)} of rows of the split"
 
     @property
     def common(self) -> dict[str, Any]:
@@ -334,11 +343,6 @@ def finite(x: Any) -> Any:
     if bad:
         raise NotNumbers(f"{bad} of {len(x)} samples of a batch are NaN or infinite and cannot be scored.")
     return x
-
-
-def given_text(model: Any) -> str:
-    """The conditions of scored samples, for a card."""
-    return f"{', '.join(model.given)} of rows of the split" if model.given else "none"
 
 
 def extractor_notes(extractor: Any, seen: bool) -> list[str]:

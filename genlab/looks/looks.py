@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from genlab.batch import Batch
     from genlab.data.module import ArrayData
     from genlab.data.store import ArrayStore
-    from genlab.fields.base import Field
+    from genlab.fields.base import Field, Way
     from genlab.metrics.features import Extractor
     from genlab.models.base import GenerativeModel
 
@@ -24,6 +25,8 @@ WHAT = (
     "mirror",
     "traversals",
     "categories",
+    "sweep",
+    "draws",
     "reconstructions",
     "neighbours",
     "latent_map",
@@ -31,7 +34,8 @@ WHAT = (
     "frames",
 )
 FRAMES = 10  # columns of an interpolation, and of samples step by step at most
-VALUES = 11  # values of a latent in a traversal
+VALUES = 11  # values of a latent in a traversal, and of an attribute in a sweep
+DRAWS = 6  # samples of one condition
 STARTS = 1024  # prior draws that a search for latents starts from
 ACTIVE = 0.01  # least variance of an active code, Burda et al. (2016)
 CODES = 5000  # samples encoded at most
@@ -116,9 +120,18 @@ class Looks:
 
         if not self.model.given:
             return self.model
-        chosen = _choice(len(self.store), n, self.options["seed"])
-        conditions = self.data.rows(self.options["split"], self.model.given, chosen)
+        conditions = self.conditions(n)
         return telling(self.model, conditions.rows(each % len(conditions)))
+
+    def conditions(self, n: int) -> Batch:
+        """The columns that the model is given, of at most n real samples: those of `real`."""
+        chosen = _choice(len(self.store), n, self.options["seed"])
+        return self.data.rows(self.options["split"], self.model.given, chosen)
+
+    def need_given(self, look: str) -> None:
+        """Raises `Unfit` if the model is given no column."""
+        if not self.model.given:
+            raise Unfit(f"what={look} is for models that are given columns, and {self.name} is given none.")
 
     def need(self, look: str, *capabilities: str) -> None:
         """Raises `Unfit` if the model lacks a capability."""
@@ -256,6 +269,96 @@ class Looks:
         each = "another draw of the rest" if len(groups) == 1 else "another variable of one draw"
         note = f"Each column: one class; each row: {each}."
         return image_sheet([("", self.images(self.decode(z)))], f"{self.name}: categories", note)
+
+    def sweep(self) -> np.ndarray:
+        """Rows in which one part of what is given goes through all that it can be, with latent and rest fixed.
+
+        Of a single label: one row for each of n latents, a column for each class. Else the parts that change the sample
+        most, such as attributes, for one latent.
+        """
+        import torch
+        import torch.nn.functional as F
+
+        from genlab.looks.sheets import image_sheet
+        from genlab.telling import takes_conditions
+
+        self.need("sweep", "decode")
+        self.need_images("sweep")
+        self.need_given("sweep")
+        if not takes_conditions(self.model.decode):
+            raise Unfit(f"Latents of {self.name} hold what samples are told. Try what=categories.")
+        z, first = self.latents(self.n), self.conditions(1)
+        ways = self._ways(first)
+        if len(ways) == 1:
+            ((_, way),) = ways
+            rows = self.conditions(len(z))
+            x = torch.stack([self._along(z[i], rows.rows(slice(i, i + 1)), *ways[0]) for i in range(len(rows))])
+            groups = [(text, x[:, i : i + 1]) for i, text in enumerate(way.texts)]
+            note = f"Each row: one latent, told one {ways[0][0]} after the other."
+            return image_sheet(groups, f"{self.name}: sweep", note)
+        found = [self._along(z[0], first, name, way) for name, way in ways]
+        effect = torch.stack([(x[-1].float() - x[0].float()).abs().mean() / 127.5 for x in found])
+        order = effect.argsort(descending=True)[: self.n].tolist()
+        most = max(len(found[i]) for i in order)
+        cells = torch.stack([F.pad(found[i], (0,) * 7 + (most - len(found[i]),), value=255) for i in order])
+        several = len(self.model.given) > 1
+        labels = []
+        for i in order:
+            name, way = ways[i]
+            part = f"{name}: {way.part}" if several and way.part else way.part or name
+            labels.append(f"{part}, {way.texts[0]} to {way.texts[-1]}: {effect[i]:.2g}")
+        note = (
+            f"Each row: one part of {', '.join(self.model.given)} varies, the rest and the latent stay. The "
+            f"{len(order)} of {len(ways)} that change the sample most; beside each the mean |difference| of its ends, "
+            "in [-1, 1]."
+        )
+        return image_sheet([("", cells)], f"{self.name}: sweep", note, labels)
+
+    def _ways(self, first: Batch) -> list[tuple[str, Way]]:
+        """The ways through each given column from the values of one row, with the column's name."""
+        given = self.model.given
+        ways = [(name, way) for name in given for way in self.spec.fields[name].ways(first[name], VALUES)]
+        if not ways:
+            raise Unfit(f"what=sweep varies labels or attributes, and {self.name} is given {', '.join(given)}.")
+        return ways
+
+    def _along(self, z: Tensor, row: Batch, name: str, way: Way) -> Tensor:
+        """Images [T, C, H, W] of one latent [Z] and one row of conditions in which a column goes its way."""
+        import torch
+
+        from genlab.telling import telling
+
+        told = row.rows(torch.zeros(len(way.values), dtype=torch.long)).with_column(name, way.values)
+        model = telling(self.model, told.to(self.model.device))
+        return self.images(model.decode(z.to(self.model.device).expand(len(way.values), -1)).cpu())
+
+    def draws(self) -> np.ndarray:
+        """Rows of a condition, several samples of it, and the real sample that it was taken from."""
+        import torch
+
+        from genlab.looks.sheets import alike, image_sheet
+
+        self.need("draws", "sample")
+        self.need_images("draws")
+        self.need_given("draws")
+        given, (real, _) = self.conditions(self.n), self.real(self.n)
+        each = torch.arange(len(real)).repeat_interleave(DRAWS)
+        self.rng.manual_seed(self.options["seed"])
+        parts = (given.rows(rows).to(self.model.device) for _, rows in _pieces(each))
+        x = torch.cat([self.model.sample(len(told), given=told, rng=self.rng).cpu() for told in parts])
+        x = x.unflatten(0, (len(real), DRAWS))
+        fields = {name: self.spec.fields[name] for name in self.model.given}
+        shown = [(name, field.cells(given[name])[:, None]) for name, field in fields.items() if field.pictured]
+        texts = [field.text(given[name]) for name, field in fields.items() if not field.pictured]
+        labels = [", ".join(row) for row in zip(*texts, strict=True)] if texts else None
+        shown += [("draws", self.spec.x.cells(x.flatten(0, 1)).unflatten(0, (len(real), DRAWS)))]
+        shown += [("real", self.spec.x.cells(real)[:, None])]
+        apart = (x[:, 1:] - x[:, :-1]).abs().mean()
+        note = (
+            f"Each row: what was given ({', '.join(fields)}), {DRAWS} draws, and the real sample. Mean |difference| of "
+            f"two draws {apart:.3f}, of two real samples {(real[1:] - real[:-1]).abs().mean():.3f}, in [-1, 1]."
+        )
+        return image_sheet(alike(shown), f"{self.name}: draws", note, labels)
 
     def _sensitivity(self, start: Tensor) -> Tensor:
         """Effect of each latent on the sample, [Z]: mean |difference| between its extremes, over starting points."""

@@ -104,15 +104,23 @@ def told_sheet(spec: DataSpec, x: Tensor, given: Batch | None) -> np.ndarray:
         parts = spec.x.cells(x).cpu().split([*runs.values()])
         cells = torch.stack([F.pad(part, (0,) * 7 + (most - len(part),), value=255) for part in parts])
         return image_sheet([("", cells)], f"Samples for each {', '.join(fields)}", "", list(runs))
-    columns = [*((name, fields[name].cells(given[name]).cpu()) for name in drawn), ("sample", spec.x.cells(x).cpu())]
-    height = max(cells.shape[2] for _, cells in columns)
-    width = max(cells.shape[3] for _, cells in columns)
+    columns = [
+        *((name, fields[name].cells(given[name])[:, None]) for name in drawn),
+        ("sample", spec.x.cells(x)[:, None]),
+    ]
+    cells = torch.cat([part for _, part in alike(columns)], dim=1)
     rows = max(1, round(len(x) ** 0.5))
     groups = []
     for start in range(0, len(x) - len(x) % rows or rows, rows):
-        part = [F.interpolate(cells[start : start + rows].float(), (height, width)) for _, cells in columns]
-        groups.append((", ".join(name for name, _ in columns), torch.stack(part, dim=1).to(torch.uint8).cpu()))
+        groups.append((", ".join(name for name, _ in columns), cells[start : start + rows]))
     return image_sheet(groups, "Samples beside the conditions that they were given")
+
+
+def alike(groups: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """Captions and uint8 pictures [R, C_i, channels, H_i, W_i], all enlarged to the largest height and width."""
+    size = max(x.shape[3] for _, x in groups), max(x.shape[4] for _, x in groups)
+    large = [F.interpolate(x.flatten(0, 1).float(), size).to(torch.uint8).unflatten(0, x.shape[:2]) for _, x in groups]
+    return [(caption, x.cpu()) for (caption, _), x in zip(groups, large, strict=True)]
 
 
 def _font(size: int) -> FreeTypeFont:

@@ -39,6 +39,22 @@ class PosteriorModel(Protocol):
         ...
 
 
+class PriorModel(Protocol):
+    """The methods of a model that estimates by draws from the prior call."""
+
+    def sample_prior(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """z ~ p(z), [n, Z]."""
+        ...
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x, z), [N]."""
+        ...
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z), [N]."""
+        ...
+
+
 @dataclass
 class Bounds:
     """Bounds on log p(x) of each sample, in nats; float64 on the CPU.
@@ -141,6 +157,54 @@ def _of_batch(model: PosteriorModel, x: Tensor, samples: int, rng: torch.Generat
     spread = (squares - samples * means.square()).clamp_min(0) / (samples - 1) if samples > 1 else means + math.nan
     ess = (2 * log_w - log_w2).exp()
     return elbo, recon, kl, log_w - math.log(samples), ess, first + means, spread / samples, whole
+
+
+def prior_bounds(
+    model: PriorModel,
+    batches: Iterable[Tensor],
+    samples: int = 500,
+    seed: int = 2020,
+    at_a_time: int = 4096,
+    given: Sequence[Batch] | None = None,
+) -> Tensor:
+    """log 1/k sum_i p(x | z_i), z_i ~ p(z), of each sample, [N] nats; float64 on the CPU.
+
+    Sohn, Lee & Yan (2015), NeurIPS, Eq. 7: the estimate without a posterior. Its mean is at most log p(x), the closer
+    the more a condition leaves the prior to say.
+
+    Args:
+        model: Model to evaluate, on its own device.
+        batches: Samples [N, ...]; moved to that device.
+        samples: k.
+        seed: Seed of the draws, with a stream per batch.
+        at_a_time: Latents decoded at once, which bounds the memory.
+        given: The conditions of each batch, for a model that is given columns.
+
+    Raises:
+        ValueError: If there is no sample.
+    """
+    device = module_device(model)
+
+    def work(piece: tuple[int, Tensor]) -> Tensor:
+        number, x = piece
+        one = model if given is None else telling(model, given[number])
+        return _prior_of_batch(one, x.to(device), samples, stream(seed, number), max(1, at_a_time // len(x)))
+
+    parts = list(shared(enumerate(batches), work))
+    if not parts:
+        raise ValueError("prior_bounds needs samples.")
+    return torch.cat(parts)
+
+
+def _prior_of_batch(model: PriorModel, x: Tensor, samples: int, rng: torch.Generator, chunk: int) -> Tensor:
+    n = len(x)
+    log_p = torch.full((n,), -math.inf, dtype=torch.float64)
+    for k in (min(chunk, samples - start) for start in range(0, samples, chunk)):
+        z = model.sample_prior(k * n, rng=rng)
+        repeated = x.unsqueeze(0).expand(k, *x.shape).flatten(0, 1)
+        each = (model.log_joint(repeated, z) - model.log_prior(z)).unflatten(0, (k, n)).cpu().double()
+        log_p = torch.logaddexp(log_p, each.logsumexp(dim=0))
+    return log_p - math.log(samples)
 
 
 def active_units(means: Tensor, errors: Tensor | None = None, threshold: float = ACTIVE) -> Scores:

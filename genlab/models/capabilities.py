@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genlab.batch import Batch
 from genlab.engine.fakes import Fakes
+from genlab.errors import UserError
 from genlab.losses.features import feature_matching
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.base import GenerativeModel, inference
@@ -105,6 +106,56 @@ class Coding(GenerativeModel):
     def reconstruct(self, x: Tensor) -> Tensor:
         """E[x | code] of each sample's code."""
         return self.likelihood.mean(self.decoder(self.encoder(x)))
+
+
+class Completing(GenerativeModel):
+    """A model of the hidden part of a picture, given the part that is seen (`derive=half`, `quadrants`).
+
+    Given is one column, whose last channel says which pixels are seen (see `genlab.fields.masked`). The likelihood is
+    of the hidden pixels alone: seen ones are known, and cost nothing. Samples keep the seen pixels as they are.
+    """
+
+    decoder: nn.Module
+    likelihood: Likelihood
+    hidden_share: Tensor
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        """Notes that nothing is known about the share of hidden pixels yet.
+
+        Raises:
+            UserError: If the likelihood has no terms of single pixels.
+        """
+        super().__init__()
+        if not likelihood.separable:
+            raise UserError(
+                "The hidden pixels alone are scored, and this likelihood couples pixels. Try likelihood=bernoulli or "
+                "gaussian."
+            )
+        self.register_buffer("hidden_share", torch.ones(()))
+
+    def initialise(self, batches: Iterator[Batch]) -> None:
+        """Starts the decoder's output bias at the mean sample, and notes the share of pixels that are hidden."""
+        first = [next(batches) for _ in range(8)]
+        start_output_bias(self.decoder, self.likelihood.visible_bias(torch.cat([batch.x for batch in first])))
+        self.hidden_share.fill_(1 - torch.cat([self.seen(batch) for batch in first]).mean())
+
+    @property
+    def modelled_share(self) -> float:
+        """The share of a picture's numbers that log p(x) is of, for bits per dimension."""
+        return float(self.hidden_share)
+
+    def seen(self, told: Batch) -> Tensor:
+        """The map of the seen pixels, [N, 1, H, W] of 0 and 1."""
+        return told.tensor(self.given[0])[:, -1:]
+
+    def completed(self, raw: Tensor, told: Batch) -> Tensor:
+        """The decoder's mean where pixels are hidden, the given ones elsewhere."""
+        c = told.tensor(self.given[0])
+        return torch.where(c[:, -1:] > 0.5, c[:, :-1], self.likelihood.mean(raw))
+
+    def log_hidden(self, x: Tensor, raw: Tensor, told: Batch) -> Tensor:
+        """log p of the hidden pixels of x under the decoder's outputs, [N] nats."""
+        return (self.likelihood.terms(x, raw) * (1 - self.seen(told))).flatten(1).sum(dim=1)
 
 
 class NormalPrior(GenerativeModel):

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from genlab.batch import Batch
-from genlab.errors import UserError
 from genlab.losses.divergences import kl_gaussians
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.base import GenerativeModel, inference
-from genlab.networks.init import check_width, start_output_bias
+from genlab.models.base import inference
+from genlab.models.capabilities import Completing
+from genlab.networks.init import check_width
 from genlab.networks.posteriors import DiagonalGaussian
 
 
-class CompletionVAE(GenerativeModel):
+class CompletionVAE(Completing):
     """Conditional VAE of the hidden part of a picture. Sohn, Lee & Yan (2015), NeurIPS, Eq. 4 and 5, section 5.1.
 
-    Given is a picture c of which a part is hidden (`derive=half`, `quadrants`; see `genlab.fields.masked`). Recognition
-    network, prior network and decoder are one player, which maximises E_q log p(x_h | z, c) - KL(q(z | x, c) || p(z |
-    c)), x_h being the hidden pixels: seen ones are known, and cost nothing. Samples keep the seen pixels as they are.
+    Given is a picture c of which a part is hidden. Recognition network, prior network and decoder are one player, which
+    maximises E_q log p(x_h | z, c) - KL(q(z | x, c) || p(z | c)), x_h being the hidden pixels.
     """
 
     tells = ("encoder", "prior_network", "decoder")
     ema_modules = ("encoder", "prior_network", "decoder", "likelihood")
-    hidden_share: Tensor
 
     def __init__(
         self,
@@ -48,32 +44,11 @@ class CompletionVAE(GenerativeModel):
         Raises:
             UserError: If the encoder's width is not 2 latent_dim, or the likelihood has no terms of single pixels.
         """
-        super().__init__()
+        super().__init__(likelihood)
         check_width(encoder_features, 2 * latent_dim)
-        if not likelihood.separable:
-            raise UserError(
-                "model=cvae_completion scores the hidden pixels alone, and this likelihood couples pixels. Try "
-                "likelihood=bernoulli or gaussian."
-            )
         self.encoder, self.prior_network, self.decoder, self.likelihood = encoder, prior_network, decoder, likelihood
         self.latent_dim, self.kl_weight = latent_dim, kl_weight
-        self.register_buffer("hidden_share", torch.ones(()))
         self.add_player("cvae", [encoder, prior_network, decoder, likelihood])
-
-    def initialise(self, batches: Iterator[Batch]) -> None:
-        """Starts the decoder's output bias at the mean sample, and notes the share of pixels that are hidden."""
-        first = [next(batches) for _ in range(8)]
-        start_output_bias(self.decoder, self.likelihood.visible_bias(torch.cat([batch.x for batch in first])))
-        self.hidden_share.fill_(1 - torch.cat([self.seen(batch) for batch in first]).mean())
-
-    @property
-    def modelled_share(self) -> float:
-        """The share of a picture's numbers that log p(x) is of, for bits per dimension."""
-        return float(self.hidden_share)
-
-    def seen(self, told: Batch) -> Tensor:
-        """The map of the seen pixels, [N, 1, H, W] of 0 and 1."""
-        return told.tensor(self.given[0])[:, -1:]
 
     def posterior(self, x: Tensor, told: Batch) -> DiagonalGaussian:
         """q(z | x, c)."""
@@ -82,15 +57,6 @@ class CompletionVAE(GenerativeModel):
     def prior(self, told: Batch) -> DiagonalGaussian:
         """p(z | c)."""
         return DiagonalGaussian(*self.prior_network(told).chunk(2, dim=1))
-
-    def completed(self, raw: Tensor, told: Batch) -> Tensor:
-        """E[x | z, c]: the decoder's mean where pixels are hidden, the given ones elsewhere."""
-        c = told.tensor(self.given[0])
-        return torch.where(c[:, -1:] > 0.5, c[:, :-1], self.likelihood.mean(raw))
-
-    def log_hidden(self, x: Tensor, raw: Tensor, told: Batch) -> Tensor:
-        """log p(x_h | z, c) of the hidden pixels, [N] nats."""
-        return (self.likelihood.terms(x, raw) * (1 - self.seen(told))).flatten(1).sum(dim=1)
 
     @inference
     def sample(self, n: int, given: Batch | None = None, rng: torch.Generator | None = None) -> Tensor:

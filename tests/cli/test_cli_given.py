@@ -196,7 +196,8 @@ def test_a_completion_is_drawn_beside_what_it_was_given(completing, photo):
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ("c={photo}", "c={photo}: values of kind masked cannot be typed."),
+        ("c={photo}", "c={photo}: values of kind masked cannot be typed. It is made of x: try x=FILE."),
+        ("a={photo}", "a={photo}: CompletionVAE is given c, so a means nothing to it. Leave it out."),
         ("x=nowhere.png", "x=nowhere.png: nowhere.png is no file and no folder."),
         ("y=3", "y=3: CompletionVAE is given c, so y means nothing to it. Leave it out."),
     ],
@@ -206,6 +207,126 @@ def test_what_cannot_be_typed_is_one_sentence(argument, sentence, completing, ph
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2 and capsys.readouterr().err.strip() == sentence.format(photo=photo[0])
+
+
+def said_by(run, argument, monkeypatch, capsys):
+    """The sentence with which `sample.py` ends."""
+    monkeypatch.setattr("sys.argv", ["sample.py", f"run={run}", "n=2", argument])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and "\n" not in said
+    return said
+
+
+@pytest.fixture(scope="module")
+def obedient(tmp_path_factory):
+    """A conditional GAN and a conditional VAE of scenes, both given many kinds of columns, and a GAN given nothing."""
+    folder = tmp_path_factory.mktemp("obedient")
+    scenes = ["data=scenes", "data.num_train=64", "data.image_size=16", "network.width=4", "data.batch_size=4"]
+    given = "model.given=[y,attributes,caption,boxes,keypoints]"
+    quick = [option for option in QUICK if not option.startswith("network")]
+    for name in ("cgan", "cvae"):
+        train(compose([f"model={name}", given, *scenes, *quick, "trainer.max_steps=2"]), folder / name)
+    train(compose(["model=gan", *QUICK, "trainer.max_steps=1"]), folder / "gan")
+    train(compose(["model=cgan", "model.given=[layout]", *scenes, *quick, "trainer.max_steps=1"]), folder / "layout")
+    edges = ["model=cgan", "model.given=[c]", "derive=edges", *QUICK, "trainer.max_steps=1"]
+    train(compose(edges), folder / "edges")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cgan", "cvae"])
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("y=3", "y=3: '3' is no class; they are 0 to 2 (ellipse, rectangle, triangle), or each."),
+        ("y=circle", "y=circle: 'circle' is no class; they are 0 to 2 (ellipse, rectangle, triangle), or each."),
+        ("attributes=pink", "attributes=pink: 'pink' is no attribute; they are ellipse, rectangle, triangle, red, "),
+        ("attributes={red: 2}", "attributes={red: 2}: red must be a number from 0 to 1, got 2."),
+        ("caption=a large pink ellipse", "caption=a large pink ellipse: 'pink' is not in the vocabulary of 24 words."),
+        ("caption=", "caption=: a sentence has at least one word, got none."),
+        ("caption=" + 14 * "a ", "caption=" + 14 * "a " + ": a sentence has at most 13 words, got 14."),
+        (
+            "boxes=[[ellipse,0.8,0,0.5,0.5]]",
+            "boxes=[[ellipse,0.8,0,0.5,0.5]]: a box lies within the picture, so left + width is at most 1, got 1.3.",
+        ),
+        (
+            "boxes=[[ellipse,-1,0,0.5,0.5]]",
+            "boxes=[[ellipse,-1,0,0.5,0.5]]: left must be a number from 0 to 1, got -1.",
+        ),
+        ("boxes=[[circle,0,0,1,1]]", "boxes=[[circle,0,0,1,1]]: 'circle' is no class; they are 0 to 2 (ellipse, "),
+        ("keypoints={nose: [0.5, 0.5]}", "keypoints={nose: [0.5, 0.5]}: 'nose' is no keypoint; they are centre 1, "),
+        (
+            "keypoints={centre 1: [2, 0]}",
+            "keypoints={centre 1: [2, 0]}: x of centre 1 must be a number from 0 to 1, got 2.",
+        ),
+        (
+            "layout=map.png",
+            "layout=map.png: NAME is given y, attributes, caption, boxes, keypoints, so layout means nothing",
+        ),
+    ],
+)
+def test_each_kind_of_condition_answers_in_its_own_words(name, argument, sentence, obedient, monkeypatch, capsys):
+    """A class, a word, an attribute, a box, a point that is not there, and a column that the model is not given."""
+    kind = {"cgan": "GAN", "cvae": "VAE"}[name]
+    said = said_by(obedient / name, argument, monkeypatch, capsys)
+    assert said.startswith(sentence.replace("NAME", kind)), said
+
+
+def test_right_conditions_of_each_kind_are_drawn(obedient):
+    typed = [
+        "y=triangle",
+        "attributes=red, large",
+        "caption=a large red triangle on the left",
+        "boxes=[[triangle,0.1,0.2,0.5,0.6]]",
+        "keypoints={centre 1: [0.35, 0.5]}",
+    ]
+    found = arrays(obedient / "cgan", *typed, "n=3", f"out={obedient / 'typed.npz'}")
+    assert found["x"].shape == (3, 16, 16, 3) and found["y"].tolist() == [2, 2, 2]
+    assert found["boxes"][0, 0].tolist() == pytest.approx([2, 0.1, 0.2, 0.5, 0.6])
+
+
+def test_a_column_may_have_nearly_the_name_of_a_key(obedient, tmp_path, monkeypatch, capsys):
+    """`layout` and `out`; beside it what is meant for a key is still asked about."""
+    picture = Image.fromarray(np.full((16, 16), 3, dtype=np.uint8))
+    picture.save(tmp_path / "map.png")
+    found = arrays(obedient / "layout", f"layout={tmp_path / 'map.png'}", "n=2", f"out={tmp_path / 'a.npz'}")
+    assert found["layout"].tolist() == np.full((2, 16, 16), 3).tolist()
+    Image.fromarray(np.full((16, 16), 7, dtype=np.uint8)).save(tmp_path / "map.png")
+    said = said_by(obedient / "layout", f"layout={tmp_path / 'map.png'}", monkeypatch, capsys)
+    assert said.endswith("holds the class 7; they are 0 to 3 (background, ellipse, rectangle, triangle), and 255 for "
+                         "what is not known.")  # fmt: skip
+    wanted = "'outt=a.png' is not understood. Did you mean out=?"
+    assert said_by(obedient / "layout", "outt=a.png", monkeypatch, capsys) == wanted
+
+
+@pytest.mark.parametrize("argument", ["y=3", "c=1", "caption=a dog", "x=digit.png"])
+def test_a_model_that_is_told_nothing_takes_no_condition(argument, obedient, monkeypatch, capsys):
+    key = argument.partition("=")[0]
+    sentence = f"{argument}: GAN is given nothing, so {key} means nothing to it. Leave it out."
+    assert said_by(obedient / "gan", argument, monkeypatch, capsys) == sentence
+
+
+def test_a_picture_of_another_size_is_made_to_fit_and_spoken_of(obedient, completing, tmp_path, monkeypatch, capsys):
+    """Beside its own size nothing is said."""
+    for size in ((40, 30), (8, 8)):
+        Image.new("L", size, 100).save(tmp_path / f"{size[0]}.png")
+    fate = "40 x 30 pixels, cropped around the middle and resized to the 8 x 8 of these data."
+    for run, key in ((completing, "x"), (obedient / "edges", "x"), (obedient / "edges", "c")):
+        for size in (40, 8):
+            path = tmp_path / f"{size}.png"
+            out = f"out={tmp_path / 'grid.png'}"
+            monkeypatch.setattr("sys.argv", ["sample.py", f"run={run}", "n=2", f"{key}={path}", out])
+            cli.main()
+            assert capsys.readouterr().err.strip() == (f"{key}={path}: {fate}" if size == 40 else "")
+
+
+def test_a_column_and_the_one_that_it_is_made_of_are_not_both_typed(obedient, photo, monkeypatch, capsys):
+    path, _ = photo
+    monkeypatch.setattr("sys.argv", ["sample.py", f"run={obedient / 'edges'}", f"x={path}", f"c={path}"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.strip() == "c is made of x, and both are typed. Leave one of them out."
 
 
 def test_without_a_picture_halves_of_test_rows_are_completed(completing):

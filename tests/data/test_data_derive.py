@@ -92,6 +92,19 @@ def test_quadrants_of_sohn_et_al(seen, even, odd):
         assert torch.equal(c[:, :1], x * expected)
 
 
+def test_the_third_quadrant_may_be_the_upper_right_one():
+    """Pyro's tutorial hides the lower right one of four; with one or two seen nothing changes."""
+    x = pictures(2, 1, 4, 4)
+    assert torch.equal(of(Quadrants(seen=3, third="upper"), x)[0, 1], mask("1111 1111 1100 1100"))
+    for seen in (1, 2):
+        assert torch.equal(of(Quadrants(seen=seen, third="upper"), x), of(Quadrants(seen=seen), x))
+    with pytest.raises(
+        UserError, match=r"^The third quadrant of derive=quadrants is lower or upper, got third='left'.$"
+    ):
+        Quadrants(third="left")
+    assert Quadrants(seen=3).text == "Quadrants(of=x, seen=3, third=lower)"
+
+
 def test_hidden_pixels_are_zero_in_the_type_of_the_picture():
     x = pictures(2, 1, 4, 4).double()
     c = masked(x, torch.zeros(4, 4, dtype=torch.bool))

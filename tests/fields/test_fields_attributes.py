@@ -61,6 +61,15 @@ def test_texts_can_be_typed():
     assert_close(FACTOR.parse(FACTOR.text(factors)[0], 1), factors, rtol=0, atol=0)
 
 
+def test_each_attribute_goes_from_end_to_end_alone():
+    ways = FACTOR.ways(torch.tensor([[0.25, -0.5]]), 3)
+    assert [way.part for way in ways] == ["x", "light"] and ways[0].texts == ["-1", "0", "1"]
+    assert ways[0].values.tolist() == [[-1, -0.5], [0, -0.5], [1, -0.5]]
+    assert ways[1].values.tolist() == [[0.25, -1], [0.25, 0], [0.25, 1]]
+    (way,) = Attributes((1,)).ways(torch.tensor([[1.0]]), 2)
+    assert way.values.tolist() == [[0], [1]] and way.part == "0"
+
+
 def test_attributes_without_names_have_numbers():
     field = Attributes((2,), value_range=None)
     assert field.text(torch.tensor([[1.5, 0.0]])) == ["0: 1.5, 1: 0"]

@@ -17,6 +17,7 @@ def test_typed_boxes_are_filled_up():
     assert_close(typed[0], torch.tensor([[0, 0.1, 0.2, 0.3, 0.4], [1, 0.5, 0, 0.25, 0.1], NONE]))
     assert_close(typed[1], typed[0], rtol=0, atol=0)
     assert FIELD.parse("[]", 1).tolist() == [[NONE] * 3]
+    FIELD.parse("[[0, 0.667, 0.001, 0.3335, 0.9991]]", 1)  # typed shares are rounded
 
 
 def test_several_values_share_the_rows():
@@ -39,6 +40,8 @@ def test_texts_can_be_typed():
         ("[[-1, 0, 0, 1, 1]]", "^'-1' is no class"),
         ("[[[0], 0, 0, 1, 1]]", "is no class"),
         ("[[0, 0, 0, 1.5, 1]]", "^width must be a number from 0 to 1, got 1.5$"),
+        ("[[0, 0.8, 0, 0.5, 1]]", r"^a box lies within the picture, so left \+ width is at most 1, got 1.3$"),
+        ("[[0, 0, 0.5, 1, 0.75]]", r"^a box lies within the picture, so top \+ height is at most 1, got 1.25$"),
         ("[[0, 0, high, 1, 1]]", "^top must be a number from 0 to 1, got high$"),
         ("[[0, 0, 0, 1, 1], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]]", "^there are at most 3 boxes, got 4$"),
         ("[0, 0, 0, 1, 1]", "is no list of boxes; write it as .*class, left, top, width, height$"),

@@ -49,6 +49,16 @@ def test_a_file_is_cropped_and_resized(tmp_path):
     assert FIELD.parse(str(tmp_path / "a.png"), 1).unique().tolist() == [1]
 
 
+def test_files_of_another_size_are_spoken_of(tmp_path):
+    for name, shape in (("a", (4, 12)), ("b", (2, 2)), ("c", (3, 2))):
+        Picture.fromarray(np.zeros(shape, dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    fate = "cropped around the middle and resized to the 2 x 2 of these data"
+    assert FIELD.fitting(str(tmp_path / "a.png"), 1) == f"12 x 4 pixels, {fate}"
+    assert FIELD.fitting(str(tmp_path / "b.png"), 1) is None
+    assert FIELD.fitting(str(tmp_path), 3) == f"2 of 3 pictures, {fate}"
+    assert FIELD.fitting(str(tmp_path), 1) == f"12 x 4 pixels, {fate}"  # the others are not read
+
+
 def test_wrong_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="nothing.png is no file and no folder$"):
         FIELD.parse(str(tmp_path / "nothing.png"), 1)

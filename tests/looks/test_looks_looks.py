@@ -12,7 +12,7 @@ from genlab.batch import Batch
 from genlab.cli.visualize import DEFAULTS, looks_into, main, visualize
 from genlab.config.composition import compose
 from genlab.errors import UserError
-from genlab.looks.looks import FRAMES, WHAT
+from genlab.looks.looks import DRAWS, FRAMES, VALUES, WHAT
 from genlab.models.base import GenerativeModel, inference
 from genlab.runs.start import train
 from genlab.sampling.latents import go_through
@@ -25,6 +25,14 @@ RUNS = {
     "began": ["model=began", "network=mlp_image"],
     "vae": ["model=vae"],
     "cvae": ["model=cvae"],
+    "completion": ["model=cvae_completion"],
+    "attributes": [
+        "model=attribute2image",
+        "data.num_train=64",
+        "data.image_size=16",
+        "network.width=4",
+        "trainer.max_steps=2",
+    ],
     "points": ["model=vae", "data=swiss_roll", "likelihood=gaussian", "model.latent_dim=2"],
 }
 
@@ -70,7 +78,7 @@ def test_all_looks_of_a_vae(runs, capsys):
     before = {p: p.read_bytes() for p in (runs["vae"] / "checkpoints").iterdir()}
     state = torch.get_rng_state()
     drawn = visualize({"run": runs["vae"], "n": 3, "steps": 3})
-    assert list(drawn) == [name for name in WHAT if name not in ("frames", "categories", "factors")]
+    assert list(drawn) == [name for name in WHAT if name not in ("frames", "categories", "sweep", "draws", "factors")]
     for name, path in drawn.items():
         picture = read(path)
         assert path == runs["vae"] / "pictures" / f"{name}.png"
@@ -96,9 +104,73 @@ def test_rows_have_the_conditions_of_real_samples(runs):
     x, y = one.real(300)
     torch.testing.assert_close(one.encode(x), one.model.encode(x, Batch({"y": y})))
     drawn = visualize({"run": runs["cvae"], "n": 3, "steps": 3})
-    assert "mirror" not in drawn and {"interpolations", "traversals", "reconstructions", "neighbours"} <= drawn.keys()
+    wanted = {"interpolations", "traversals", "sweep", "draws", "reconstructions", "neighbours"}
+    assert "mirror" not in drawn and wanted <= drawn.keys()
     with pytest.raises(UserError, match="what=mirror is for models without conditions"):
         one.mirror()
+
+
+def test_a_sweep_of_labels_has_a_column_for_each_class(runs, seen):
+    """Row by row one latent of its own."""
+    look = looks(runs["cvae"])
+    picture = look.sweep()
+    (groups, title, note), _ = seen["image_sheet"]
+    assert picture.dtype == np.uint8 and title.endswith("sweep") and "one latent" in note
+    assert [text for text, _ in groups] == [str(k) for k in range(10)]
+    z = look.latents(4)
+    for k in (0, 7):
+        x = look.model.decode(z, Batch({"y": torch.full((4,), k)}))
+        assert torch.equal(groups[k][1][:, 0], look.images(x))
+
+
+def test_a_sweep_of_attributes_varies_one_of_a_real_row(runs, seen):
+    """Rows by their effect; at the value that the real row has, every row shows the same picture."""
+    look = looks(runs["attributes"], n=5)
+    look.sweep()
+    (groups, _, note, labels), _ = seen["image_sheet"]
+    ((_, cells),) = groups
+    assert cells.shape == (5, VALUES, 3, 16, 16) and "5 of 16" in note
+    effects = [float(label.rpartition(" ")[2]) for label in labels]
+    assert effects == sorted(effects, reverse=True) and effects[0] > 0
+    names = look.spec.fields["attributes"].names
+    row = look.conditions(1).tensor("attributes")
+    for label, images in zip(labels, cells, strict=True):
+        place = names.index(label.partition(",")[0])
+        assert f"{names[place]}, 0 to 1:" in label
+        for step in (0, VALUES - 1):
+            told = row.clone()
+            told[0, place] = step / (VALUES - 1)
+            x = look.model.decode(look.latents(1), Batch({"attributes": told}))
+            assert torch.equal(images[step], look.images(x)[0])
+
+
+def test_draws_stand_between_condition_and_real_sample(runs, seen):
+    """Completions keep what is seen; the labels of a cvae are written beside the rows."""
+    look = looks(runs["completion"])
+    look.draws()
+    (groups, _, note, labels), _ = seen["image_sheet"]
+    assert [(name, x.shape[1]) for name, x in groups] == [("c", 1), ("draws", DRAWS), ("real", 1)] and labels is None
+    _, draws, real = (x for _, x in groups)
+    assert torch.equal(draws[:, :, :, :4], real[:, :, :, :4].expand(-1, DRAWS, -1, -1, -1))
+    assert not torch.equal(draws[:, 0], draws[:, 1]) and "Mean |difference| of two draws" in note
+    assert torch.equal(real[:, 0, :1], look.images(look.real(4)[0]))
+    look = looks(runs["cvae"])
+    look.draws()
+    (groups, _, _, labels), _ = seen["image_sheet"]
+    assert [name for name, _ in groups] == ["draws", "real"] and labels == [str(y) for y in look.real(4)[1].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("run", "look", "sentence"),
+    [
+        ("vae", "sweep", "what=sweep is for models that are given columns, and vae on digits is given none."),
+        ("vae", "draws", "what=draws is for models that are given columns"),
+        ("completion", "sweep", "what=sweep varies labels or attributes, and cvae_completion on digits is given c."),
+    ],
+)
+def test_looks_at_conditions_need_some(run, look, sentence, runs):
+    with pytest.raises(UserError, match=sentence):
+        getattr(looks(runs[run]), look)()
 
 
 def test_all_leaves_out_what_does_not_fit_and_names_it(runs, capsys):
@@ -113,7 +185,7 @@ def test_points_are_drawn_as_ways_in_the_plane(runs, capsys):
     drawn = visualize({"run": runs["points"], "n": 2})
     assert list(drawn) == ["interpolations", "traversals", "reconstructions", "latent_map"]
     assert all(read(path).std() > 10 for path in drawn.values())
-    assert "do not fit: mirror, categories, neighbours" in capsys.readouterr().err
+    assert "do not fit: mirror, categories, sweep, draws, neighbours" in capsys.readouterr().err
 
 
 def test_one_seed_draws_one_picture(runs, tmp_path):

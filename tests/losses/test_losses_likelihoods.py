@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
 from genlab.losses.divergences import kl_standard_normal
-from genlab.losses.likelihoods import Bernoulli, Gaussian
+from genlab.losses.likelihoods import Bernoulli, Gaussian, PixelGaussian
 from genlab.models.vae import VAE
 
 
@@ -228,3 +228,55 @@ def test_the_models_own_draws_weigh_alike_there(digits):
 def test_copies_of_a_batch_do_not_change_the_elbo(digits):
     model, _ = best_linear_vae(digits)
     assert_close(analytic_elbo(model, digits[:50].repeat(3, 1)), analytic_elbo(model, digits[:50]))
+
+
+# ------------------------------------------------------------------------------------------- a variance for each pixel
+
+
+def test_pixel_gaussian_equals_torch_distributions():
+    likelihood = PixelGaussian((3, 2, 5), min_sigma=0.1)
+    x, raw = draw(4, 3, 2, 5).tanh(), 3 * draw(4, 6, 2, 5, seed=1)
+    mean = raw[:, :3].tanh()
+    variance = torch.exp(math.log(0.01) + (1 + torch.exp(raw[:, 3:] - math.log(0.01))).log())
+    terms = Normal(mean, variance.sqrt()).log_prob(x)
+    assert_close(likelihood.terms(x, raw), terms)
+    assert_close(likelihood.log_prob(x, raw), terms.flatten(1).sum(dim=1))
+    assert torch.equal(likelihood.mean(raw), mean)
+
+
+def test_pixel_gaussian_has_a_floor_and_no_ceiling():
+    """On a flat background the density stays bounded: at most that of min_sigma at its mean."""
+    likelihood = PixelGaussian((1, 1, 1), min_sigma=0.05)
+    raw = torch.tensor([0.0, -1e4], dtype=torch.float64).view(1, 2, 1, 1).requires_grad_()
+    best = likelihood.log_prob(torch.zeros(1, 1, 1, 1, dtype=torch.float64), raw)
+    assert_close(best.detach(), Normal(0.0, value(0.05)).log_prob(value(0.0))[None])
+    best.backward()
+    assert raw.grad.isfinite().all()
+    _, logvar = likelihood.parts(torch.tensor([0.0, 2.0], dtype=torch.float64).view(1, 2, 1, 1))
+    assert_close(logvar.squeeze(), value(2.0), rtol=0, atol=1e-3)
+
+
+def test_draws_of_a_pixel_gaussian_have_its_moments():
+    likelihood = PixelGaussian((1, 2, 2))
+    raw = draw(1, 2, 2, 2)
+    x = likelihood.sample(raw.expand(20_000, -1, -1, -1), torch.Generator().manual_seed(0))
+    mean, logvar = likelihood.parts(raw)
+    assert_close(x.mean(dim=0, keepdim=True), mean, rtol=0, atol=0.03)
+    assert_close(x.var(dim=0, keepdim=True), logvar.exp(), rtol=0.05, atol=0)
+
+
+def test_the_bias_of_a_pixel_gaussian_is_the_mean_and_variance_of_the_batch():
+    likelihood = PixelGaussian((1, 2, 3), min_sigma=0.05)
+    x = draw(40, 1, 2, 3).tanh()
+    mean, logvar = likelihood.parts(likelihood.visible_bias(x)[None])
+    assert_close(mean[0], x.mean(dim=0))
+    assert_close(logvar[0].exp(), x.var(dim=0, correction=0))
+    flat = likelihood.visible_bias(torch.ones(3, 1, 2, 3))  # white everywhere
+    assert flat.isfinite().all()
+
+
+def test_pixel_gaussian_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"likelihood\.min_sigma must be positive, got 0"):
+        PixelGaussian((1, 2, 2), min_sigma=0)
+    with pytest.raises(ValueError, match=r"likelihood\.raw_shape must be \[2, 8, 8\]"):
+        PixelGaussian((1, 8, 8), raw_shape=[1, 8, 8])

@@ -22,6 +22,7 @@ from genlab.metrics.likelihood import (
     importance_bounds,
     is_likelihood,
     likelihood_scores,
+    prior_bounds,
 )
 from genlab.metrics.reconstruction import feature_error, reconstruction_scores
 from genlab.models.vae import VAE
@@ -97,6 +98,28 @@ def test_parts_of_the_elbo_are_the_closed_forms():
     assert_close(bounds.kl.mean(), kl.double().mean(), atol=0.01, rtol=0)
     assert_close(bounds.recon.mean(), recon.double().mean(), atol=0.02, rtol=0)
     assert_close(bounds.means, mu.double(), atol=0.1, rtol=0)
+
+
+def test_draws_from_the_prior_estimate_a_known_likelihood(rng_untouched):
+    """In one dimension of latents, where some of them are near; chunks and batches change nothing but the draws."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x, log_p = linear_gaussian()
+        model.decoder.weight.data[:, 1] = 0
+    covariance = model.decoder.weight.data @ model.decoder.weight.data.T + SIGMA**2 * torch.eye(DIM)
+    truth = torch.distributions.MultivariateNormal(model.decoder.bias.data, covariance).log_prob(x[:50]).double()
+    found = prior_bounds(model, x[:50].split(20), samples=4000)
+    assert found.shape == (50,) and found.dtype == torch.float64
+    assert_close(found, truth, rtol=0, atol=0.3)
+    assert abs((found - truth).mean()) < 0.03
+    parts = prior_bounds(
+        model, x[:50].split(20), samples=64, at_a_time=320
+    )  # whole sixteens of numbers, as torch draws
+    assert_close(prior_bounds(model, x[:50].split(20), samples=64), parts)
+    one = prior_bounds(model, [x[:50]], samples=1)  # log p(x | z) at one draw, far below
+    assert one.mean() < truth.mean() - 1
+    with pytest.raises(ValueError, match="needs samples"):
+        prior_bounds(model, [])
 
 
 def test_chunks_change_nothing(rng_untouched):

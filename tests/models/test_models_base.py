@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.testing import assert_close
 
 import genlab
+from genlab.config.composition import insisted
 from genlab.contracts import CAPABILITIES
 from genlab.engine.averages import averaged_names
 from genlab.engine.players import Turn
@@ -398,7 +399,7 @@ def assert_spectral_norms(model):
 def with_averaged_spectral_norms():
     """The overrides of every model config in whose averaged modules a layer has spectral norm."""
     for name in sorted(p.stem for p in Path("configs/model").glob("*.yaml")):
-        data = ["data=shapes"] if name == "dc_ign" else ["data=digits", "network=mlp_image"]
+        data = [] if insisted(name, "data") else ["data=digits", "network=mlp_image"]
         if any(averaged_spectral_norms(running.build(config([f"model={name}", *data])).model)):
             yield [f"model={name}", *data]
 

@@ -545,22 +545,22 @@ def test_the_objective_reaches_all_four_parts(tmp_path):
 
 @pytest.mark.parametrize("likelihood", ["pixelcnn", "optimal_gaussian", "logistic_mixture"])
 def test_likelihoods_that_couple_pixels_are_refused(likelihood):
-    sentence = (
-        "^model=cvae_completion scores the hidden pixels alone, and this likelihood couples pixels. Try likelihood="
-    )
-    with pytest.raises(UserError, match=sentence):
-        build(config([*COMPLETION, f"likelihood={likelihood}"]))
+    sentence = "^The hidden pixels alone are scored, and this likelihood couples pixels. Try likelihood=bernoulli or"
+    for model in ("cvae_completion", "completion_regression"):
+        with pytest.raises(UserError, match=sentence):
+            build(config([f"model={model}", *CODES, f"likelihood={likelihood}"]))
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "pixel_gaussian"])
 def test_separable_likelihoods_are_sums_of_their_terms(name):
     model = build(config([*COMPLETION, f"likelihood={name}"])).model.double()
-    x, raw = draw(3, 1, 8, 8, seed=1).clamp(-1, 1), draw(3, 1, 8, 8)
+    x, raw = draw(3, 1, 8, 8, seed=1).clamp(-1, 1), draw(3, 2 if name == "pixel_gaussian" else 1, 8, 8)
     terms = model.likelihood.terms(x, raw)
     assert terms.shape == x.shape
     assert_close(terms.flatten(1).sum(dim=1), model.likelihood.log_prob(x, raw))
     by_hand = {
         "bernoulli": lambda: -F.binary_cross_entropy(raw.sigmoid(), (x + 1) / 2, reduction="none"),
+        "pixel_gaussian": lambda: model.likelihood.terms(x, raw),  # by hand in tests/losses
         "gaussian": lambda: torch.distributions.Normal(raw, model.likelihood.log_sigma.exp()).log_prob(x),
     }
     assert_close(terms, by_hand[name]())
@@ -570,3 +570,52 @@ def test_separable_likelihoods_are_sums_of_their_terms(name):
 def test_bits_are_of_the_hidden_pixels(derive, share, tmp_path):
     model = fit([*COMPLETION, *f"derive={derive}".split()], 1, tmp_path).model
     assert model.modelled_share == share
+
+
+# --- The regression beside it -----------------------------------------------------------------------------------------
+
+REGRESSION = ["model=completion_regression", *CODES, "ema.decay=0"]
+
+
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory):
+    """A trained one in float64, five digits, and the halves that it is given."""
+    model = fit(REGRESSION, 1, tmp_path_factory.mktemp("regression")).model.double()
+    x = draw(5, 1, 8, 8).sign()
+    return model, x, Batch({"c": Half()(Batch({"x": x}), None)})
+
+
+def test_a_regression_has_an_exact_likelihood(regression):
+    """log p(x_h | c) of independent pixels; elbo and bound of any k are that number, and the parts are its own."""
+    model, x, told = regression
+    with torch.no_grad(), model.inference():
+        p = model.decoder(model.encoder(told), told).sigmoid()
+    exact = torch.where(x > 0, p.log(), (1 - p).log())[:, :, 4:].flatten(1).sum(dim=1)
+    for k in (1, 50):
+        bounds = importance_bounds(model, [x], samples=k, given=[told])
+        assert bounds.samples == 1 and bounds.discrete
+        assert_close(bounds.elbo, exact)
+        assert_close(bounds.iwae, exact)
+        assert_close(bounds.recon, exact)
+    terms = model.objective(x, rng(), told)
+    assert_close(terms["elbo"].detach(), exact.mean())
+    assert_close(terms["loss"], -terms["elbo"])
+
+
+def test_every_sample_of_one_condition_is_the_same(regression):
+    model, x, told = regression
+    one, two = (model.sample(5, given=told, rng=rng(seed)) for seed in (0, 1))
+    assert torch.equal(one, two) and torch.equal(one[:, :, :4], x[:, :, :4])
+    with torch.no_grad(), model.inference():
+        assert_close(one[:, :, 4:], 2 * model.decoder(model.encoder(told), told)[:, :, 4:].sigmoid() - 1)
+
+
+def test_the_networks_of_the_regression_are_those_of_the_cvae(tmp_path):
+    """But for the recognition network and the prior's log-variances; all of them move."""
+    model = assert_moves(REGRESSION, ["regression"] * 2, 2, tmp_path).model
+    cvae = build(config(COMPLETION)).model
+    shapes = lambda network: [tuple(p.shape) for p in network.parameters()]  # noqa: E731
+    assert shapes(model.decoder) == shapes(cvae.decoder)
+    assert shapes(model.encoder)[:-2] == shapes(cvae.prior_network)[:-2]
+    assert 2 * shapes(model.encoder)[-1][0] == shapes(cvae.prior_network)[-1][0] == 8
+    assert fit(REGRESSION, 1, tmp_path / "share").model.modelled_share == 0.5

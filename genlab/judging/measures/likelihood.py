@@ -62,7 +62,8 @@ class Objective(Measure):
         terms = {name: sum(n * values[name] for n, values in parts) / total for name in parts[0][1]}
         if not valid:
             terms = {name.replace("elbo", "objective"): value for name, value in terms.items() if name != "bound"}
-        return [Scores(terms, {"n_real": total, "support": support, "is_likelihood": valid})]
+        card = {"n_real": total, "support": support, "is_likelihood": valid, "given": subject.told_text}
+        return [Scores(terms, card)]
 
     def direction(self, score: str) -> str | None:
         """Higher for any perplexity of a codebook; lower for terms without a title, as parts of a loss."""
@@ -111,7 +112,7 @@ class Likelihood(Measure):
                 f"The IWAE bound is loose: a median of {found['ess']:.1f} of {bounds.samples} draws are effective. "
                 f"Try iwae_samples={10 * bounds.samples}."
             )
-        found.card |= {"support": support, "dequantised": "uniform" if noisy else "no"}
+        found.card |= {"support": support, "dequantised": "uniform" if noisy else "no", "given": subject.told_text}
         return parted(found)
 
     def title(self, score: str) -> str:
@@ -123,6 +124,48 @@ class Likelihood(Measure):
         """The number of draws, and that of latent units."""
         of = {"ess": "iwae_samples", "active_units": "latent_dim"}.get(score)
         return [] if of is None else [f"of {card[of]}"]
+
+
+class PriorLikelihood(Measure):
+    """log p(x) of a model that is given columns, by draws from the prior. Sohn, Lee & Yan (2015), Eq. 7."""
+
+    name, place, section = "prior_likelihood", 43, "likelihood"
+    needs = ("log_joint", "log_prior", "sample_prior")
+    about: Mapping[str, About] = {"prior": About("log p(x) by draws from the prior, nats", "higher")}
+    cheap = False
+    most = 1000
+
+    def missing(self, subject: Subject) -> str | None:
+        """Needs conditions, without which few draws come near a sample, and data with a likelihood."""
+        why = super().missing(subject)
+        if why is None and not subject.model.given:
+            why = f"{type(subject.model).__name__} is given no columns."
+        if why is None and not _likelihood(subject, subject.batches(likelihood_count(self, subject)))[0]:
+            why = "These data have no likelihood under it."
+        return why
+
+    def take(self, subject: Subject) -> Iterable[Scores]:
+        """{"prior_<k>", "prior_<k>_se"}, k the draws of the importance-weighted bound."""
+        from genlab.metrics.likelihood import prior_bounds
+        from genlab.metrics.scores import Scores
+
+        batches, k = subject.batches(likelihood_count(self, subject)), subject.settings.iwae_samples
+        support = _likelihood(subject, batches)[1]
+        x, given, noisy = inputs(subject, batches, support)
+        found = prior_bounds(subject.model, bar(x, "likelihood"), k, subject.seed, given=given)
+        error = (found.std() / len(found) ** 0.5).item() if len(found) > 1 else 0.0
+        card = {
+            "n_real": len(found),
+            "iwae_samples": k,
+            "support": support,
+            "dequantised": "uniform" if noisy else "no",
+        }
+        yield Scores({f"prior_{k}": found.mean().item(), f"prior_{k}_se": error}, {**card, "given": subject.told_text})
+
+    def title(self, score: str) -> str:
+        """With the number of draws."""
+        k = score.partition("_")[2]
+        return super().title(score) + (f", k = {k}" if self.kind(score) == "prior" else "")
 
 
 class Annealed(Measure):
@@ -169,7 +212,7 @@ class Annealed(Measure):
         support = _likelihood(subject, batches)[1]
         x, given, noisy = inputs(subject, batches, support)
         found = ais_scores(ais(model, x, settings.ais_steps, settings.ais_samples, subject.seed, given=given))
-        found.card |= {"support": support, "dequantised": "uniform" if noisy else "no"}
+        found.card |= {"support": support, "dequantised": "uniform" if noisy else "no", "given": subject.told_text}
         return [found]
 
     def title(self, score: str) -> str:
