@@ -37,7 +37,7 @@ class Telling:
 
     def _told(self, method: Callable[..., Any], n: int) -> dict[str, Batch]:
         """The conditions of n rows as an argument, if the method takes them: not all read what samples are told."""
-        return {"given": self._rows(n)} if "given" in inspect.signature(method).parameters else {}
+        return {"given": self._rows(n)} if takes_conditions(method) else {}
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +101,11 @@ class Telling:
     def objective(self, x: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
         """The terms of the objective on samples [n, ...]."""
         return self.model.objective(x, rng, **self._told(self.model.objective, len(x)))
+
+
+def takes_conditions(method: Callable[..., Any]) -> bool:
+    """Whether a capability of a model takes the conditions of its samples, `given`."""
+    return "given" in inspect.signature(method).parameters
 
 
 def telling(model: Any, batch: Batch | None) -> Any:

@@ -28,6 +28,8 @@ What
   mirror            from the latent of a real image to that of its mirror image, both found by a search (BEGAN)
   traversals        one row for each of the most active latents, which alone varies
   categories        rows in which a one-hot part of the latent takes each class (InfoGAN, categorical VAE)
+  classes           samples of each class that the model can be told, in a row
+  swaps             one latent in a row, decoded under every class; the codes of test images if the model encodes
   reconstructions   test images beside their reconstructions
   neighbours        samples beside the training images nearest to them, in pixels and in features
   latent_map        codes of the test set, coloured by class; above two dimensions the first two principal components

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from genlab.batch import Batch
     from genlab.data.module import ArrayData
     from genlab.data.store import ArrayStore
     from genlab.fields.base import Field
@@ -24,6 +25,8 @@ WHAT = (
     "mirror",
     "traversals",
     "categories",
+    "classes",
+    "swaps",
     "reconstructions",
     "neighbours",
     "latent_map",
@@ -31,6 +34,7 @@ WHAT = (
     "frames",
 )
 FRAMES = 10  # columns of an interpolation, and of samples step by step at most
+SHOWN = 20  # classes at most
 VALUES = 11  # values of a latent in a traversal
 STARTS = 1024  # prior draws that a search for latents starts from
 ACTIVE = 0.01  # least variance of an active code, Burda et al. (2016)
@@ -114,11 +118,38 @@ class Looks:
         """The model under the conditions of some of n real samples, by their number; the model itself without any."""
         from genlab.telling import telling
 
-        if not self.model.given:
-            return self.model
+        return telling(self.model, self.conditions(each, n)) if self.model.given else self.model
+
+    def conditions(self, each: Tensor, n: int) -> Batch:
+        """The given columns of some of n real samples, by their number."""
         chosen = _choice(len(self.store), n, self.options["seed"])
         conditions = self.data.rows(self.options["split"], self.model.given, chosen)
-        return telling(self.model, conditions.rows(each % len(conditions)))
+        return conditions.rows(each % len(conditions))
+
+    def each_told(self, look: str, n: int) -> tuple[str, list[str], list[Batch]]:
+        """Conditions [n] with each value of the first given column whose values can all be shown, as classes can.
+
+        Other given columns are those of real samples.
+
+        Returns:
+            The column, the texts of its values, at most 20 of them, and the conditions for each.
+
+        Raises:
+            Unfit: If the model is given no such column.
+        """
+        import torch
+
+        from genlab.batch import Batch
+
+        for name in self.model.given:
+            field = self.spec.fields[name]
+            values = field.each(1)
+            if values is not None:
+                real = self.conditions(torch.arange(n), n)
+                texts, every = field.text(values)[:SHOWN], Batch({name: values})
+                told = (every.rows(torch.full((n,), k))[name] for k in range(len(texts)))
+                return name, texts, [real.with_column(name, column).to(self.model.device) for column in told]
+        raise Unfit(f"what={look} needs a model that is told classes, which {self.name} is not.")
 
     def need(self, look: str, *capabilities: str) -> None:
         """Raises `Unfit` if the model lacks a capability."""
@@ -256,6 +287,45 @@ class Looks:
         each = "another draw of the rest" if len(groups) == 1 else "another variable of one draw"
         note = f"Each column: one class; each row: {each}."
         return image_sheet([("", self.images(self.decode(z)))], f"{self.name}: categories", note)
+
+    def classes(self) -> np.ndarray:
+        """A row of samples for each class that the model can be told."""
+        import torch
+
+        from genlab.looks.sheets import image_sheet
+
+        self.need("classes", "sample")
+        self.need_images("classes")
+        name, texts, told = self.each_told("classes", self.n)
+        self.rng.manual_seed(self.options["seed"])
+        x = torch.stack([self.model.sample(self.n, given=given, rng=self.rng).cpu() for given in told])
+        note = f"Each row: samples that are told one value of {name}."
+        return image_sheet([("", self.images(x))], f"{self.name}: samples of each class", note, texts)
+
+    def swaps(self) -> np.ndarray:
+        """Rows of one latent each, decoded under every class; style transfer where the latents are codes.
+
+        Kingma et al. (2014), arXiv:1406.5298, section 4.2.
+        """
+        from genlab.looks.sheets import image_sheet
+        from genlab.telling import takes_conditions
+
+        self.need("swaps", "decode")
+        self.need_images("swaps")
+        if not takes_conditions(self.model.decode):
+            raise Unfit(f"what=swaps needs a model whose `decode` is told classes, which {self.name} is not.")
+        if self.model.can("encode"):
+            x, _ = self.real(self.n)
+            z, groups = self.encode(x), [("real", self.images(x[:, None]))]
+            source = f"the code of a {self.options['split']} sample, with its own condition"
+        else:
+            z, groups, source = self.latents(self.n), [], "a prior draw"
+        name, texts, told = self.each_told("swaps", len(z))
+        z = z.to(self.model.device)
+        for text, given in zip(texts, told, strict=True):
+            groups.append((text, self.images(self.model.decode(z, given).cpu()[:, None])))
+        note = f"Each row: one latent, {source}. Each column: the {name} under which it is decoded."
+        return image_sheet(groups, f"{self.name}: one latent under each {name}", note)
 
     def _sensitivity(self, start: Tensor) -> Tensor:
         """Effect of each latent on the sample, [Z]: mean |difference| between its extremes, over starting points."""
