@@ -104,7 +104,7 @@ class Telling:
 
 
 def takes_conditions(method: Callable[..., Any]) -> bool:
-    """Whether a capability reads what samples are told."""
+    """Whether a capability of a model takes the conditions of its samples, `given`."""
     return "given" in inspect.signature(method).parameters
 
 

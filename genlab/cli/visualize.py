@@ -28,7 +28,9 @@ What
   mirror            from the latent of a real image to that of its mirror image, both found by a search (BEGAN)
   traversals        one row for each of the most active latents, which alone varies
   categories        rows in which a one-hot part of the latent takes each class (InfoGAN, categorical VAE)
-  sweep             rows in which a given label takes each class, or one given attribute goes from end to end
+  classes           samples of each class that the model can be told, in a row
+  swaps             one latent in a row, decoded under every class; the codes of test images if the model encodes
+  sweep             rows in which one given attribute goes from end to end, with latent and rest fixed
   draws             several samples of each condition, beside it and the real sample (completions, ...)
   reconstructions   test images beside their reconstructions
   neighbours        samples beside the training images nearest to them, in pixels and in features

@@ -246,7 +246,8 @@ def resolve(config: Any, hydra: Any) -> dict[str, Any]:
     speed.check(resolved["speed"])
     if isinstance(resolved.get("metrics"), dict) and "_target_" not in resolved["metrics"]:
         resolved["metrics"] = None  # metrics=none; other keys are an experiment's, for a judge
-    resolved = conditioning.told(resolved)
+    typed = any(re.match(r"[+~]*conditioning\b", override) for override in hydra.overrides.task)
+    resolved = conditioning.told(resolved, typed)
     if resolved.get("tricks"):
         resolved["model"] = tricks.wrapped(resolved["model"], resolved["tricks"])
     chosen = {k: v for k, v in resolved["choices"].items() if v is not None}

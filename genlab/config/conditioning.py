@@ -23,11 +23,12 @@ ROLES = ("draws", "judges", "encodes", "reads")  # the last reads the conditions
 USUAL = {"generator": "draws", "decoder": "draws", "discriminator": "judges", "critic": "judges", "encoder": "encodes"}
 
 
-def told(config: dict[str, Any]) -> dict[str, Any]:
+def told(config: dict[str, Any], typed: bool = True) -> dict[str, Any]:
     """The config with wrappers around the networks that are told, without the keys `conditioning` and `told`.
 
     Args:
         config: Resolved.
+        typed: Whether the user chose the conditioning. One that a model brings may have nothing to tell.
 
     Raises:
         UserError: If there is nothing to tell, a network has no place for it, or the data do not say what a column is.
@@ -49,7 +50,7 @@ def told(config: dict[str, Any]) -> dict[str, Any]:
         cure = f"model.told={{{roles}}}" if given else "model.given=[y]"
         raise UserError(f"{lacks}, so that model={name} has nothing to tell. Try '{cure}', or leave both out.")
     if not given or not networks:
-        if option and not any(told for _, told in stages):
+        if option and typed and not any(told for _, told in stages):
             raise UserError(
                 f"conditioning={chosen} has nothing to tell: model={name} is given no column. Leave it out."
             )
@@ -91,10 +92,10 @@ def _checked_tells(model: dict[str, Any], networks: dict[str, str], name: Any) -
 
     tells = getattr(locate(model["_target_"], "model"), "tells", ())
     if not tells:
+        others = ", ".join(f"model={option}" for option in _telling_options())
         raise UserError(
-            f"model={name} is trained without conditions, so model.given and model.told do not go with it. Try one of "
-            f"{', '.join(f'model={option}' for option in _telling_options())}; a method of your own names in `tells` "
-            "the networks that its training step tells."
+            f"model={name} is trained without conditions, so model.given and model.told do not go with it. Try "
+            f"{others}, ...; a method of your own names in `tells` the networks that its training step tells."
         )
     for network in networks:
         if network not in tells:
@@ -123,8 +124,8 @@ def _takes_conditions(network: type) -> bool:
 
 
 def _telling_options() -> list[str]:
-    """The shipped models that are given columns by default."""
-    return [name for name in options("model") if read_option("model", name).get("told")]
+    """Some shipped models that are given columns by default, those with the shortest names."""
+    return sorted((name for name in options("model") if read_option("model", name).get("told")), key=len)[:4]
 
 
 def _check_keys(option: dict[str, Any], shared: dict[str, Any], chosen: Any) -> None:
@@ -154,11 +155,17 @@ def _with(wrapper: dict[str, Any], shared: dict[str, Any], option: str) -> dict[
 def _wrapped(
     node: Any, wrappers: list[dict[str, Any]], facts: dict[str, Any], option: str, place: str
 ) -> dict[str, Any]:
-    """A network's config inside the first of the wrappers that fits it."""
+    """A network's config inside the first of the wrappers that fits it.
+
+    A function of a network, such as one that adds spectral norm, gets the wrapped network.
+    """
     from genlab.config.instantiate import locate
 
+    target = locate(node["_target_"], place)
+    if not inspect.isclass(target) and isinstance(node.get("network"), dict):
+        return {**node, "network": _wrapped(node["network"], wrappers, facts, option, f"{place}.network")}
     for wrapper in wrappers:
-        around = locate(wrapper["_target_"], option).around(node, locate(node["_target_"], place), facts)
+        around = locate(wrapper["_target_"], option).around(node, target, facts)
         if around is not None:
             return {**wrapper, **around, "given": facts}
     names = ", ".join(wrapper["_target_"].rpartition(".")[2] for wrapper in wrappers) or "nothing"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genlab.batch import Column
 from genlab.errors import UserError
-from genlab.fields.base import Field, Way, spread
+from genlab.fields.base import Field, spread
 from genlab.fields.readout import Readout
 from genlab.fields.typed import listed
 
@@ -71,11 +71,6 @@ class Label(Field):
         """All classes, equally often, about n values in all."""
         size = self.size or 1
         return torch.arange(size).repeat_interleave(max(1, n // size))
-
-    def ways(self, value: Column, steps: int) -> list[Way]:
-        """One way: all classes."""
-        every = torch.arange(self.size or 1)
-        return [Way("", every, self.text(every))]
 
     def read(self, texts: Sequence[str], training: Tensor) -> tuple[Field, Column]:
         """Classes by their names, which come from all cells where the field has none; an empty cell is not known."""

@@ -25,6 +25,8 @@ WHAT = (
     "mirror",
     "traversals",
     "categories",
+    "classes",
+    "swaps",
     "sweep",
     "draws",
     "reconstructions",
@@ -34,6 +36,7 @@ WHAT = (
     "frames",
 )
 FRAMES = 10  # columns of an interpolation, and of samples step by step at most
+SHOWN = 20  # classes at most
 VALUES = 11  # values of a latent in a traversal, and of an attribute in a sweep
 DRAWS = 6  # samples of one condition
 STARTS = 1024  # prior draws that a search for latents starts from
@@ -122,6 +125,32 @@ class Looks:
             return self.model
         conditions = self.conditions(n)
         return telling(self.model, conditions.rows(each % len(conditions)))
+
+    def each_told(self, look: str, n: int) -> tuple[str, list[str], list[Batch]]:
+        """Conditions [n] with each value of the first given column whose values can all be shown, as classes can.
+
+        Other given columns are those of real samples.
+
+        Returns:
+            The column, the texts of its values, at most 20 of them, and the conditions for each.
+
+        Raises:
+            Unfit: If the model is given no such column.
+        """
+        import torch
+
+        from genlab.batch import Batch
+
+        for name in self.model.given:
+            field = self.spec.fields[name]
+            values = field.each(1)
+            if values is not None:
+                real = self.conditions(n)
+                real = real.rows(torch.arange(n) % len(real))
+                texts, every = field.text(values)[:SHOWN], Batch({name: values})
+                told = (every.rows(torch.full((n,), k))[name] for k in range(len(texts)))
+                return name, texts, [real.with_column(name, column).to(self.model.device) for column in told]
+        raise Unfit(f"what={look} needs a model that is told classes, which {self.name} is not.")
 
     def conditions(self, n: int) -> Batch:
         """The columns that the model is given, of at most n real samples: those of `real`."""
@@ -270,11 +299,49 @@ class Looks:
         note = f"Each column: one class; each row: {each}."
         return image_sheet([("", self.images(self.decode(z)))], f"{self.name}: categories", note)
 
+    def classes(self) -> np.ndarray:
+        """A row of samples for each class that the model can be told."""
+        import torch
+
+        from genlab.looks.sheets import image_sheet
+
+        self.need("classes", "sample")
+        self.need_images("classes")
+        name, texts, told = self.each_told("classes", self.n)
+        self.rng.manual_seed(self.options["seed"])
+        x = torch.stack([self.model.sample(self.n, given=given, rng=self.rng).cpu() for given in told])
+        note = f"Each row: samples that are told one value of {name}."
+        return image_sheet([("", self.images(x))], f"{self.name}: samples of each class", note, texts)
+
+    def swaps(self) -> np.ndarray:
+        """Rows of one latent each, decoded under every class; style transfer where the latents are codes.
+
+        Kingma et al. (2014), arXiv:1406.5298, section 4.2.
+        """
+        from genlab.looks.sheets import image_sheet
+        from genlab.telling import takes_conditions
+
+        self.need("swaps", "decode")
+        self.need_images("swaps")
+        if not takes_conditions(self.model.decode):
+            raise Unfit(f"what=swaps needs a model whose `decode` is told classes, which {self.name} is not.")
+        if self.model.can("encode"):
+            x, _ = self.real(self.n)
+            z, groups = self.encode(x), [("real", self.images(x[:, None]))]
+            source = f"the code of a {self.options['split']} sample, with its own condition"
+        else:
+            z, groups, source = self.latents(self.n), [], "a prior draw"
+        name, texts, told = self.each_told("swaps", len(z))
+        z = z.to(self.model.device)
+        for text, given in zip(texts, told, strict=True):
+            groups.append((text, self.images(self.model.decode(z, given).cpu()[:, None])))
+        note = f"Each row: one latent, {source}. Each column: the {name} under which it is decoded."
+        return image_sheet(groups, f"{self.name}: one latent under each {name}", note)
+
     def sweep(self) -> np.ndarray:
         """Rows in which one part of what is given goes through all that it can be, with latent and rest fixed.
 
-        Of a single label: one row for each of n latents, a column for each class. Else the parts that change the sample
-        most, such as attributes, for one latent.
+        Shown are the parts that change the sample most, such as attributes, for one latent.
         """
         import torch
         import torch.nn.functional as F
@@ -287,15 +354,8 @@ class Looks:
         self.need_given("sweep")
         if not takes_conditions(self.model.decode):
             raise Unfit(f"Latents of {self.name} hold what samples are told. Try what=categories.")
-        z, first = self.latents(self.n), self.conditions(1)
+        z, first = self.latents(1), self.conditions(1)
         ways = self._ways(first)
-        if len(ways) == 1:
-            ((_, way),) = ways
-            rows = self.conditions(len(z))
-            x = torch.stack([self._along(z[i], rows.rows(slice(i, i + 1)), *ways[0]) for i in range(len(rows))])
-            groups = [(text, x[:, i : i + 1]) for i, text in enumerate(way.texts)]
-            note = f"Each row: one latent, told one {ways[0][0]} after the other."
-            return image_sheet(groups, f"{self.name}: sweep", note)
         found = [self._along(z[0], first, name, way) for name, way in ways]
         effect = torch.stack([(x[-1].float() - x[0].float()).abs().mean() / 127.5 for x in found])
         order = effect.argsort(descending=True)[: self.n].tolist()
@@ -319,7 +379,8 @@ class Looks:
         given = self.model.given
         ways = [(name, way) for name in given for way in self.spec.fields[name].ways(first[name], VALUES)]
         if not ways:
-            raise Unfit(f"what=sweep varies labels or attributes, and {self.name} is given {', '.join(given)}.")
+            told = ", ".join(given)
+            raise Unfit(f"what=sweep varies attributes, and {self.name} is given {told}. Try what=swaps for classes.")
         return ways
 
     def _along(self, z: Tensor, row: Batch, name: str, way: Way) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
+from genlab.losses.classes import known_cross_entropy
 from genlab.losses.likelihoods import Likelihood
 from genlab.models.aae_clustering import ClusteringAAE
 from genlab.models.base import inference
@@ -69,9 +68,6 @@ class SemiSupervisedAAE(ClusteringAAE):
 
         # Encoder: minimise the cross-entropy, a mean over the labelled samples of all processes.
         with self.turn("encoder") as encoder:
-            known = y >= 0
-            each = F.cross_entropy(self.read(x)[0], y.clamp_min(0), reduction="none")
-            count = self.averaged(known.sum().to(each)).clamp_min(1e-6)  # per process; without labels the loss is 0
-            cross_entropy = torch.where(known, each, 0).sum() / count
+            cross_entropy = known_cross_entropy(self.read(x)[0], y, self.averaged)
             encoder.minimise(self.label_weight * cross_entropy)
         self.record(cross_entropy=cross_entropy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.networks.init import check_width
+from genlab.randomness import whole_below
 
 
 def one_hot(y: Tensor, classes: int) -> Tensor:
@@ -25,6 +28,35 @@ def labels_of(batch: Batch) -> Tensor:
     if batch.y is None:
         raise UserError("This model needs labels, and the data have none. Try data.labels=true.")
     return batch.y
+
+
+def completed(batch: Batch, u: Tensor, classes: int) -> Batch:
+    """The batch with a class, all equally likely, in place of each missing label.
+
+    Args:
+        batch: With labels [N].
+        u: Uniform draws [N] in [0, 1].
+        classes: K.
+    """
+    y = labels_of(batch)
+    return batch.with_column("y", torch.where(y < 0, whole_below(u, classes), y))
+
+
+def check_told_classes(given: Sequence[str], model: str) -> None:
+    """Checks that a generator is told the classes.
+
+    Args:
+        given: The columns that the model is given.
+        model: Name of the model's class, for the message.
+
+    Raises:
+        UserError: If they are not among them.
+    """
+    if "y" not in given:
+        raise UserError(
+            f"The generator of {model} is trained to draw given classes, and model.given is {list(given)}. "
+            "Try 'model.given=[y]'."
+        )
 
 
 def classes_of(given: Batch | None) -> Tensor | None:

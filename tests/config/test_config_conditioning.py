@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 
 import genlab
 from genlab.batch import Batch
@@ -133,6 +134,29 @@ def test_a_derived_column_is_told():
     assert both["discriminator"]["network"]["shape"] == [1 + 10 + 2, 8, 8]
 
 
+def test_what_a_function_makes_of_a_network_is_made_of_the_told_one():
+    """Spectral norm of sngan's discriminator reaches what its wrapper adds."""
+    overrides = ["model=sngan", "+conditioning=projection", *BY_HAND]
+    plain, told = compose(["model=sngan"])["model"]["discriminator"], checked(overrides)["model"]["discriminator"]
+    assert told["_target_"] == plain["_target_"] == "genlab.networks.init.spectrally_normalised"
+    assert told["network"]["_target_"] == TOLD + "Projection" and told["network"]["network"] == plain["network"]
+    network = build(config(overrides)).model.discriminator
+    assert all(is_parametrized(m, "weight") for m in network.modules() if isinstance(m, torch.nn.Linear))
+    wrong = sentence(
+        "model=sngan", "+conditioning=concat", f"conditioning.judges=[{{_target_: {TOLD}Concat}}]", *BY_HAND
+    )
+    assert wrong.startswith("conditioning=concat has no way to tell model.discriminator.network (genlab.")
+
+
+def test_a_models_own_conditioning_may_have_nothing_to_tell():
+    """Where a key of the model leaves it without conditions; one that was typed is refused."""
+    node = compose(["model=gan"])
+    idle = {**node, "conditioning": conditioning_of("concat")}
+    assert conditioning.told(idle, typed=False) == conditioning.told(node) == node
+    with pytest.raises(UserError, match="has nothing to tell"):
+        conditioning.told(idle)
+
+
 # --- Once is enough ---------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +252,7 @@ def test_refusals_of_a_composition(overrides, words):
 
 
 CONDITIONED = {"gan", "dcgan", "sngan", "cgan", "wgan", "wgan_gp", "vae", "cvae", "pixelvae", "cvae_completion"}
+CONDITIONED |= {"projection_gan", "acgan", "kplus1_gan"}
 CONDITIONED |= {"completion_regression", "attribute2image", "attribute2image_layered"}
 OF_PICTURES = {
     "cvae_completion",
@@ -249,7 +274,13 @@ def told_by_force(model, networks):
     """The command line that tells these networks of a model its labels, whatever its yaml says."""
     roles = ", ".join(f"{network}: {conditioning.USUAL.get(network, 'reads')}" for network in networks)
     line = [f"model={model}", "data=digits", "++model.given=[y]", f"++model.told={{{roles}}}"]
-    return [*line, *([] if read_option("model", model).get("told") else ["+conditioning=concat"])]
+    return [*line, *([] if brings_conditioning(model) else ["+conditioning=concat"])]
+
+
+def brings_conditioning(model):
+    own = read_option("model", model)
+    bases = [base for base in own.get("defaults", ()) if isinstance(base, str) and base != "_self_"]
+    return bool(own.get("told")) or any(brings_conditioning(base) for base in bases)
 
 
 @pytest.mark.parametrize("model", SHIPPED)
@@ -265,9 +296,9 @@ def test_conditions_are_refused_where_the_training_step_tells_no_network(model):
         assert len(str(said.value)) < 300
 
 
-@pytest.mark.parametrize("model", sorted(CONDITIONED - OF_PICTURES - {"sngan"}))
+@pytest.mark.parametrize("model", sorted(CONDITIONED - OF_PICTURES))
 def test_networks_that_are_told_by_force_are_trained(model, tmp_path):
-    """Not those that need pictures beside labels, and `sngan`, whose discriminator is refused by its name."""
+    """Not those that need pictures beside labels."""
     small = ["network=dcgan", "network.width=4", "data.image_size=16"] if model == "dcgan" else ["network.hidden=[8]"]
     own = {"wgan": ["model.n_critic_long=1"], "pixelvae": ["likelihood.width=4", "likelihood.layers=1"]}
     network = [] if model == "dcgan" else ["network=mlp"]

@@ -49,11 +49,6 @@ def test_each_class_in_order():
     assert FIELD.each(1).tolist() == [0, 1, 2]  # all of them, though more than asked for
 
 
-def test_the_only_way_goes_through_all_classes():
-    (way,) = FIELD.ways(torch.tensor([1]), 11)
-    assert way.part == "" and way.values.tolist() == [0, 1, 2] and way.texts == ["cat", "dog", "red fox"]
-
-
 def test_minus_one_is_not_known():
     assert FIELD.known(torch.tensor([0, -1, 2])).tolist() == [True, False, True]
 

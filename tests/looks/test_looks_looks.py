@@ -11,7 +11,10 @@ import genlab.looks.sheets
 from genlab.batch import Batch
 from genlab.cli.visualize import DEFAULTS, looks_into, main, visualize
 from genlab.config.composition import compose
+from genlab.data.spec import DataSpec
 from genlab.errors import UserError
+from genlab.fields.attributes import Attributes
+from genlab.fields.label import Label
 from genlab.looks.looks import DRAWS, FRAMES, VALUES, WHAT
 from genlab.models.base import GenerativeModel, inference
 from genlab.runs.start import train
@@ -33,6 +36,7 @@ RUNS = {
         "network.width=4",
         "trainer.max_steps=2",
     ],
+    "cgan": ["model=cgan"],
     "points": ["model=vae", "data=swiss_roll", "likelihood=gaussian", "model.latent_dim=2"],
 }
 
@@ -78,7 +82,8 @@ def test_all_looks_of_a_vae(runs, capsys):
     before = {p: p.read_bytes() for p in (runs["vae"] / "checkpoints").iterdir()}
     state = torch.get_rng_state()
     drawn = visualize({"run": runs["vae"], "n": 3, "steps": 3})
-    assert list(drawn) == [name for name in WHAT if name not in ("frames", "categories", "sweep", "draws", "factors")]
+    unfit = ("frames", "categories", "classes", "swaps", "sweep", "draws", "factors")
+    assert list(drawn) == [name for name in WHAT if name not in unfit]
     for name, path in drawn.items():
         picture = read(path)
         assert path == runs["vae"] / "pictures" / f"{name}.png"
@@ -104,23 +109,10 @@ def test_rows_have_the_conditions_of_real_samples(runs):
     x, y = one.real(300)
     torch.testing.assert_close(one.encode(x), one.model.encode(x, Batch({"y": y})))
     drawn = visualize({"run": runs["cvae"], "n": 3, "steps": 3})
-    wanted = {"interpolations", "traversals", "sweep", "draws", "reconstructions", "neighbours"}
-    assert "mirror" not in drawn and wanted <= drawn.keys()
+    wanted = {"interpolations", "traversals", "classes", "swaps", "draws", "reconstructions", "neighbours"}
+    assert not {"mirror", "sweep"} & drawn.keys() and wanted <= drawn.keys()
     with pytest.raises(UserError, match="what=mirror is for models without conditions"):
         one.mirror()
-
-
-def test_a_sweep_of_labels_has_a_column_for_each_class(runs, seen):
-    """Row by row one latent of its own."""
-    look = looks(runs["cvae"])
-    picture = look.sweep()
-    (groups, title, note), _ = seen["image_sheet"]
-    assert picture.dtype == np.uint8 and title.endswith("sweep") and "one latent" in note
-    assert [text for text, _ in groups] == [str(k) for k in range(10)]
-    z = look.latents(4)
-    for k in (0, 7):
-        x = look.model.decode(z, Batch({"y": torch.full((4,), k)}))
-        assert torch.equal(groups[k][1][:, 0], look.images(x))
 
 
 def test_a_sweep_of_attributes_varies_one_of_a_real_row(runs, seen):
@@ -165,12 +157,78 @@ def test_draws_stand_between_condition_and_real_sample(runs, seen):
     [
         ("vae", "sweep", "what=sweep is for models that are given columns, and vae on digits is given none."),
         ("vae", "draws", "what=draws is for models that are given columns"),
-        ("completion", "sweep", "what=sweep varies labels or attributes, and cvae_completion on digits is given c."),
+        ("completion", "sweep", "what=sweep varies attributes, and cvae_completion on digits is given c."),
+        ("cvae", "sweep", "is given y. Try what=swaps for classes."),
     ],
 )
 def test_looks_at_conditions_need_some(run, look, sentence, runs):
     with pytest.raises(UserError, match=sentence):
         getattr(looks(runs[run]), look)()
+
+
+def test_swaps_decode_one_code_under_every_class(runs, seen):
+    """A row of a test image: under its own class the reconstruction, bit for bit, and other images under others."""
+    look = looks(runs["cvae"])
+    look.swaps()
+    (groups, title, note), _ = seen["image_sheet"]
+    x, y = look.real(4)
+    assert [caption for caption, _ in groups] == ["real", *map(str, range(10))] and "latent" in title
+    assert "the code of a test sample" in note
+    assert torch.equal(groups[0][1][:, 0], look.images(x))
+    code = look.model.encode(x, Batch({"y": y}))
+    for k in range(10):
+        made = look.images(look.model.decode(code, Batch({"y": torch.full((4,), k)})))
+        assert torch.equal(groups[k + 1][1][:, 0], made)
+    own = torch.stack([groups[int(k) + 1][1][i, 0] for i, k in enumerate(y)])
+    assert torch.equal(own, look.images(look.model.reconstruct(x, Batch({"y": y}))))
+    assert not torch.equal(groups[1][1], groups[2][1])
+
+
+def test_swaps_of_a_model_without_an_encoder_start_from_its_prior(runs, seen):
+    look = looks(runs["cgan"])
+    look.swaps()
+    (groups, _, note), _ = seen["image_sheet"]
+    assert [caption for caption, _ in groups] == list(map(str, range(10))) and "a prior draw" in note
+    z = look.latents(4)
+    for k in (0, 7):
+        made = look.images(look.model.decode(z, Batch({"y": torch.full((4,), k)})))
+        assert torch.equal(groups[k][1][:, 0], made)
+
+
+@pytest.mark.parametrize("name", ["cvae", "cgan"])
+def test_each_class_has_a_row_of_samples(name, runs, seen):
+    look = looks(runs[name])
+    look.classes()
+    (groups, _, _, labels), _ = seen["image_sheet"]
+    assert groups[0][1].shape == (10, 4, 1, 8, 8) and labels == list(map(str, range(10)))
+    rng = torch.Generator().manual_seed(0)
+    for k in range(2):
+        x = look.model.sample(4, given=Batch({"y": torch.full((4,), k)}), rng=rng)
+        assert torch.equal(groups[0][1][k], look.images(x))
+
+
+def test_other_conditions_are_those_of_real_samples(runs):
+    """Of a model that is told a class and more; of many classes the first twenty are shown."""
+    look = looks(runs["cvae"])
+    look.model.given = ("factor", "y")
+    y = torch.arange(300)
+    fields = {**look.spec.fields, "y": Label(size=25), "factor": Attributes(shape=(2,))}
+    look.spec = look.model.spec = DataSpec(fields)
+    look.conditions = lambda n: Batch({"factor": y[:n, None].float(), "y": y[:n]})
+    name, texts, told = look.each_told("swaps", 3)
+    assert name == "y" and texts == [str(k) for k in range(20)] and len(told) == 20
+    assert list(told[7].columns) == ["factor", "y"]
+    assert told[7]["y"].tolist() == [7, 7, 7] and told[7]["factor"].tolist() == [[0.0], [1.0], [2.0]]
+
+
+@pytest.mark.parametrize("what", ["classes", "swaps"])
+def test_what_is_told_no_classes_has_no_rows_of_them(what, runs, tmp_path):
+    with pytest.raises(UserError, match=f"what={what} needs a model that is told classes, which gan on digits is not"):
+        getattr(looks(runs["gan"]), what)()
+    if what == "swaps":
+        train(compose(["model=aae_supervised", *QUICK, "trainer.max_steps=1"]), tmp_path)
+        with pytest.raises(UserError, match="a model whose `decode` is told classes, which aae_supervised on digits"):
+            looks(tmp_path).swaps()
 
 
 def test_all_leaves_out_what_does_not_fit_and_names_it(runs, capsys):
@@ -185,7 +243,7 @@ def test_points_are_drawn_as_ways_in_the_plane(runs, capsys):
     drawn = visualize({"run": runs["points"], "n": 2})
     assert list(drawn) == ["interpolations", "traversals", "reconstructions", "latent_map"]
     assert all(read(path).std() > 10 for path in drawn.values())
-    assert "do not fit: mirror, categories, sweep, draws, neighbours" in capsys.readouterr().err
+    assert "do not fit: mirror, categories, classes, swaps, sweep, draws, neighbours" in capsys.readouterr().err
 
 
 def test_one_seed_draws_one_picture(runs, tmp_path):

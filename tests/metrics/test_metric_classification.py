@@ -64,3 +64,19 @@ def test_the_score_is_of_what_the_model_can(caplog):
     assert judge.monitor == ("classifier_error",) and judge.mode("classifier_error") == "min"
     judge.final(model(classify=lambda x: x[:, [0, 0, 0]]), data)  # all are taken for the first class
     assert judge.lines() == [("classifier_error", "0.75  (40 real, test)")]
+
+
+def test_a_discriminator_is_judged_apart_from_the_models_own_classifier():
+    """Each by its own error; one alone has its own name, too."""
+    data = OneHot(batch_size=2)
+    right, turned = (lambda x: x), (lambda x: x.roll(1, dims=1))
+    judge = Judge(["classification"])
+    assert judge.final(model(classify=right, discern=turned), data) == {
+        "test/classifier_error": 0.0,
+        "test/classifier_error/discriminator": 1.0,
+    }
+    titles = {name: facts["title"] for name, facts in judge.found.about.items()}
+    assert titles["classifier_error/discriminator"] == "classification error (discriminator)"
+    alone = Judge(["classification"])
+    assert alone.validate(model(discern=turned, cluster=right), data) == {"val/classifier_error/discriminator": 1.0}
+    assert alone.mode("classifier_error/discriminator") == "min"
