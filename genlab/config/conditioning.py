@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from genlab.data.spec import DataSpec
 
 ROLES = ("draws", "judges", "encodes", "reads")  # the last reads the conditions alone
+LISTED = 4  # models in a message
 USUAL = {"generator": "draws", "decoder": "draws", "discriminator": "judges", "critic": "judges", "encoder": "encodes"}
 
 
@@ -92,10 +93,10 @@ def _checked_tells(model: dict[str, Any], networks: dict[str, str], name: Any) -
 
     tells = getattr(locate(model["_target_"], "model"), "tells", ())
     if not tells:
-        others = ", ".join(f"model={option}" for option in _telling_options())
         raise UserError(
-            f"model={name} is trained without conditions, so model.given and model.told do not go with it. Try "
-            f"{others}, ...; a method of your own names in `tells` the networks that its training step tells."
+            f"model={name} is trained without conditions, so model.given and model.told do not go with it. Try one of "
+            f"{', '.join(f'model={option}' for option in _telling_options()[:LISTED])}; a method of your own names in "
+            "`tells` the networks that its training step tells."
         )
     for network in networks:
         if network not in tells:
@@ -124,8 +125,9 @@ def _takes_conditions(network: type) -> bool:
 
 
 def _telling_options() -> list[str]:
-    """Some shipped models that are given columns by default, those with the shortest names."""
-    return sorted((name for name in options("model") if read_option("model", name).get("told")), key=len)[:4]
+    """The shipped models that are given columns by default, those of short names, the plain ones, first."""
+    found = [name for name in options("model") if read_option("model", name).get("told")]
+    return sorted(found, key=lambda name: (len(name), name))
 
 
 def _check_keys(option: dict[str, Any], shared: dict[str, Any], chosen: Any) -> None:

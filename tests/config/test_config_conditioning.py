@@ -270,17 +270,18 @@ def method_of(model):
     return method_of(next(base for base in own["defaults"] if isinstance(base, str) and base != "_self_"))
 
 
+def told_by_itself(model):
+    """Whether a shipped model, or the one that it is based on, is given columns by default."""
+    own = read_option("model", model)
+    bases = [base for base in own.get("defaults", ()) if isinstance(base, str) and base != "_self_"]
+    return bool(own.get("told")) or any(told_by_itself(base) for base in bases)
+
+
 def told_by_force(model, networks):
     """The command line that tells these networks of a model its labels, whatever its yaml says."""
     roles = ", ".join(f"{network}: {conditioning.USUAL.get(network, 'reads')}" for network in networks)
     line = [f"model={model}", "data=digits", "++model.given=[y]", f"++model.told={{{roles}}}"]
-    return [*line, *([] if brings_conditioning(model) else ["+conditioning=concat"])]
-
-
-def brings_conditioning(model):
-    own = read_option("model", model)
-    bases = [base for base in own.get("defaults", ()) if isinstance(base, str) and base != "_self_"]
-    return bool(own.get("told")) or any(brings_conditioning(base) for base in bases)
+    return [*line, *([] if told_by_itself(model) else ["+conditioning=concat"])]
 
 
 @pytest.mark.parametrize("model", SHIPPED)
