@@ -120,6 +120,14 @@ class Classifies(Protocol):
         ...
 
 
+class Discerns(Protocol):
+    """Has a discriminator that predicts the classes of the data, beside a classifier of its own in `classify`."""
+
+    def discern(self, x: Tensor) -> Tensor:
+        """Logits [N, K] of classes, by the discriminator."""
+        ...
+
+
 class Clusters(Protocol):
     """Predicts categories that were learned without labels."""
 
@@ -175,6 +183,7 @@ CAPABILITIES: dict[str, type] = {
     "frames": Frames,
     "next_logits": PredictsNext,
     "classify": Classifies,
+    "discern": Discerns,
     "cluster": Clusters,
 }
 
@@ -205,6 +214,7 @@ if TYPE_CHECKING:
         frames: Callable[..., Tensor]
         next_logits: Callable[..., Tensor]
         classify: Callable[..., Tensor]
+        discern: Callable[..., Tensor]
         cluster: Callable[..., Tensor]
 
 else:

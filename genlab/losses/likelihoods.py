@@ -167,6 +167,61 @@ class OptimalGaussian(Gaussian):
         return super().log_prob(x, raw)
 
 
+class OwnVariances(Likelihood):
+    """Independent Gaussians of points, each number with a mean and a variance of its own, both by the decoder.
+
+    Kingma & Welling (2014), arXiv:1312.6114, Appendix C.2. For D numbers the decoder gives 2 D: means, then
+    log-variances, which a softplus keeps above that of `min_sigma`.
+    """
+
+    kinds = ("points",)
+    separable = True
+
+    def __init__(self, min_sigma: float = 0.05) -> None:
+        """Sets the floor.
+
+        Args:
+            min_sigma: Smallest standard deviation, in units of the data; without it the density of constant numbers is
+                unbounded.
+
+        Raises:
+            ValueError: If min_sigma is not positive.
+        """
+        super().__init__()
+        if min_sigma <= 0:
+            raise ValueError(f"likelihood.min_sigma must be positive, got {min_sigma}.")
+        self.floor = 2 * math.log(min_sigma)
+
+    def parts(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log-variances, [N, D] each."""
+        mean, logvar = raw.chunk(2, dim=1)
+        return mean, self.floor + F.softplus(logvar - self.floor)
+
+    def terms(self, x: Tensor, raw: Tensor) -> Tensor:
+        """log N(x; mean, variance) of each number, constants included."""
+        mean, logvar = self.parts(raw)
+        return -0.5 * ((x - mean).square() * (-logvar).exp() + logvar + math.log(2 * math.pi))
+
+    def log_prob(self, x: Tensor, raw: Tensor) -> Tensor:
+        """sum log N(x; mean, variance)."""
+        return self.terms(x, raw).sum(dim=1)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        """The means."""
+        return self.parts(raw)[0]
+
+    def sample(self, raw: Tensor, rng: torch.Generator) -> Tensor:
+        """The means plus noise of each number's own standard deviation."""
+        mean, logvar = self.parts(raw)
+        noise = torch.randn(mean.shape, generator=rng, device=rng.device, dtype=raw.dtype)
+        return mean + (0.5 * logvar).exp() * noise.to(raw.device)
+
+    def visible_bias(self, x: Tensor) -> Tensor:
+        """The mean point and each number's log-variance, at least a little above the floor."""
+        above = (x.var(dim=0, correction=0).log() - self.floor).clamp_min(0.01)  # of what the softplus gives
+        return torch.cat([x.mean(dim=0), self.floor + above.expm1().log()])
+
+
 class LogisticMixture(Likelihood):
     """A mixture of logistics for each pixel, discretised to 256 levels, so that p is a probability, not a density.
 
