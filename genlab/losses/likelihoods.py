@@ -168,13 +168,12 @@ class OptimalGaussian(Gaussian):
 
 
 class OwnVariances(Likelihood):
-    """Independent Gaussians of points, each number with a mean and a variance of its own, both by the decoder.
+    """Independent Gaussians, each number with a mean and a variance of its own, both by the decoder.
 
-    Kingma & Welling (2014), arXiv:1312.6114, Appendix C.2. For D numbers the decoder gives 2 D: means, then
-    log-variances, which a softplus keeps above that of `min_sigma`.
+    Kingma & Welling (2014), arXiv:1312.6114, Appendix C.2. The decoder gives twice as many numbers, or channels: means,
+    which have no bounds, then log-variances, which a softplus keeps above that of `min_sigma`.
     """
 
-    kinds = ("points",)
     separable = True
 
     def __init__(self, min_sigma: float = 0.05) -> None:
@@ -193,7 +192,7 @@ class OwnVariances(Likelihood):
         self.floor = 2 * math.log(min_sigma)
 
     def parts(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and log-variances, [N, D] each."""
+        """Means and log-variances, [N, ...] each."""
         mean, logvar = raw.chunk(2, dim=1)
         return mean, self.floor + F.softplus(logvar - self.floor)
 
@@ -204,7 +203,7 @@ class OwnVariances(Likelihood):
 
     def log_prob(self, x: Tensor, raw: Tensor) -> Tensor:
         """sum log N(x; mean, variance)."""
-        return self.terms(x, raw).sum(dim=1)
+        return self.terms(x, raw).flatten(1).sum(dim=1)
 
     def mean(self, raw: Tensor) -> Tensor:
         """The means."""
@@ -217,7 +216,7 @@ class OwnVariances(Likelihood):
         return mean + (0.5 * logvar).exp() * noise.to(raw.device)
 
     def visible_bias(self, x: Tensor) -> Tensor:
-        """The mean point and each number's log-variance, at least a little above the floor."""
+        """The mean sample and each number's log-variance, at least a little above the floor."""
         above = (x.var(dim=0, correction=0).log() - self.floor).clamp_min(0.01)  # of what the softplus gives
         return torch.cat([x.mean(dim=0), self.floor + above.expm1().log()])
 

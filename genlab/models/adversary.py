@@ -101,7 +101,9 @@ def _labels(told: Sequence[Batch]) -> Tensor:
         UserError: If they were told none.
     """
     if not told or told[0].y is None:
-        raise UserError("adversary=classes needs a model that is given the classes y. Try model=cvae, or adversary=gan.")
+        raise UserError(
+            "adversary=classes needs a model that is given the classes y. Try model=cvae, or adversary=gan."
+        )
     return labels_of(told[0])
 
 

@@ -74,7 +74,13 @@ def test_fakes_are_draws_from_the_prior_with_a_known_class(name, tmp_path):
     calls, batches = [], Batches()
     fit(SHELF[name], 1, tmp_path, [batches], lambda model: spied(model, calls))
     (batch,) = batches.seen
-    assert [who for who, *_ in calls] == ["decoder", "discriminator", "discriminator", *2 * ["decoder"], "discriminator"]
+    assert [who for who, *_ in calls] == [
+        "decoder",
+        "discriminator",
+        "discriminator",
+        *2 * ["decoder"],
+        "discriminator",
+    ]
     told = calls[0][2]["y"]
     assert torch.equal(calls[4][2]["y"], told) and torch.equal(calls[1][1], batch.x)
     assert (told >= 0).all() and torch.equal(told, batch.y) is (name == "cvae_gan")

@@ -61,12 +61,12 @@ def told(zero=False):
 
 
 def test_zero_columns_are_draw():
-    """Bit for bit, whatever the condition is: objective, samples, codes."""
+    """Up to the rounding of wider sums, whatever the condition is: objective, samples, codes."""
     made, before, x, y = told(zero=True), plain(), images(), labels(Y)
     for name, value in before.objective(x, rng(3)).items():
-        assert torch.equal(made.objective(x, rng(3), given=y)[name], value)
-    assert torch.equal(made.sample(N, given=y, rng=rng()), before.sample(N, rng=rng()))
-    assert torch.equal(made.encode(x, y), before.encode(x))
+        assert_close(made.objective(x, rng(3), given=y)[name], value, rtol=1e-13, atol=1e-13)
+    assert_close(made.sample(N, given=y, rng=rng()), before.sample(N, rng=rng()), rtol=0, atol=1e-13)
+    assert_close(made.encode(x, y), before.encode(x), rtol=0, atol=1e-13)
 
 
 def test_the_condition_changes_the_first_step_already():

@@ -54,7 +54,8 @@ def test_features_that_are_pixels_make_a_gaussian_likelihood():
     assert_close(terms["loss"], expected)
     assert_close(terms["pixels"], terms["features"])
     twice = model_of(Same(), (1, -1), ["model.feature_weight=32"])
-    twice.load_state_dict(model.state_dict(), strict=False)
+    own = {name: value for name, value in model.state_dict().items() if name != "variances"}
+    twice.load_state_dict(own, strict=False)
     twice.variances.copy_(torch.tensor([4.0, 1.0]))
     assert_close(twice.objective(x, rng())["features"], 1.25 * terms["features"])
 
@@ -101,7 +102,7 @@ def test_the_features_stay_as_they_are(tmp_path):
 
 
 def test_one_command_trains_the_classifier_first(tmp_path):
-    start.train(config([*DFC, "data.batch_size=64"], 150), tmp_path)
+    start.train(config([*DFC, "data.batch_size=64", "model.first_stage.optimizer.lr=0.005"], 150), tmp_path)
     first, second = genlab.load(tmp_path / "first_stage"), genlab.load(tmp_path)
     assert type(first).__name__ == "Reading" and type(second).__name__ == "DFCVAE"
     assert moved(first.state_dict(), second.first_stage.state_dict()) == set()
@@ -110,9 +111,8 @@ def test_one_command_trains_the_classifier_first(tmp_path):
     assert (first.classify(batch.x).argmax(dim=1) == batch.y).double().mean() > 0.8
     x = batch.x
     assert second.sample(5, rng=rng()).shape == (5, 1, 8, 8)
-    error = (second.reconstruct(x) - x).square().mean()
-    assert error < (x - x.mean(dim=0)).square().mean()
-    assert second.objective(x, rng())["features"] < 2 * len(second.feature_layers)
+    found, mean = (second.dissimilarity(x, other) for other in (second.reconstruct(x), x.mean(dim=0).expand_as(x)))
+    assert (found < mean).all()
 
 
 def test_a_classifier_minimises_the_cross_entropy_of_known_labels(tmp_path):

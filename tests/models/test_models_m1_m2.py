@@ -96,7 +96,7 @@ def test_folders_that_hold_another_run_are_refused(run, tmp_path):
         start.train(config([*M1_M2, "ema.decay=0.5"], 30), run)
     shutil.copytree(run / "first_stage", tmp_path / "first_stage")
     with pytest.raises(UserError, match="holds the first stage of another run"):
-        start.train(config([*M1_M2, "ema.decay=0.5", "model.first_stage.kl_weight=2"], 30), tmp_path)
+        start.train(config([*M1_M2, "ema.decay=0.5", "model.first_stage.optimizer.lr=0.5"], 30), tmp_path)
 
 
 def test_m2_alone_moves(tmp_path):

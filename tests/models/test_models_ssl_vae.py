@@ -242,9 +242,7 @@ def gradients(model, term, given, x):
     value = model.objective(x, rng(), given=given)[term]
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     found = torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-    return {
-        name.partition(".")[0] for name, g in zip(names, found, strict=True) if g is not None and g.abs().sum() > 0
-    }
+    return {name.partition(".")[0] for name, g in zip(names, found, strict=True) if g is not None and g.abs().sum() > 0}
 
 
 def test_whose_gradient_each_term_is():
