@@ -65,6 +65,10 @@ class Telling:
         """Samples [n, ...]; of other conditions where some are given."""
         return self.model.sample(n, given=self._rows(n) if given is None else given, rng=rng)
 
+    def frames(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """Samples [T, n, ...] step by step."""
+        return self.model.frames(n, rng=rng, **self._told(self.model.frames, n))
+
     def encode(self, x: Tensor) -> Tensor:
         """Codes of samples [n, ...]."""
         return self.model.encode(x, **self._told(self.model.encode, len(x)))

@@ -76,7 +76,8 @@ class SampleGrid(Callback):
             codes = latent_scatter(model, data, POINTS)
             pictures |= {} if codes is None else {"latents": codes}
         if model.can("frames") and spec.x.pictorial:
-            steps = model.frames(self.num_samples, rng=torch.Generator().manual_seed(self.seed))
+            told = telling(model, shown_conditions(model, data, self.num_samples, self.seed))
+            steps = told.frames(self.num_samples, rng=torch.Generator().manual_seed(self.seed))
             save_gif(folder / "samples.gif", [spec.x.sheet(x) for x in steps])
         for name, picture in pictures.items():
             save_png(folder / "grids" / f"{name}_{step:07d}.png", picture)

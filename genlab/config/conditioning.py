@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 ROLES = ("draws", "judges", "encodes", "reads")  # the last reads the conditions alone
 LISTED = 4  # models in a message
-USUAL = {"generator": "draws", "decoder": "draws", "discriminator": "judges", "critic": "judges", "encoder": "encodes"}
+USUAL = {
+    **dict.fromkeys(("generator", "decoder"), "draws"),
+    **dict.fromkeys(("discriminator", "critic"), "judges"),
+    **dict.fromkeys(("encoder", "recognition"), "encodes"),
+}
 
 
 def told(config: dict[str, Any], typed: bool = True) -> dict[str, Any]:
@@ -104,6 +108,8 @@ def _checked_tells(model: dict[str, Any], networks: dict[str, str], name: Any) -
                 f"model={name} tells its conditions to {' and '.join(tells)}, and not to {network}. Leave "
                 f"model.told.{network} out."
             )
+        if not model.get(network):
+            raise UserError(f"model.told names {network}, and model={name} has none: model.{network} is empty.")
     for network in tells if networks else ():
         node = model.get(network)
         target = locate(node["_target_"], f"model.{network}") if isinstance(node, dict) else None

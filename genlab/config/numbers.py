@@ -110,6 +110,7 @@ RANGES = {
     "model*optimizer.momentum": DECAY,
     "model*optimizer.weight_decay": WEIGHT,
     "model*optimizer.eps": WEIGHT,
+    "model.labelled_share": Range(0, 1, open_below=True, open_above=True, none=True, example=0.2),
     "model*.latent_dim": WIDTH,
     "model*.code_dim": WIDTH,
     "model*.width": WIDTH,

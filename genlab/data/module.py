@@ -121,6 +121,7 @@ class ArrayData(LightningDataModule):
         self.num_labelled, self.label_seed = num_labelled, label_seed
         self.workers = num_workers or default_workers()
         self.batches_per_step: int | Callable[[int], int] = 1  # set by the model before training
+        self.labelled_share: float | None = None  # of each batch; set by the model, None: as they come
         found = len(self.class_names) if self.class_names else None
         self.read: Collection[str] | None = None  # columns that training reads; set by the model, None: all
         self.derive: dict[str, Derivation] = {}
@@ -386,9 +387,16 @@ class ArrayData(LightningDataModule):
             self.seed,
             flip=self.flip,
             binarize=self.binarize == "dynamic",
+            labelled=self._labelled(store),
             derive=self.derive,
             **more,
         )
+
+    def _labelled(self, store: ArrayStore) -> int | None:
+        """Number of samples with a label in each batch of a store; None: as they come."""
+        if self.labelled_share is None or store.y is None or self.batch_size < 2:
+            return None
+        return min(max(1, round(self.labelled_share * self.batch_size)), self.batch_size - 1)
 
     def _without_unread(self, store: ArrayStore) -> ArrayStore:
         """The store without those of the config's `columns` that neither the model nor a derived column reads."""

@@ -114,11 +114,11 @@ class GroupedStream(Stream):
 
     def __init__(self, ratio: Sequence[float], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._ratio = torch.tensor(ratio, dtype=torch.float64)
+        self._ratio, self._rng = torch.tensor(ratio, dtype=torch.float64), torch.Generator()
 
     def batch(self, i: int) -> Batch:
         """Batch number `i`: this process's share."""
-        rng, n = self._order_rng, self.chunks.of(i) * self.batch_size
+        rng, n = self._rng, self.chunks.of(i) * self.batch_size
         rng.manual_seed(stable_seed(self.seed, self.name, "group", i))
         group = torch.multinomial(self._ratio, 1, generator=rng)[0]
         factor = (2 * torch.rand(1, len(FACTORS), generator=rng) - 1).repeat(n, 1)

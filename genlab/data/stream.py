@@ -63,6 +63,8 @@ class Stream:
         flip: Mirror each image left to right with probability 1/2.
         binarize: Draw each pixel anew from its grey value, as 0 or 255, in every batch.
         name: Streams with one seed and different names have independent orders.
+        labelled: Number of samples with a label among the B of a chunk, 1 to B - 1. None: as they come. Has no effect
+            where all samples have a label, or none has.
         derive: Columns that are made of the others in each batch, by name, in this order.
         resident_bytes: Largest store, in bytes, that is copied to a device other than the CPU; None:
             `resident_limit` of the device.
@@ -85,6 +87,7 @@ class Stream:
         flip: bool = False,
         binarize: bool = False,
         name: str = "train",
+        labelled: int | None = None,
         derive: Mapping[str, Derivation] | None = None,
         resident_bytes: int | None = None,
     ) -> None:
@@ -107,11 +110,10 @@ class Stream:
             room = resident_limit(self.device) if resident_bytes is None else resident_bytes
             store = store.to(self.device) if store.nbytes <= room else store
         self.store = store
-        self._size = len(store)
         self._place = store.device  # of the positions too
-        self._order_rng = torch.Generator()  # on the CPU: the same order for all devices
         self._noise_rng = torch.Generator(self.device)
-        self._orders: dict[int, Tensor] = {}
+        self._order = Order(torch.arange(len(store)), seed, name, self._place)
+        self._strata = None if labelled is None else self._by_label(labelled)
 
     def __iter__(self) -> Iterator[Batch]:
         for i in itertools.count(self.start):
@@ -143,18 +145,25 @@ class Stream:
 
     def indices(self, i: int) -> Tensor:
         """Positions [n B] in the store of the samples of batch `i`, over all processes, chunk by chunk."""
-        items = self.chunks.of(i) * self.batch_size
-        epoch, offset = divmod(self.chunks.before(i) * self.batch_size, self._size)
-        order = self._order(epoch)
-        if offset + items <= self._size:
-            return order[offset : offset + items]
-        parts = [order[offset:]]
-        missing = items - len(parts[0])
-        while missing > 0:
-            epoch += 1
-            parts.append(self._order(epoch)[:missing])
-            missing -= len(parts[-1])
-        return torch.cat(parts)
+        before, now = self.chunks.before(i), self.chunks.of(i)
+        if self._strata is None:
+            return self._order.take(before * self.batch_size, now * self.batch_size)
+        parts = [order.take(before * n, now * n).view(now, n) for order, n in self._strata]
+        return torch.cat(parts, dim=1)[:, self._places].flatten()
+
+    def _by_label(self, labelled: int) -> list[tuple[Order, int]] | None:
+        """The orders of samples with and without a label, and the number of each in a chunk; None if one is empty."""
+        known = self.store.values("y").cpu() >= 0
+        if not 0 < int(known.sum()) < len(known):
+            return None
+        spread = torch.arange(labelled) * self.batch_size // labelled  # over the chunk, and so over all processes
+        mixed = torch.full((self.batch_size,), -1).index_copy_(0, spread, torch.arange(labelled))
+        self._places = torch.where(mixed < 0, labelled - 1 + (mixed < 0).cumsum(0), mixed).to(self._place)
+        sizes = {"labelled": labelled, "unlabelled": self.batch_size - labelled}
+        return [
+            (Order(rows.nonzero().squeeze(1), self.seed, f"{self.name} {part}", self._place), n)
+            for rows, (part, n) in zip((known, ~known), sizes.items(), strict=True)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the position is the trainer's global step, passed as `start`.
@@ -165,16 +174,6 @@ class Stream:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to load, see `state_dict`."""
-
-    def _order(self, epoch: int) -> Tensor:
-        order = self._orders.get(epoch)
-        if order is None:
-            self._order_rng.manual_seed(stable_seed(self.seed, self.name, "order", epoch))
-            order = torch.randperm(self._size, generator=self._order_rng).to(self._place)
-            if len(self._orders) == 2:  # most batches span at most two epochs
-                del self._orders[next(iter(self._orders))]
-            self._orders[epoch] = order
-        return order
 
     def _share(self, t: Tensor) -> Tensor:
         """This process's part of each chunk of a global tensor [n B, ...]."""
@@ -202,6 +201,46 @@ class Stream:
         if self.device.type == "cuda":  # pinned, so that the copy overlaps with the GPU's work
             return t.pin_memory().to(self.device, non_blocking=True)
         return t.to(self.device)
+
+
+class Order:
+    """An endless order of rows: one random permutation per epoch, which follow each other without gaps.
+
+    Args:
+        rows: Positions [n] in the store.
+        seed: Seed of the permutations.
+        name: Orders with one seed and different names are independent.
+        device: Device of the result.
+    """
+
+    def __init__(self, rows: Tensor, seed: int, name: str, device: torch.device) -> None:
+        self.rows, self.seed, self.name, self.device = rows, seed, name, device
+        self._rng = torch.Generator()  # on the CPU: the same order for all devices
+        self._epochs: dict[int, Tensor] = {}
+
+    def take(self, start: int, items: int) -> Tensor:
+        """The rows [items] at the places from `start` on."""
+        epoch, offset = divmod(start, len(self.rows))
+        order = self._of(epoch)
+        if offset + items <= len(self.rows):
+            return order[offset : offset + items]
+        parts = [order[offset:]]
+        missing = items - len(parts[0])
+        while missing > 0:
+            epoch += 1
+            parts.append(self._of(epoch)[:missing])
+            missing -= len(parts[-1])
+        return torch.cat(parts)
+
+    def _of(self, epoch: int) -> Tensor:
+        order = self._epochs.get(epoch)
+        if order is None:
+            self._rng.manual_seed(stable_seed(self.seed, self.name, "order", epoch))
+            order = self.rows[torch.randperm(len(self.rows), generator=self._rng)].to(self.device)
+            if len(self._epochs) == 2:  # most batches span at most two epochs
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[epoch] = order
+        return order
 
 
 class Chunks:

@@ -514,7 +514,8 @@ class Looks:
         self.need("frames", "frames")
         self.need_images("frames")
         self.rng.manual_seed(self.options["seed"])
-        x = self.model.frames(self.n, rng=self.rng).cpu().transpose(0, 1)
+        told = self.told(torch.arange(self.n), self.n)
+        x = told.frames(self.n, rng=self.rng).cpu().transpose(0, 1)
         last = x.shape[1] - 1
         shown = torch.linspace(0, last, min(last + 1, FRAMES)).round().long()
         note = f"Each row: one sample at steps {', '.join(map(str, shown.tolist()))}."

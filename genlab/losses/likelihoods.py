@@ -167,40 +167,34 @@ class OptimalGaussian(Gaussian):
         return super().log_prob(x, raw)
 
 
-class PixelGaussian(Likelihood):
-    """Independent Gaussians in [-1, 1], each number with a mean and a variance of its own.
+class OwnVariances(Likelihood):
+    """Independent Gaussians, each number with a mean and a variance of its own, both by the decoder.
 
-    Kingma & Welling (2014), arXiv:1312.6114, Appendix C.2; means end in tanh, as in the code of Yan et al. (2016),
-    arXiv:1512.00570. The decoder outputs 2 C channels: means before tanh, then log-variances, which a softplus keeps
-    above that of `min_sigma`: on a flat background the density would grow without bound.
+    Kingma & Welling (2014), arXiv:1312.6114, Appendix C.2. The decoder gives twice as many numbers, or channels: means,
+    which have no bounds, then log-variances, which a softplus keeps above that of `min_sigma`.
     """
 
-    kinds = ("image",)
     separable = True
 
-    def __init__(self, shape: Sequence[int], min_sigma: float = 0.05, raw_shape: Sequence[int] | None = None) -> None:
+    def __init__(self, min_sigma: float = 0.05) -> None:
         """Sets the floor.
 
         Args:
-            shape: (C, H, W) of the images.
-            min_sigma: Smallest standard deviation, in units of the data.
-            raw_shape: Shape of the decoder's output, checked; None: not checked.
+            min_sigma: Smallest standard deviation, in units of the data; without it the density of constant numbers is
+                unbounded.
 
         Raises:
-            ValueError: If min_sigma is not positive, or `raw_shape` is not (2 C, H, W).
+            ValueError: If min_sigma is not positive.
         """
         super().__init__()
         if min_sigma <= 0:
             raise ValueError(f"likelihood.min_sigma must be positive, got {min_sigma}.")
-        needed = [2 * int(shape[0]), *(int(side) for side in shape[1:])]
-        if raw_shape is not None and list(raw_shape) != needed:
-            raise ValueError(f"likelihood.raw_shape must be {needed}, a mean and a variance for each number.")
         self.floor = 2 * math.log(min_sigma)
 
     def parts(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Means in (-1, 1) and log-variances above the floor, [N, C, H, W] each."""
+        """Means and log-variances, [N, ...] each."""
         mean, logvar = raw.chunk(2, dim=1)
-        return mean.tanh(), self.floor + F.softplus(logvar - self.floor)
+        return mean, self.floor + F.softplus(logvar - self.floor)
 
     def terms(self, x: Tensor, raw: Tensor) -> Tensor:
         """log N(x; mean, variance) of each number, constants included."""
@@ -216,16 +210,50 @@ class PixelGaussian(Likelihood):
         return self.parts(raw)[0]
 
     def sample(self, raw: Tensor, rng: torch.Generator) -> Tensor:
-        """The means plus noise of the pixels' own standard deviations."""
+        """The means plus noise of each number's own standard deviation."""
         mean, logvar = self.parts(raw)
         noise = torch.randn(mean.shape, generator=rng, device=rng.device, dtype=raw.dtype)
         return mean + (0.5 * logvar).exp() * noise.to(raw.device)
 
     def visible_bias(self, x: Tensor) -> Tensor:
-        """The mean sample, at most 0.99, and each number's log-variance, at least a little above the floor."""
-        mean, variance = x.mean(dim=0), x.var(dim=0, correction=0)
-        above = (variance.log() - self.floor).clamp_min(0.01)  # of what softplus gives; the log of 0 is clamped, too
-        return torch.cat([mean.clamp(-0.99, 0.99).atanh(), self.floor + above.expm1().log()])
+        """The mean sample and each number's log-variance, at least a little above the floor."""
+        above = (x.var(dim=0, correction=0).log() - self.floor).clamp_min(0.01)  # of what the softplus gives
+        return torch.cat([x.mean(dim=0), self.floor + above.expm1().log()])
+
+
+class PixelGaussian(OwnVariances):
+    """The same of images in [-1, 1]: means end in tanh, as in the code of Yan et al. (2016), arXiv:1512.00570.
+
+    The decoder outputs 2 C channels: means before tanh, then log-variances.
+    """
+
+    kinds = ("image",)
+
+    def __init__(self, shape: Sequence[int], min_sigma: float = 0.05, raw_shape: Sequence[int] | None = None) -> None:
+        """Sets the floor.
+
+        Args:
+            shape: (C, H, W) of the images.
+            min_sigma: See `OwnVariances`.
+            raw_shape: Shape of the decoder's output, checked; None: not checked.
+
+        Raises:
+            ValueError: If min_sigma is not positive, or `raw_shape` is not (2 C, H, W).
+        """
+        super().__init__(min_sigma)
+        needed = [2 * int(shape[0]), *(int(side) for side in shape[1:])]
+        if raw_shape is not None and list(raw_shape) != needed:
+            raise ValueError(f"likelihood.raw_shape must be {needed}, a mean and a variance for each number.")
+
+    def parts(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Means in (-1, 1) and log-variances above the floor, [N, C, H, W] each."""
+        mean, logvar = super().parts(raw)
+        return mean.tanh(), logvar
+
+    def visible_bias(self, x: Tensor) -> Tensor:
+        """That of `OwnVariances`, with a mean of at most 0.99 before tanh."""
+        mean, logvar = super().visible_bias(x).chunk(2)
+        return torch.cat([mean.clamp(-0.99, 0.99).atanh(), logvar])
 
 
 class LogisticMixture(Likelihood):

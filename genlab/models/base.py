@@ -46,6 +46,7 @@ class GenerativeModel(pl.LightningModule, Offered):
     Attributes:
         ema_modules: Names of the submodules whose moving average is kept, sampled from and judged.
         batches_per_step: Fresh batches per iteration, joined to one; `batches_at(iteration)` of one that changes.
+        labelled_share: Share of samples with a label in each batch of part-labelled data; None: as they come.
         latent_prior: Distribution of `noise`: "normal" (standard), or "uniform" on [-1, 1].
         one_hot_latents: Parts of a latent that are one-hot vectors.
         tricks_taken: The `tricks.*` that the method supports; others are refused.
@@ -60,6 +61,7 @@ class GenerativeModel(pl.LightningModule, Offered):
 
     ema_modules: tuple[str, ...] = ()
     batches_per_step: int = 1
+    labelled_share: float | None = None
     latent_prior: Literal["normal", "uniform"] = "normal"
     one_hot_latents: tuple[range, ...] = ()
     tricks_taken: ClassVar[tuple[str, ...]] = ("historical_averaging", "virtual_batch_norm")

@@ -13,7 +13,7 @@ from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.divergences import kl_uniform_categorical
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.adversary import Adversary, Opposable
+from genlab.models.adversary import Opponent, Opposable
 from genlab.models.base import inference
 from genlab.networks.init import check_width, start_output_bias
 
@@ -46,7 +46,7 @@ class CategoricalVAE(Opposable):
         anneal_every: int = 1000,
         straight_through: bool = False,
         encoder_features: int | None = None,
-        adversary: Adversary | None = None,
+        adversary: Opponent | None = None,
     ) -> None:
         """Joins encoder and decoder.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.adversary import Adversary, Opposable
+from genlab.models.adversary import Opponent, Opposable
 from genlab.models.base import inference
 from genlab.networks.init import check_width, start_output_bias
 from genlab.networks.posteriors import DiagonalGaussian, log_standard_normal
@@ -46,7 +46,7 @@ class IWAE(Opposable):
         upper_encoder: nn.Module | None = None,
         upper_decoder: nn.Module | None = None,
         encoder_features: int | None = None,
-        adversary: Adversary | None = None,
+        adversary: Opponent | None = None,
     ) -> None:
         """Joins the networks.
 

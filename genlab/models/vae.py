@@ -14,7 +14,7 @@ from genlab.errors import UserError
 from genlab.losses.divergences import kl_standard_normal_terms
 from genlab.losses.kl import Constant, KLTerm
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.adversary import Adversary, Opposable
+from genlab.models.adversary import Opponent, Opposable
 from genlab.models.base import inference
 from genlab.networks.init import check_width, start_output_bias
 from genlab.networks.posteriors import Diagonal, DiagonalGaussian, FlowedGaussian, Posterior, log_standard_normal
@@ -42,7 +42,7 @@ class VAE(Opposable):
         kl: KLTerm | None = None,
         prior: Prior | None = None,
         posterior: Posterior | None = None,
-        adversary: Adversary | None = None,
+        adversary: Opponent | None = None,
     ) -> None:
         """Joins encoder and decoder.
 

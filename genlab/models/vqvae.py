@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from genlab.batch import Batch
 from genlab.errors import UserError
 from genlab.losses.likelihoods import Likelihood
-from genlab.models.adversary import Adversary, Opposable
+from genlab.models.adversary import Opponent, Opposable
 from genlab.models.base import inference
 from genlab.networks.codebook import Codebook, perplexity, rows
 
@@ -33,7 +33,7 @@ class VQVAE(Opposable):
         codebook: Codebook,
         likelihood: Likelihood,
         commitment_weight: float = 0.25,
-        adversary: Adversary | None = None,
+        adversary: Opponent | None = None,
     ) -> None:
         """Joins the parts.
 

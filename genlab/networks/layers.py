@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -51,6 +52,14 @@ class Layered(nn.Module):
     def until(self, x: Tensor, layer: int) -> Tensor:
         """The raw output [N, ...] of a layer; 1 is the first layer, -1 the last."""
         return self.trunk[: self.end_of(layer)](self.enter(x))
+
+    def outputs(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """The raw outputs [N, ...] of several layers, in one pass; see `until`."""
+        h, done, found = self.enter(x), 0, {}
+        for end in sorted({self.end_of(layer) for layer in layers}):
+            h = self.trunk[done:end](h)
+            found[end], done = h, end
+        return [found[self.end_of(layer)] for layer in layers]
 
     def beyond(self, h: Tensor, layer: int) -> Tensor:
         """Logits [N] from the output of `until` at the same layer."""

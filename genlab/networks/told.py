@@ -1,8 +1,8 @@
 """Networks that are told a condition: wrappers by which any network reads named columns of a batch.
 
-`Concat`, `InputMaps`, `Reads`, `HiddenMaps`, `Projection` and `NormTold` hand the columns to a network that does not
-know about conditions. All but `Reads` are called with the network's own input and a batch with the columns, N rows
-each, and return the network's output.
+`Concat`, `InputMaps`, `LatentGaussians`, `Reads`, `ReadsVector`, `HiddenMaps`, `Projection` and `NormTold` hand the
+columns to a network that does not know about conditions. All but the two that read are called with the network's own
+input and a batch with the columns, N rows each, and return the network's output.
 """
 
 from __future__ import annotations
@@ -132,6 +132,55 @@ class Reads(Told):
         height, width = self.sides
         dtype = next((p.dtype for p in self.network.parameters()), torch.float32)
         return self.network(self.maps(given, height, width, dtype))
+
+
+class ReadsVector(Told):
+    """The vector of the conditions in place of a point: the network reads [N, `Vector.width`]."""
+
+    @classmethod
+    def around(cls, node: Mapping[str, Any], network: type, given: Facts) -> dict[str, Any] | None:
+        """Networks of points; see `Told.around`."""
+        if len(node.get("shape", ())) != 1:
+            return None
+        return {"network": {**node, "shape": [Vector(given).width]}}
+
+    def __init__(self, network: nn.Module, given: Facts, words: str = "mean") -> None:
+        super().__init__(network)
+        self.vector = Vector(given, words)
+
+    def forward(self, given: Batch) -> Tensor:  # type: ignore[override]
+        """Conditions -> the network's output."""
+        return self.network(self.vector(given, next((p.dtype for p in self.network.parameters()), torch.float32)))
+
+
+class LatentGaussians(Told):
+    """A Gaussian of latents for each condition: the network reads m(c) + s(c) z in place of the latent z ~ N(0, I).
+
+    m(c) and log s(c) are linear in the vector of the conditions; of a label they are a table. Means start as draws from
+    N(0, 1), scales at 1.
+
+    Args:
+        latent_dim: Z.
+    """
+
+    LOWEST = -3.0  # of log s: the density of a class that becomes a point has no bound
+
+    @classmethod
+    def around(cls, node: Mapping[str, Any], network: type, given: Facts) -> dict[str, Any] | None:
+        """Networks of latents; see `Told.around`."""
+        return {"network": dict(node), "latent_dim": node["latent_dim"]} if "latent_dim" in node else None
+
+    def __init__(self, network: nn.Module, given: Facts, latent_dim: int, words: str = "mean") -> None:
+        super().__init__(network)
+        self.vector = Vector(given, words)
+        self.mean = nn.Linear(self.vector.width, latent_dim, bias=False)
+        self.log_scale = nn.Linear(self.vector.width, latent_dim, bias=False)
+        nn.init.normal_(self.mean.weight)
+        nn.init.zeros_(self.log_scale.weight)
+
+    def _joined(self, x: Tensor, given: Batch) -> Tensor:
+        vector = self.vector(given, x.dtype)
+        return self.mean(vector) + self.log_scale(vector).clamp_min(self.LOWEST).exp() * x
 
 
 class HiddenMaps(Told):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("genlab")
 CHECKPOINTS = "checkpoints"
+FIRST_STAGE = "first_stage"  # folder of the stage that a model brings along, in the run's own
 CONFIG_KEYS = {"choices", "data", "model", "trainer", "optim", "ema", "checkpoint", "seed"}  # that every run has
 TRAINING_KEYS = ("global_step", "loops", "callbacks", "optimizer_states")  # needed only to resume
 
@@ -273,7 +274,8 @@ def check_unused(folder: Path) -> None:
     Raises:
         UserError: If it does.
     """
-    places = (folder, *(p.parent for p in folder.glob(f"*/{CHECKPOINTS}")))  # those of stages, too
+    stages = [p.parent for p in folder.glob(f"*/{CHECKPOINTS}") if p.parent.name != FIRST_STAGE]
+    places = (folder, *stages)
     if (folder / "config.yaml").is_file() and any(find_checkpoint(place) for place in places):
         raise UserError(
             f"{short(folder)} already holds a run. Go on with it: resume={quoted(folder)}, or choose hydra.run.dir=..."

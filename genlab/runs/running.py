@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from genlab.commands import command, short
 from genlab.config import checks, numbers, speed
-from genlab.config.instantiate import build_data, build_model, instantiate
+from genlab.config.instantiate import build_data, build_model, instantiate, targets
 from genlab.errors import Interrupted, NotFinite, TrainingStopped, UserError
 from genlab.files import FolderLock, free_mib, remove_temporaries
 from genlab.journal import journal, note, say
@@ -120,6 +120,7 @@ def build(config: dict[str, Any], rollbacks: int = 0) -> Parts:
     model.moves.optimizers()  # those of the training are made later; their mistakes are told before any work
     data.read = _columns_read(model)
     data.batches_per_step = getattr(model, "batches_at", model.batches_per_step)
+    data.labelled_share = model.labelled_share
     metrics = config.get("metrics") or {}
     judge = instantiate(metrics) if metrics and (metrics.get("scores", True) or metrics.get("more")) else None
     patience = config["checkpoint"].get("early_stop")
@@ -207,23 +208,39 @@ def session(config: dict[str, Any], run_dir: Path, one_device: bool = False) -> 
         yield lock
 
 
-def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one_device: bool = False) -> Result:
-    """Trains a resolved config of one stage in a run folder. See `genlab.runs.start.train`."""
+def train(
+    config: dict[str, Any],
+    run_dir: Path,
+    resume: Path | None = None,
+    one_device: bool = False,
+    first_stage: Path | None = None,
+) -> Result:
+    """Trains a resolved config of one stage in a run folder. See `genlab.runs.start.train`.
+
+    Args:
+        config: Plain containers.
+        run_dir: The run folder.
+        resume: A checkpoint of the same run to resume from.
+        one_device: Whether this is one of several jobs of a sweep.
+        first_stage: The trained first stage of a model that brings its config along.
+    """
     with session(config, run_dir, one_device) as lock:
         if resume is None and is_first_process():
             folder.check_unused(run_dir)
         with journal(run_dir) if is_first_process() else nullcontext():
             try:
                 with set_up(run_dir):
-                    prepared = _prepare(config, run_dir, resume, one_device, lock)
+                    prepared = _prepare(config, run_dir, resume, one_device, lock, first_stage)
                 return _fit(*prepared, run_dir, resume)
             except (UserError, TrainingStopped) as error:
                 note(str(error))
                 raise
 
 
-def ready(config: dict[str, Any], resume: Path | None = None) -> tuple[Parts, dict[str, Any] | None]:
-    """The parts of a run with their initial weights, and the checkpoint to resume from, if any."""
+def ready(
+    config: dict[str, Any], resume: Path | None = None, first_stage: Path | None = None
+) -> tuple[Parts, dict[str, Any] | None]:
+    """The parts of a run with their initial weights, and the checkpoint to resume from, if any; see `train`."""
     from genlab.callbacks.health import Rollbacks
     from genlab.runs.first_stage import attach_first_stage, load_first_stage
 
@@ -236,16 +253,23 @@ def ready(config: dict[str, Any], resume: Path | None = None) -> tuple[Parts, di
     if config["init_from"] and resume is None:
         _, source = folder.find_run(config["init_from"])
         folder.load_weights(parts.model, folder.read_checkpoint(source), source)
-    if config.get("first_stage") and resume is None:
-        load_first_stage(parts.model, config["first_stage"], tuple(config["allow_targets"]))
+    first = config.get("first_stage") or first_stage
+    if first and resume is None:
+        own = [node["_target_"] for _, node in targets(config["model"])] if first_stage else []  # of the user's config
+        load_first_stage(parts.model, str(first), (*config["allow_targets"], *own))
     return parts, checkpoint
 
 
 def _prepare(
-    config: dict[str, Any], run_dir: Path, resume: Path | None, one_device: bool, lock: FolderLock
+    config: dict[str, Any],
+    run_dir: Path,
+    resume: Path | None,
+    one_device: bool,
+    lock: FolderLock,
+    first_stage: Path | None,
 ) -> tuple[Parts, pl.Trainer, folder.RunRecord | None]:
     """Prepares the first iteration: parts, initial weights, data, and last the run folder."""
-    parts, checkpoint = ready(config, resume)
+    parts, checkpoint = ready(config, resume, first_stage)
     config = parts.config
     began = (run_dir / "config.yaml").is_file()  # by a start without a checkpoint, whose curves are then hidden
     resume_step = (0 if began else None) if checkpoint is None else int(checkpoint["global_step"])

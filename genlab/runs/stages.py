@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from genlab.commands import quoted, short
+from genlab.commands import command, quoted, short
 from genlab.config.instantiate import targets
 from genlab.config.stages import stage_configs
 from genlab.errors import UserError
+from genlab.journal import say
 from genlab.runs import folder as runs
 from genlab.runs.dry_run import describe
 from genlab.runs.running import Result, build, train
-from genlab.runs.sweeps import is_done
+from genlab.runs.sweeps import comparable, is_done
 
 
 def describe_stages(config: dict[str, Any]) -> Result:
@@ -43,13 +44,7 @@ def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
         stage["allow_targets"] = [*config["allow_targets"], *own]
         if before is not None:
             stage["first_stage"] = str(before)
-        checkpoint = runs.find_checkpoint(folder)
-        if checkpoint is not None:
-            if not is_done(folder, stage):
-                result = train(runs.read_config(folder), folder, resume=checkpoint)
-        else:
-            (folder / "config.yaml").unlink(missing_ok=True)  # of a start that broke off before its first checkpoint
-            result = train(stage, folder)
+        result = _trained(stage, folder) or result
         before = folder
     if result is None:
         raise UserError(
@@ -58,3 +53,39 @@ def train_stages(config: dict[str, Any], run_dir: Path) -> Result:
         )
     runs.point_latest(run_dir)
     return result
+
+
+def train_first_stage(config: dict[str, Any], run_dir: Path) -> Path | None:
+    """Trains the first stage that a model brings along, its `first_stage`, in `run_dir/first_stage`.
+
+    It has the run's settings, and may bring one along itself. A finished one is taken as it is, an interrupted one is
+    resumed.
+
+    Returns:
+        Its folder; None if the model brings none, or one was given by `first_stage=RUN`.
+
+    Raises:
+        UserError: If the folder holds a run, or the first stage of another one.
+    """
+    own = config["model"].get("first_stage")
+    if not own or config.get("first_stage"):
+        return None
+    folder, stage = run_dir / runs.FIRST_STAGE, {**config, "model": own}
+    runs.check_unused(run_dir)
+    if runs.find_checkpoint(folder) and comparable(runs.read_config(folder)) != comparable(stage):
+        raise UserError(f"{short(folder)} holds the first stage of another run. Choose another hydra.run.dir=...")
+    try:
+        _trained(stage, folder)
+    except SystemExit:
+        say(f"This was the first stage. Go on with the whole run: {command('train', resume=run_dir)}")
+        raise
+    return folder
+
+
+def _trained(stage: dict[str, Any], folder: Path) -> Result | None:
+    """Trains a stage in its folder, or goes on with it there; None if it is done."""
+    checkpoint = runs.find_checkpoint(folder)
+    if checkpoint is None:
+        (folder / "config.yaml").unlink(missing_ok=True)  # of a start that broke off before its first checkpoint
+        return train(stage, folder, first_stage=train_first_stage(stage, folder))
+    return None if is_done(folder, stage) else train(runs.read_config(folder), folder, resume=checkpoint)

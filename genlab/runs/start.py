@@ -10,7 +10,7 @@ from genlab.journal import journal
 from genlab.runs import folder, running
 from genlab.runs.dry_run import describe
 from genlab.runs.running import Result, is_first_process, ready, session
-from genlab.runs.stages import describe_stages, train_stages
+from genlab.runs.stages import describe_stages, train_first_stage, train_stages
 
 
 def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one_device: bool = False) -> Result:
@@ -28,7 +28,8 @@ def train(config: dict[str, Any], run_dir: Path, resume: Path | None = None, one
         SystemExit: With 128 + n when signal n ended the run, after its checkpoint.
     """
     if not config.get("stages") and not config["dry_run"]:
-        return running.train(config, run_dir, resume, one_device)
+        first = None if resume else train_first_stage(config, run_dir)
+        return running.train(config, run_dir, resume, one_device, first)
     with session(config, run_dir, one_device):
         if config.get("stages"):
             if config["dry_run"]:

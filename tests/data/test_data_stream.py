@@ -88,6 +88,44 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(n, world):
             torch.testing.assert_close(joined, whole[name], rtol=0, atol=0)
 
 
+def part_labelled(n=22, every=4):
+    """Of n images every fourth has a label."""
+    store = make_store(n)
+    return store.with_column("y", torch.where(torch.arange(n) % every == 0, torch.arange(n), -1))
+
+
+def test_labels_have_their_share_of_each_chunk_and_epochs_of_their_own():
+    """Every labelled sample comes once before one comes again, and so does every other one."""
+    made = Stream(part_labelled(), SPEC, 5, seed=3, labelled=2, batches_per_step=2)
+    order = torch.cat([made.indices(i) for i in range(9)]).view(-1, 5)
+    known = order % 4 == 0
+    assert (known.sum(dim=1) == 2).all()
+    for rows, size in ((order[known], 6), (order[~known], 16)):
+        whole = rows[: len(rows) // size * size].view(-1, size)
+        assert len(whole) > 1 and all(len(epoch.unique()) == size for epoch in whole)
+        assert not torch.equal(whole[0], whole[1])
+    late = Stream(part_labelled(), SPEC, 5, seed=3, labelled=2, batches_per_step=2, start=7)
+    assert_same(next(iter(late)), made.batch(7))
+
+
+@pytest.mark.parametrize(("labelled", "world"), [(4, 2), (3, 2), (5, 4), (1, 4)])
+def test_labels_are_spread_over_processes(labelled, world):
+    options = {"seed": 3, "labelled": labelled, "batches_per_step": 3}
+    whole = Stream(part_labelled(), SPEC, 8, **options).batch(5)
+    parts = [Stream(part_labelled(), SPEC, 8, rank=r, world_size=world, **options).batch(5) for r in range(world)]
+    chunks = [part["index"].chunk(3) for part in parts]
+    assert torch.equal(torch.cat([chunks[r][c] for c in range(3) for r in range(world)]), whole["index"])
+    counts = torch.tensor([[int((chunk % 4 == 0).sum()) for chunk in each] for each in chunks])
+    assert (counts.sum(dim=0) == labelled).all() and counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("every", [1, 100])
+def test_where_all_or_no_samples_have_labels_the_order_is_as_ever(every):
+    store = part_labelled(every=every) if every == 1 else make_store(22).with_column("y", torch.full((22,), -1))
+    made = Stream(store, SPEC, 4, seed=3, labelled=2)
+    assert torch.equal(made.indices(7), stream().indices(7))
+
+
 def changing(i):
     """Chunks of batch i: many in the first two, then two, and four in every fifth."""
     return 4 if i < 2 or i % 5 == 0 else 2

@@ -301,7 +301,8 @@ class Device:
             batch = batch.rows(slice(0, 2))
             x, told = batch.x, {"given": batch} if model.given else {}
             given = {"x": x, "n": 2, "k": 2, "rng": rng, "steps": 2, "chains": 2, **told}
-            for name in [name for name in (*CAPABILITIES, "log_unnormalised", "log_partition") if hasattr(model, name)]:
+            names = (*CAPABILITIES, "log_unnormalised", "log_partition")
+            for name in [name for name in names if callable(getattr(model, name, None))]:
                 if name == "decode":
                     # A supervised autoencoder's encoder gives the style alone.
                     coded = model.can("encode") and not isinstance(model, SupervisedAAE)

@@ -16,7 +16,7 @@ from genlab.errors import UserError
 from genlab.fields.base import KINDS, Field
 from genlab.networks import dcgan, mlp, resnet
 from genlab.networks.conditions import Maps, Vector
-from genlab.networks.told import Concat, HiddenMaps, InputMaps, NormTold, Projection
+from genlab.networks.told import Concat, HiddenMaps, InputMaps, LatentGaussians, NormTold, Projection, ReadsVector
 
 Y = {"y": {"kind": "label", "size": 3}}
 SHAPE = (1, 16, 16)
@@ -714,3 +714,34 @@ def test_second_derivatives_reach_the_weights_of_the_condition():
 def test_what_cannot_be_told_there_is_refused(build, message):
     with pytest.raises(UserError, match=message):
         build()
+
+
+# --- Latents and vectors ----------------------------------------------------------------------------------------------
+
+
+def test_latents_of_a_condition_are_a_gaussian_of_its_own():
+    """m(c) + s(c) z: at the start a mean from N(0, 1) and scale 1; a row without a label has mean 0; scales have a floor."""
+    torch.manual_seed(0)
+    told = LatentGaussians(nn.Identity(), Y, LATENT)
+    z = draw(4, LATENT, dtype=torch.float32)
+    y = told_y(2, 0, -1, 2)
+    assert_close(told(z, y)[2], z[2])
+    assert torch.equal(told(z, y)[[0, 3]] - z[[0, 3]], told.mean.weight.T[[2, 2]] + z[[0, 3]] - z[[0, 3]])
+    with torch.no_grad():
+        told.log_scale.weight[:, 2] = torch.tensor([0.5, -1.0, -9.0, 0.0])
+    scales = torch.tensor([0.5, -1.0, -3.0, 0.0]).exp()
+    assert_close(told(z, y)[3], told.mean.weight[:, 2] + scales * z[3])
+    assert_close(told(z, y)[1], told.mean.weight[:, 0] + z[1])
+
+
+def test_a_vector_of_the_conditions_stands_in_place_of_a_point():
+    node = {"_target_": "genlab.networks.mlp.Encoder", "shape": [1], "out_features": 5, "hidden": []}
+    around = ReadsVector.around(node, mlp.Encoder, {**Y, "points": FACTS["points"]})
+    assert around["network"]["shape"] == [3 + 2] and node["shape"] == [1]
+    assert ReadsVector.around({"shape": [1, 8, 8]}, mlp.Encoder, Y) is None
+    assert LatentGaussians.around({"shape": [3]}, mlp.Encoder, Y) is None
+    network = mlp.Encoder([3 + 2], 5, []).double()
+    told = ReadsVector(network, {**Y, "points": FACTS["points"]})
+    given = Batch({"y": torch.tensor([2, -1]), "points": draw(2, 2)})
+    vector = torch.cat([torch.tensor([[0, 0, 1.0], [0, 0, 0]]).double(), given["points"]], dim=1)
+    assert_close(told(given), network(vector))
