@@ -16,7 +16,7 @@ from genlab.metrics.likelihood import importance_bounds
 from genlab.models.ssl_vae import SemiSupervisedVAE
 from genlab.networks.told import Concat, LatentGaussians
 from genlab.runs.running import build
-from tests.models.helpers import Batches, Each, Memory, assert_moves, config, fit, moved, snapshot
+from tests.models.helpers import Batches, Memory, assert_moves, config, fit, moved, snapshot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIGITS = ["data=digits", "network=mlp", "network.hidden=[16]", "data.num_labelled=100"]
