@@ -64,8 +64,8 @@ class StackedVAE(SemiSupervisedVAE):
         super().__init__(*networks, *sizes, encoder_features, bound_weight, label_weight, labelled_share)
         if not callable(getattr(first_stage, "posterior", None)) or not first_stage.can("decode"):
             raise UserError(
-                f"model=m1_m2 needs a first stage with a posterior and a decoder, not {type(first_stage).__name__}. Try "
-                "first_stage=RUN of model=vae."
+                "model=m1_m2 needs a first stage with a posterior and a decoder, not "
+                f"{type(first_stage).__name__}. Try first_stage=RUN of model=vae."
             )
         if not likelihood.separable:
             raise UserError("model=m1_m2 needs a likelihood that is a product over the numbers of z_1.")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
 from genlab.batch import Batch
+from genlab.errors import UserError
 from genlab.models.base import GenerativeModel, inference
 from genlab.networks.classes import ClassLogits
 
@@ -31,6 +32,18 @@ class Reading(GenerativeModel):
         self.network, self.column, self.needs = network, column, (column,)
         self.add_player("network", network, "optimizer")
 
+    def initialise(self, batches: Iterator[Batch]) -> None:
+        """Checks that the column can be read.
+
+        Raises:
+            UserError: If it cannot.
+        """
+        if self.spec.fields[self.column].readout((1, 1)) is None:
+            kind = self.spec.fields[self.column].kind
+            raise UserError(
+                f"No network reads the column {self.column} of kind {kind} from samples. Try another column."
+            )
+
     @inference
     def classify(self, x: Tensor) -> Tensor:
         """Logits [N, K] of classes for samples [N, ...]."""
@@ -47,6 +60,7 @@ class Reading(GenerativeModel):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Minimise the loss of the column's readout; that of a label is the cross-entropy."""
         readout = self.spec.fields[self.column].readout((1, 1))
+        assert readout is not None, "checked at the start"
         with self.turn("network") as network:
             loss = readout.loss(self.network(batch.x), readout.target(batch[self.column]))
             network.minimise(loss)

@@ -202,8 +202,8 @@ def test_a_run_is_resumed_and_loaded_without_wrapping_twice(tmp_path, monkeypatc
         ),
         (
             ["model=cgan", "conditioning=null"],
-            "conditioning=null names no option; choose one of concat, hidden, norm, projection, or leave conditioning "
-            "out.",
+            "conditioning=null names no option; choose one of concat, hidden, latent_gaussians, norm, projection, or "
+            "leave conditioning out.",
         ),
         (["model=gan", *BY_HAND], "model=gan is given y: say how with conditioning=concat, or another."),
         (
@@ -233,7 +233,7 @@ def test_a_run_is_resumed_and_loaded_without_wrapping_twice(tmp_path, monkeypatc
         (
             ["model=cgan", "model.told.generator=reads"],
             "conditioning=concat has no way to tell model.generator (genlab.networks.mlp.Generator), which takes none "
-            "of Reads. Try another conditioning=, or another network=.",
+            "of Reads, ReadsVector. Try another conditioning=, or another network=.",
         ),
         (
             ["model=cgan", "conditioning=projection", "model.told.generator=judges"],

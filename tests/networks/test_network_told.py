@@ -720,7 +720,7 @@ def test_what_cannot_be_told_there_is_refused(build, message):
 
 
 def test_latents_of_a_condition_are_a_gaussian_of_its_own():
-    """m(c) + s(c) z: at the start a mean from N(0, 1) and scale 1; a row without a label has mean 0; scales have a floor."""
+    """m(c) + s(c) z: at the start scale 1; a row without a label has mean 0; scales have a floor."""
     torch.manual_seed(0)
     told = LatentGaussians(nn.Identity(), Y, LATENT)
     z = draw(4, LATENT, dtype=torch.float32)
