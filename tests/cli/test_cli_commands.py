@@ -21,6 +21,8 @@ from tests.cli.helpers import REPO, command
 QUICK = ["trainer.max_steps=3", "callbacks=none", "logger=csv"]
 DATA = {"gan": "digits"}
 FEWER = {
+    "attribute2image": ["data.num_train=64", "metrics.num_samples=40"],
+    "attribute2image_layered": ["data.num_train=64", "metrics.num_samples=40"],
     "pixelvae": ["metrics.iwae_samples=2"],
     "dc_ign": ["metrics.iwae_samples=2", "data.num_train=64"],
 }  # draws, where one of them takes long
