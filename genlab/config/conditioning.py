@@ -123,8 +123,9 @@ def _takes_conditions(network: type) -> bool:
 
 
 def _telling_options() -> list[str]:
-    """The shipped models that are given columns by default."""
-    return [name for name in options("model") if read_option("model", name).get("told")]
+    """Some shipped models that are given columns by default, those with the shortest names."""
+    found = [name for name in options("model") if read_option("model", name).get("told")]
+    return sorted(found, key=lambda name: (len(name), name))[:5]
 
 
 def _check_keys(option: dict[str, Any], shared: dict[str, Any], chosen: Any) -> None:

@@ -178,8 +178,8 @@ def test_a_run_is_resumed_and_loaded_without_wrapping_twice(tmp_path, monkeypatc
         ),
         (
             ["model=cgan", "conditioning=null"],
-            "conditioning=null names no option; choose one of concat, hidden, norm, projection, or leave conditioning "
-            "out.",
+            "conditioning=null names no option; choose one of concat, hidden, norm, places, projection, text, or leave "
+            "conditioning out.",
         ),
         (["model=gan", *BY_HAND], "model=gan is given y: say how with conditioning=concat, or another."),
         (
@@ -228,6 +228,8 @@ def test_refusals_of_a_composition(overrides, words):
 
 
 CONDITIONED = {"gan", "dcgan", "sngan", "cgan", "wgan", "wgan_gp", "vae", "cvae", "pixelvae", "cvae_completion"}
+OWN_NETWORKS = {"stackgan", "gawwn", "gawwn_keypoints", "layout_gan"}  # of pictures and captions, boxes, keypoints
+CONDITIONED |= {"gan_cls", "gan_int", *OWN_NETWORKS}
 SHIPPED = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
 
 
@@ -259,7 +261,7 @@ def test_conditions_are_refused_where_the_training_step_tells_no_network(model):
         assert len(str(said.value)) < 300
 
 
-@pytest.mark.parametrize("model", sorted(CONDITIONED - {"cvae_completion", "sngan"}))
+@pytest.mark.parametrize("model", sorted(CONDITIONED - {"cvae_completion", "sngan", *OWN_NETWORKS}))
 def test_networks_that_are_told_by_force_are_trained(model, tmp_path):
     """Not `cvae_completion`, which is given pictures, and `sngan`, whose discriminator is refused by its name."""
     small = ["network=dcgan", "network.width=4", "data.image_size=16"] if model == "dcgan" else ["network.hidden=[8]"]
