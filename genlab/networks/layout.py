@@ -54,7 +54,7 @@ class BoxNetwork(nn.Module):
         super().__init__()
         check_positive("model.boxes.classes", classes, cure="3")
         self.classes = classes
-        self.lstm = nn.LSTM(classes + 4, state_dim, batch_first=True)
+        self.lstm = nn.LSTMCell(classes + 4, state_dim)
         self.label = nn.Linear(state_dim, classes + 1)
         self.place = nn.Linear(state_dim + classes, numbers_of(components))
         self.size = nn.Linear(state_dim + classes + 2, numbers_of(components))
@@ -68,14 +68,18 @@ class BoxNetwork(nn.Module):
         read = torch.cat([one_hot(kind, self.classes).to(start.dtype), _scaled(boxes).to(start.dtype)], dim=2)
         read = read * there.unsqueeze(2)
         before = F.pad(read[:, :-1], (0, 0, 1, 0))
-        states, _ = self.lstm(before, (start[None].contiguous(), torch.zeros_like(start)[None]))
+        state, states = (start, torch.zeros_like(start)), []
+        for one in before.unbind(dim=1):
+            state = self.lstm(one, state)
+            states.append(state[0])
+        h = torch.stack(states, dim=1)
         told, (place, size) = read[:, :, : self.classes], read[:, :, self.classes :].split(2, dim=2)
         target = torch.where(there, kind, self.classes).long()
-        logits = at_least_float32(self.label(states))
+        logits = at_least_float32(self.label(h))
         label = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
         reached = F.pad(there[:, :-1], (1, 0), value=True)  # the label behind the last box says that it was the last
-        where = log_mixture(place, self.place(torch.cat([states, told], dim=2)))
-        sides = log_mixture(size, self.size(torch.cat([states, told, place], dim=2)))
+        where = log_mixture(place, self.place(torch.cat([h, told], dim=2)))
+        sides = log_mixture(size, self.size(torch.cat([h, told, place], dim=2)))
         return (label * reached).sum(dim=1), -((where + sides) * there).sum(dim=1)
 
     def draw(self, start: Tensor, u: Tensor, eps: Tensor, temperature: float = 1.0) -> Tensor:
@@ -87,13 +91,13 @@ class BoxNetwork(nn.Module):
             eps: Standard normal draws [N, K, 4].
             temperature: Of labels and mixtures, see `draw_mixture`.
         """
-        state = (start[None].contiguous(), torch.zeros_like(start)[None])
-        read = start.new_zeros(len(start), 1, self.classes + 4)
+        state = (start, torch.zeros_like(start))
+        read = start.new_zeros(len(start), self.classes + 4)
         there = torch.ones_like(start[:, 0], dtype=torch.bool)
         boxes = []
         for step in range(u.shape[1]):
-            h, state = self.lstm(read, state)
-            h = h[:, 0]
+            state = self.lstm(read, state)
+            h = state[0]
             label = choose(self.label(h) / temperature, u[:, step, 0])
             there = there & (label < self.classes)
             told = one_hot(label, self.classes).to(h.dtype)
@@ -103,7 +107,7 @@ class BoxNetwork(nn.Module):
             size = draw_mixture(size, u[:, step, 2], eps[:, step, 2:], temperature).to(h.dtype)
             box = _unscaled(label, torch.cat([place, size], dim=1), there)
             boxes.append(box)
-            read = (torch.cat([told, _scaled(box[:, None])[:, 0].to(h.dtype)], dim=1) * there.unsqueeze(1)).unsqueeze(1)
+            read = torch.cat([told, _scaled(box[:, None])[:, 0].to(h.dtype)], dim=1) * there.unsqueeze(1)
         return torch.stack(boxes, dim=1)
 
 

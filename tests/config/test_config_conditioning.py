@@ -209,7 +209,7 @@ def test_a_run_is_resumed_and_loaded_without_wrapping_twice(tmp_path, monkeypatc
         (
             ["model=cgan", "model.told.generator=reads"],
             "conditioning=concat has no way to tell model.generator (genlab.networks.mlp.Generator), which takes none "
-            "of Reads. Try another conditioning=, or another network=.",
+            "of Reads, ReadsVector. Try another conditioning=, or another network=.",
         ),
         (
             ["model=cgan", "conditioning=projection", "model.told.generator=judges"],
@@ -245,7 +245,7 @@ def told_by_force(model, networks):
     """The command line that tells these networks of a model its labels, whatever its yaml says."""
     roles = ", ".join(f"{network}: {conditioning.USUAL.get(network, 'reads')}" for network in networks)
     line = [f"model={model}", "data=digits", "++model.given=[y]", f"++model.told={{{roles}}}"]
-    return [*line, *([] if read_option("model", model).get("told") else ["+conditioning=concat"])]
+    return [*line, *([] if compose([f"model={model}"])["choices"].get("conditioning") else ["+conditioning=concat"])]
 
 
 @pytest.mark.parametrize("model", SHIPPED)

@@ -61,7 +61,7 @@ def test_one_component_is_a_normal():
     """By hand from the heads' outputs; each size is told its own true place."""
     made, start = network(zero=False), draw(3, 6)
     first = BOXES[:, :1]
-    states, _ = made.lstm(torch.zeros(3, 1, 7).double(), (start[None], torch.zeros_like(start)[None]))
+    h, _ = made.lstm(torch.zeros(3, 7).double(), (start, torch.zeros_like(start)))
     told = torch.nn.functional.one_hot(first[:, 0, 0].long(), 3).double()
     middle, sides = 2 * first[:, 0, 1:3] + first[:, 0, 3:] - 1, 2 * first[:, 0, 3:] - 1
 
@@ -71,7 +71,6 @@ def test_one_component_is_a_normal():
         covariance = torch.stack([torch.stack([sx**2, rho * sx * sy], 1), torch.stack([rho * sx * sy, sy**2], 1)], 1)
         return MultivariateNormal(torch.stack([mx, my], dim=1), covariance).log_prob(values)
 
-    h = states[:, 0]
     expected = log_normal(middle, made.place(torch.cat([h, told], dim=1)))
     expected = expected + log_normal(sides, made.size(torch.cat([h, told, middle], dim=1)))
     labels, places = made.nats(start, first)
@@ -98,7 +97,7 @@ def test_boxes_are_drawn_from_what_is_said():
     n = 20_000
     start = draw(1, 6).expand(n, -1)
     boxes = made.draw(start, torch.rand(n, 3, 3, generator=rng(), dtype=torch.float64), draw(n, 3, 4))
-    h = made.lstm(torch.zeros(1, 1, 7).double(), (start[:1][None].contiguous(), torch.zeros(1, 1, 6).double()))[0][:, 0]
+    h, _ = made.lstm(torch.zeros(1, 7).double(), (start[:1], torch.zeros(1, 6).double()))
     p = made.label(h).softmax(dim=1)[0]
     share = torch.stack([(boxes[:, 0, 0] == kind).double().mean() for kind in (0, 1, 2, -1)])
     assert_close(share, p, rtol=0, atol=0.02)
