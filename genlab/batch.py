@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -118,11 +118,37 @@ class Batch:
         size = -(-len(self) // n)
         return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
 
+    def read(self, by: Callable[[Batch], Tensor]) -> Tensor:
+        """What `by` makes of the columns, [N, ...]: for networks that are told rows, or what lies between rows."""
+        return by(self)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`; the batch itself where it already is there."""
         if all(is_on(c.values if isinstance(c, Seq) else c, device) for c in self.columns.values()):
             return self
         return Batch({name: c.to(device, non_blocking=non_blocking) for name, c in self.columns.items()})
+
+
+@dataclass(slots=True)
+class Between:
+    """Conditions between two rows each, for networks that read vectors or maps of them: those of rows have no middle.
+
+    Attributes:
+        first: N rows.
+        second: As many.
+        share: Of the second, in [0, 1].
+    """
+
+    first: Batch
+    second: Batch
+    share: float
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def read(self, by: Callable[[Batch], Tensor]) -> Tensor:
+        """(1 - share) by(first) + share by(second), [N, ...]; exactly by(first) where both are equal."""
+        return torch.lerp(by(self.first), by(self.second), self.share)
 
 
 def is_on(tensor: Tensor, device: torch.device | str) -> bool:

@@ -172,6 +172,8 @@ def conditions(
 ) -> Batch | None:
     """The columns [n] that samples are given: as they were typed, the others from rows of the run's test split.
 
+    Those that the model draws itself are left out where they are not typed.
+
     Args:
         model: The loaded model.
         typed: Texts by column. `x` stands for a picture from which the derived columns are made.
@@ -193,7 +195,7 @@ def conditions(
     derive = derivations(model.run_config)
     made = {key: one for key, one in derive.items() if key in model.given and one.of in typed}
     for key, text in typed.items():
-        if key not in model.given and not any(one.of == key for one in made.values()):
+        if key not in (*model.given, *model.fills) and not any(one.of == key for one in made.values()):
             near = near_key(key, OPTIONS)
             if near is not None and key not in model.spec.fields:
                 raise UserError(f"'{key}={text}' is not understood. Did you mean {near}=?")
@@ -207,7 +209,7 @@ def conditions(
         if key in made:
             raise UserError(f"{key} is made of {made[key].of}, and both are typed. Leave one of them out.")
     batch = derived(Batch(found), made, (f"{seed}.{i}" for i in range(n))) if made else Batch(found)
-    missing = [name for name in model.given if name not in batch]
+    missing = [name for name in model.given if name not in batch and name not in model.fills]
     if missing:
         rng = torch.Generator().manual_seed(seed)
         try:
@@ -215,7 +217,7 @@ def conditions(
         except UserError as error:
             raise UserError(f"Say {missing[0]}=..., or let rows of the run's data be taken. {error}") from error
         batch = Batch({**batch.columns, **rows.columns})
-    return batch.only(model.given)
+    return batch.only([name for name in dict.fromkeys((*model.given, *model.fills)) if name in batch])
 
 
 def _parsed(field: Field, key: str, text: str, n: int, derive: Mapping[str, Derivation]) -> Any:

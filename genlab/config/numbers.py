@@ -133,6 +133,7 @@ KINDS = {
     **dict.fromkeys(("*_dim", "dim", "*_hidden", "*_steps", "*_every", "*_first", "*_size"), NATURAL),
     **dict.fromkeys(("blocks", "*halvings", "classes", "patience"), NATURAL),
     **dict.fromkeys(("factor", "min_lr", "*_rate"), WEIGHT),
+    **dict.fromkeys(("interpolated", "kept"), SHARE),
     "clip": Range(0, open_below=True, none=True),
 }
 STAGE = re.compile(r"stages\.\d+\.")  # a stage has the keys of a run

@@ -184,6 +184,11 @@ def register() -> None:
         """Shape of a decoder's output for `Autoregressive`, which checks it."""
         return [int(shape[0]) * features, *shape[1:]]
 
+    def smaller(shape: Any, factor: int) -> list[int]:
+        """[C, H / factor, W / factor] of pictures [C, H, W]; the method checks that the factor divides both sides."""
+        channels, *sides = shape
+        return [channels, *(side // max(1, factor) for side in sides)]
+
     def prepend(first: Any, rest: Any) -> list[Any]:
         """A list with a value before it; null: the list alone."""
         return list(rest) if first is None else [first, *rest]
@@ -217,6 +222,7 @@ def register() -> None:
     store.repo[PARTS_OF_DATA] = {path.name: Part(path) for path in sorted((config_dir() / "data").glob("*.yaml"))}
     OmegaConf.register_new_resolver("genlab.image_shape", image_shape, replace=True)
     OmegaConf.register_new_resolver("genlab.times", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("genlab.smaller", smaller, replace=True)
     OmegaConf.register_new_resolver("genlab.plus", lambda a, b: (a or 0) + (b or 0), replace=True)
     OmegaConf.register_new_resolver("genlab.where", lambda condition, a, b: a if condition else b, replace=True)
     OmegaConf.register_new_resolver("genlab.logistic_mixture_shape", logistic_mixture_shape, replace=True)

@@ -53,6 +53,9 @@ class Field:
     pictorial: ClassVar[bool] = True  # whether each value makes a picture of its own, so that many are a grid of them
     pictured: ClassVar[bool] = False  # whether a value is seen best as a picture, not as a text
     pixelwise: ClassVar[bool] = False  # whether a value has a place for each pixel of the sample that it goes with
+    located: ClassVar[bool] = (
+        False  # whether a value says where in the picture things are, for networks that place them
+    )
     mirrors: ClassVar[bool] = False  # whether a value can be mirrored left to right with its picture
     suffixes: ClassVar[tuple[str, ...]] = ()  # of the files that hold a value, if `parse` takes a file and not a text
 

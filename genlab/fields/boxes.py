@@ -33,6 +33,7 @@ class Boxes(Field):
 
     kind: ClassVar[str] = "boxes"
     pictured: ClassVar[bool] = True
+    located: ClassVar[bool] = True
     mirrors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

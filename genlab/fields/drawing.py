@@ -96,10 +96,19 @@ def text_cells(texts: Sequence[str], size: tuple[int, int] = TEXT_CELL) -> Tenso
     font = ImageFont.load_default(12)
     for cell, text in zip(cells, texts, strict=True):
         picture = Image.new("RGB", (width, height), "white")
-        lines = textwrap.wrap(text, max(1, width // 7)) or [""]
+        lines = _lines(text, width)
         ImageDraw.Draw(picture).multiline_text((4, 2), "\n".join(lines), fill="black", font=font, spacing=2)
         cell[:] = np.asarray(picture)
     return torch.from_numpy(cells).permute(0, 3, 1, 2).contiguous()
+
+
+def text_height(texts: Sequence[str], width: int) -> int:
+    """Height in pixels at which `text_cells` of this width cut nothing off."""
+    return 6 + 15 * max(len(_lines(text, width)) for text in texts)
+
+
+def _lines(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(1, width // 7)) or [""]
 
 
 def drawn_cells(n: int, draw: Callable[[int, Pen], None]) -> Tensor:

@@ -32,6 +32,7 @@ class Keypoints(Field):
 
     kind: ClassVar[str] = "keypoints"
     pictured: ClassVar[bool] = True
+    located: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if len(self.shape) != 2 or self.ragged or self.shape[1] != 3:

@@ -37,6 +37,7 @@ class Layout(Field):
     kind: ClassVar[str] = "layout"
     suffixes: ClassVar[tuple[str, ...]] = (".png",)
     pictured: ClassVar[bool] = True
+    located: ClassVar[bool] = True
     pixelwise: ClassVar[bool] = True
     mirrors: ClassVar[bool] = True
 

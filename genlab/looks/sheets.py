@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.fields.drawing import image_grid, new_figure, to_array
+from genlab.fields.drawing import TEXT_CELL, image_grid, new_figure, text_cells, text_height, to_array
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -78,13 +78,14 @@ def image_sheet(
 
 
 def told_sheet(spec: DataSpec, x: Tensor, given: Batch | None) -> np.ndarray:
-    """Samples beside the pictures that they were given; one picture of many where they were given none.
+    """Samples beside the pictures and above the captions that they were given; one picture of many without.
 
     Args:
         spec: The fields of all columns.
         x: Samples [N, ...].
         given: Their conditions [N]; None without. Where they are told by texts, as labels are, and each text comes
-            in a row and as often as the others, but for one, each has a row of the sheet.
+            in a row and as often as the others, but for one, each has a row of the sheet. Other texts of kinds with too
+            many to show them all, such as captions, stand under the samples.
 
     Returns:
         uint8 array [height, width, 3].
@@ -93,14 +94,16 @@ def told_sheet(spec: DataSpec, x: Tensor, given: Batch | None) -> np.ndarray:
     drawn = [name for name, field in fields.items() if field.pictured]
     if given is None or not spec.x.pictorial:
         return spec.x.sheet(x)
+    written = [name for name in fields if name not in drawn]
+    texts = [", ".join(row) for row in zip(*(fields[name].text(given[name]) for name in written), strict=True)]
+    under = any(fields[name].each(1) is None for name in written)
     if not drawn:
-        texts = [
-            ", ".join(row) for row in zip(*(field.text(given[name]) for name, field in fields.items()), strict=True)
-        ]
         runs = {text: len(list(group)) for text, group in itertools.groupby(texts)}
         fewest, most = min(runs.values()), max(runs.values())
         if len(runs) == 1 or sum(runs.values()) < len(texts) or most - fewest > 1:  # in the second case one comes again
-            return spec.x.sheet(x)
+            return image_grid(_captioned(spec.x.cells(x), texts)) if under and len(runs) > 1 else spec.x.sheet(x)
+        if under and most == 1:
+            return image_grid(_captioned(spec.x.cells(x), texts))
         parts = spec.x.cells(x).cpu().split([*runs.values()])
         cells = torch.stack([F.pad(part, (0,) * 7 + (most - len(part),), value=255) for part in parts])
         return image_sheet([("", cells)], f"Samples for each {', '.join(fields)}", "", list(runs))
@@ -112,8 +115,19 @@ def told_sheet(spec: DataSpec, x: Tensor, given: Batch | None) -> np.ndarray:
     rows = max(1, round(len(x) ** 0.5))
     groups = []
     for start in range(0, len(x) - len(x) % rows or rows, rows):
-        groups.append((", ".join(name for name, _ in columns), cells[start : start + rows]))
+        part = [F.interpolate(cells[start : start + rows].float(), (height, width)) for _, cells in columns]
+        row = torch.stack(part, dim=1).to(torch.uint8).cpu()
+        if under:
+            row = _captioned(torch.cat(row.unbind(dim=1), dim=3), texts[start : start + rows]).unsqueeze(1)
+        groups.append((", ".join(name for name, _ in columns), row))
     return image_sheet(groups, "Samples beside the conditions that they were given")
+
+
+def _captioned(cells: Tensor, texts: Sequence[str]) -> Tensor:
+    """Pictures, uint8 [N, 3, H, W], enlarged to the width of a text where they are smaller, each above its text."""
+    scale = max(1, -(-TEXT_CELL[1] // cells.shape[3]))
+    large = cells.cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    return torch.cat([large, text_cells(texts, (text_height(texts, large.shape[3]), large.shape[3]))], dim=2)
 
 
 def alike(groups: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:

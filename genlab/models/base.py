@@ -54,6 +54,7 @@ class GenerativeModel(pl.LightningModule, Offered):
         given: Columns that samples are told, from the config: `["y"]` of a class-conditional model.
         gives: The column that samples are of.
         needs: Further columns that training reads.
+        fills: Columns that `sample` reads where they are there, and draws itself where they are missing.
         idle_optimizers: Config keys of optimizers that a variant of the method has no player for.
         spec: The facts about the data; set before training and by `genlab.load`.
         settings: The run's settings that do not depend on the method.
@@ -69,6 +70,7 @@ class GenerativeModel(pl.LightningModule, Offered):
     given: tuple[str, ...] = ()
     gives: str = "x"
     needs: tuple[str, ...] = ()
+    fills: tuple[str, ...] = ()
     idle_optimizers: tuple[str, ...] = ()
     latent_dim: int
     spec: DataSpec

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genlab.batch import Batch, Column, Seq
+from genlab.batch import Batch, Between, Column, Seq
 from genlab.errors import UserError
 from genlab.fields.attributes import Attributes
 from genlab.fields.base import Field
@@ -53,10 +53,14 @@ class Vector(nn.Module):
         parts: list[Any] = [vector_of(make_field(facts), words) for facts in given.values()]
         self.parts, self.width = nn.ModuleList(parts), sum(part.width for part in parts)
 
-    def forward(self, given: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
+    def forward(self, given: Batch | Between, dtype: torch.dtype = torch.float32) -> Tensor:
         """A batch with the columns -> [N, width], in the type of the network that reads it."""
-        made = [part(given[name], dtype) for name, part in zip(self.names, self.parts, strict=True)]
-        return torch.cat(made, dim=1)
+
+        def made(rows: Batch) -> Tensor:
+            vectors = [part(rows[name], dtype) for name, part in zip(self.names, self.parts, strict=True)]
+            return torch.cat(vectors, dim=1)
+
+        return given.read(made)
 
 
 class Maps(nn.Module):
@@ -79,10 +83,15 @@ class Maps(nn.Module):
         parts: list[Any] = [maps_of(make_field(facts), words) for facts in given.values()]
         self.parts, self.channels = nn.ModuleList(parts), sum(part.width for part in parts)
 
-    def forward(self, given: Batch, height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def forward(self, given: Batch | Between, height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A batch with the columns -> [N, channels, height, width]."""
-        made = [part(given[name], dtype, (height, width)) for name, part in zip(self.names, self.parts, strict=True)]
-        return torch.cat(made, dim=1)
+
+        def made(rows: Batch) -> Tensor:
+            size = height, width
+            maps = [part(rows[name], dtype, size) for name, part in zip(self.names, self.parts, strict=True)]
+            return torch.cat(maps, dim=1)
+
+        return given.read(made)
 
 
 def _checked(given: Facts, words: str) -> tuple[str, ...]:
@@ -169,7 +178,7 @@ def _(field: Field, words: str) -> nn.Module:
 
 @maps_of.register
 def _(field: Keypoints, words: str) -> nn.Module:
-    return _Calculated(field.fixed_shape[0], _bumps)
+    return _Calculated(field.fixed_shape[0], bumps)
 
 
 @_learned_vector.register
@@ -284,7 +293,7 @@ def _covered(start: Tensor, length: Tensor, pixels: int) -> Tensor:
 
 
 @exact
-def _bumps(values: Tensor, height: int, width: int) -> Tensor:
+def bumps(values: Tensor, height: int, width: int) -> Tensor:
     """A Gaussian of height 1 at each keypoint of [N, P, 3] that is seen, zeros for the others: [N, P, H, W]."""
     x, y, seen = (part.unsqueeze(2) for part in values.unbind(dim=2))
     scale = 2 * max(1.0, BUMP * max(height, width)) ** 2

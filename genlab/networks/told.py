@@ -1,8 +1,8 @@
 """Networks that are told a condition: wrappers by which any network reads named columns of a batch.
 
-`Concat`, `InputMaps`, `LatentGaussians`, `Reads`, `ReadsVector`, `HiddenMaps`, `Projection` and `NormTold` hand the
-columns to a network that does not know about conditions. All but the two that read are called with the network's own
-input and a batch with the columns, N rows each, and return the network's output.
+`Concat`, `InputMaps`, `LatentGaussians`, `Reads`, `ReadsVector`, `Placed`, `HiddenMaps`, `Projection` and `NormTold`
+hand the columns to a network that does not know about conditions. All but the two that read are called with the
+network's own input and a batch with the columns, N rows each, and return the network's output.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 
 from genlab.batch import Batch
 from genlab.errors import UserError
+from genlab.fields.kinds import make_field
 from genlab.networks.conditions import SLOPE, Facts, Maps, Vector, tiled
 from genlab.networks.init import check_positive, feature_count
 from genlab.networks.layers import Layered
@@ -140,7 +141,7 @@ class ReadsVector(Told):
     @classmethod
     def around(cls, node: Mapping[str, Any], network: type, given: Facts) -> dict[str, Any] | None:
         """Networks of points; see `Told.around`."""
-        if len(node.get("shape", ())) != 1:
+        if "latent_dim" in node or len(node.get("shape", ())) != 1:
             return None
         return {"network": {**node, "shape": [Vector(given).width]}}
 
@@ -181,6 +182,52 @@ class LatentGaussians(Told):
     def _joined(self, x: Tensor, given: Batch) -> Tensor:
         vector = self.vector(given, x.dtype)
         return self.mean(vector) + self.log_scale(vector).clamp_min(self.LOWEST).exp() * x
+
+
+class Placed(Told):
+    """The vector and, as they are, the values of the one column that says where things are.
+
+    For networks that place things themselves: called as `network(x, vector, places)`, with boxes [N, K, 5], keypoints
+    [N, P, 3] or class maps [N, H, W].
+
+    Raises:
+        UserError: If no or several given columns say where things are, or no column says something else.
+    """
+
+    @classmethod
+    def around(cls, node: Mapping[str, Any], network: type, given: Facts) -> dict[str, Any] | None:
+        """Networks with a `vector_dim`, and the facts about places that they take; see `Told.around`."""
+        if "vector_dim" not in node:
+            return None
+        place, rest = _apart(given)
+        field = make_field(given[place])
+        known = {"vector_dim": Vector(rest).width, "parts": field.fixed_shape[0], "classes": field.size or 0}
+        return {"network": {**node, **{key: value for key, value in known.items() if key in node}}}
+
+    def __init__(self, network: nn.Module, given: Facts, words: str = "mean") -> None:
+        super().__init__(network)
+        self.place, rest = _apart(given)
+        self.vector = Vector(rest, words)
+
+    def forward(self, x: Tensor, given: Batch) -> Tensor:
+        """Samples or latents [N, ...] and their conditions -> the network's output."""
+        return self.network(x, self.vector(given, x.dtype), given.tensor(self.place))
+
+
+def _apart(given: Facts) -> tuple[str, dict[str, Mapping[str, Any]]]:
+    """The name of the column that says where things are, and the other columns.
+
+    Raises:
+        UserError: See `Placed`.
+    """
+    located = [name for name, facts in given.items() if make_field(facts).located]
+    rest = {name: facts for name, facts in given.items() if name not in located}
+    if len(located) != 1 or not rest:
+        raise UserError(
+            "conditioning=places tells one column that says where things are (boxes, keypoints, layout) and others "
+            f"that say what, such as caption; model.given is {', '.join(given)}. Try 'model.given=[caption,boxes]'."
+        )
+    return located[0], rest
 
 
 class HiddenMaps(Told):

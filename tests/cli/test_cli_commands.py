@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import genlab
-from genlab.config.composition import compose
-from genlab.config.shipped import read_option
+from genlab.config.composition import compose, insisted
+from genlab.config.shipped import options, read_option
 from genlab.errors import UserError
 from genlab.files import run_path
 from genlab.runs.start import train
@@ -20,12 +20,14 @@ from tests.cli.helpers import REPO, command
 
 QUICK = ["trainer.max_steps=3", "callbacks=none", "logger=csv"]
 DATA = {"gan": "digits"}
+SCENES = [model for model in options("model") if insisted(model, "data") == "scenes"]
 FEWER = {
     "attribute2image": ["data.num_train=64", "metrics.num_samples=40"],
     "attribute2image_layered": ["data.num_train=64", "metrics.num_samples=40"],
     "pixelvae": ["metrics.iwae_samples=2"],
     "dc_ign": ["metrics.iwae_samples=2", "data.num_train=64"],
-}  # draws, where one of them takes long
+    **dict.fromkeys(SCENES, ["data.num_train=64"]),
+}  # draws, where one of them takes long, and pictures, where readers learn to read them
 
 
 @pytest.mark.matrix
@@ -79,7 +81,8 @@ def test_every_experiment_trains(name, tmp_path):
     """Three iterations; on made-up data where the real ones are files."""
     if "maf" in name:
         pytest.importorskip("zuko", reason="the extra `flows` is not installed")
-    unjudged = ["metrics=none"] if name == "hybrids_digits" else []  # digits of 16 x 16 have a classifier of their own
+    # Digits of 16 x 16 have a classifier of their own, scenes have readers.
+    unjudged = ["metrics=none"] if name in ("hybrids_digits", "stackgan_scenes") else []
     config = compose([f"experiment={name}", *QUICK, *unjudged])
     if "root" in config["data"]:
         config["dry_run"], config["data"]["batch_size"] = True, 4

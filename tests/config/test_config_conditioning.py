@@ -202,8 +202,8 @@ def test_a_run_is_resumed_and_loaded_without_wrapping_twice(tmp_path, monkeypatc
         ),
         (
             ["model=cgan", "conditioning=null"],
-            "conditioning=null names no option; choose one of concat, hidden, latent_gaussians, norm, projection, or "
-            "leave conditioning out.",
+            "conditioning=null names no option; choose one of concat, hidden, latent_gaussians, norm, places, "
+            "projection, text, or leave conditioning out.",
         ),
         (["model=gan", *BY_HAND], "model=gan is given y: say how with conditioning=concat, or another."),
         (
@@ -256,6 +256,8 @@ CONDITIONED |= {"projection_gan", "acgan", "kplus1_gan"}
 CONDITIONED |= {"completion_regression", "attribute2image", "attribute2image_layered"}
 OF_PICTURES = {"cvae_completion", "completion_regression", "attribute2image_layered"}  # given or needed
 CONDITIONED |= {"draw", "conditional_draw", "cvae_gan", "ssl_vae", "ssl_vae_gan", "label_vae", "m1_m2"}
+OWN_NETWORKS = {"stackgan", "gawwn", "gawwn_keypoints", "layout_gan"}  # of pictures and captions, boxes, keypoints
+CONDITIONED |= {"gan_cls", "gan_int", *OWN_NETWORKS}
 SHIPPED = sorted(path.stem for path in (config_dir() / "model").glob("*.yaml"))
 
 
@@ -295,7 +297,7 @@ def test_conditions_are_refused_where_the_training_step_tells_no_network(model):
         assert len(str(said.value)) < 300
 
 
-@pytest.mark.parametrize("model", sorted(CONDITIONED - OF_PICTURES - {"draw"}))
+@pytest.mark.parametrize("model", sorted(CONDITIONED - OF_PICTURES - {"draw", *OWN_NETWORKS}))
 def test_networks_that_are_told_by_force_are_trained(model, tmp_path):
     """Not those that need pictures beside labels, and `draw` without any."""
     small = ["network=dcgan", "network.width=4", "data.image_size=16"] if model == "dcgan" else ["network.hidden=[8]"]

@@ -12,7 +12,7 @@ import torch
 
 from genlab.cli import evaluate
 from genlab.cli.evaluate import evaluate_run
-from genlab.config.composition import compose
+from genlab.config.composition import compose, insisted
 from genlab.config.shipped import options
 from genlab.errors import UserError
 from genlab.judging import measures
@@ -34,7 +34,10 @@ SMALL = {  # of the settings that make a scoring small, those that a preset has
     "batch_size": 16,
     "splits": 3,
 }
-DATA = {"dc_ign": ["data=shapes", "data.num_train=64"]}
+DATA = {
+    "dc_ign": ["data=shapes", "data.num_train=64"],
+    **{model: ["data.num_train=64"] for model in options("model") if insisted(model, "data") == "scenes"},
+}
 
 
 def small(overrides):

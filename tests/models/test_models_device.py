@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from genlab import floats
-from genlab.batch import Batch
+from genlab.batch import Batch, Seq
 from genlab.contracts import CAPABILITIES
 from genlab.engine import start
 from genlab.engine.players import Turn
@@ -52,6 +52,12 @@ SMALL = {
     "dc_ign": ["data.num_train=64"],
     "attribute2image": ["data.num_train=64"],
     "attribute2image_layered": ["data.num_train=64"],
+    "gan_cls": ["data.num_train=64"],
+    "gan_int": ["data.num_train=64"],
+    "gawwn": ["data.num_train=64"],
+    "gawwn_keypoints": ["data.num_train=64"],
+    "layout_gan": ["data.num_train=64"],
+    "stackgan": ["data.num_train=64"],
     "gated_pixelcnn": ["model.network.layers=2"],
     "pixelcnn": ["model.network.layers=2"],
     "pixelvae": ["likelihood.layers=2"],
@@ -266,7 +272,13 @@ class Device:
 
     def batch(self, number):
         """One of the training batches, on the device."""
-        return Batch({name: self.put(value) for name, value in self.batches[number].columns.items()})
+        columns = self.batches[number].columns.items()
+        return Batch(
+            {
+                name: Seq(self.put(value.values), self.put(value.length)) if isinstance(value, Seq) else self.put(value)
+                for name, value in columns
+            }
+        )
 
     @contextlib.contextmanager
     def running(self, copies=False):
