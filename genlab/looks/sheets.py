@@ -115,8 +115,7 @@ def told_sheet(spec: DataSpec, x: Tensor, given: Batch | None) -> np.ndarray:
     rows = max(1, round(len(x) ** 0.5))
     groups = []
     for start in range(0, len(x) - len(x) % rows or rows, rows):
-        part = [F.interpolate(cells[start : start + rows].float(), (height, width)) for _, cells in columns]
-        row = torch.stack(part, dim=1).to(torch.uint8).cpu()
+        row = cells[start : start + rows]
         if under:
             row = _captioned(torch.cat(row.unbind(dim=1), dim=3), texts[start : start + rows]).unsqueeze(1)
         groups.append((", ".join(name for name, _ in columns), row))
