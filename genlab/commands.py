@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -32,6 +33,16 @@ def program(name: str) -> str:
     if installed and name not in ONLY_SCRIPTS:
         return INSTALLED.get(name, f"genlab-{name}")
     return f"python {shlex.quote(short(script))}"
+
+
+def named(text: str) -> str:
+    """A help text whose commands `genlab-NAME` have the names that the user has, see `command`."""
+    names = {installed: name for name, installed in INSTALLED.items()}
+
+    def own(found: re.Match[str]) -> str:
+        return program(names.get(found[0], found[1]))
+
+    return re.sub(r"\bgenlab-(train|sample|evaluate|report|classifier|visualize|export)\b", own, text)
 
 
 def short(path: str | os.PathLike[str]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import genlab
+from genlab.commands import named
 from genlab.config import composition
 from genlab.config.composition import check_plugins, first_line, quote_paths
 from genlab.config.shipped import config_dir, options
@@ -117,7 +118,7 @@ def print_if_asked(help_text: str | None) -> bool:
     if "--version" in asked:
         print(f"genlab {genlab.__version__}")
     elif asked & {"-h", "--help"}:
-        print(help_text)
+        print(help_text and named(help_text))
     return bool(asked & {"-h", "--help", "--version"})
 
 
@@ -177,7 +178,7 @@ def print_help(config_name: str, arguments: Sequence[str]) -> None:
     folders = sorted({path.parent for path in config_dir().rglob("*.yaml")} - {config_dir()})
     names = [folder.relative_to(config_dir()).as_posix() for folder in folders]
     groups = [f"{name}: {', '.join(options(name))}" for name in names if name.partition("/")[0] != "hydra"]
-    print(template.substitute(APP_CONFIG_GROUPS="\n".join(groups), CONFIG=keys))
+    print(named(template.substitute(APP_CONFIG_GROUPS="\n".join(groups), CONFIG=keys)))
 
 
 def list_options(group: str) -> None:

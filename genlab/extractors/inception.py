@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genlab.commands import program
 from genlab.errors import UserError, sentence
 from genlab.extractors.checksums import file_checksum, tensors_checksum
 from genlab.fields.drawing import to_rgb
@@ -24,7 +25,6 @@ from genlab.networks.inception import Inception, fold, published_layout
 FILE_NAME = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE_NAME}"
 SHA256_PREFIX = "6726825d"  # the convention of torch.hub: the first digits of the file's SHA-256 are in its name
-COMMAND = "genlab-evaluate --fetch-inception"
 INPUT_SIZE = 299
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -43,6 +43,11 @@ def resize_matrix(size: int, out: int, device: torch.device | None = None) -> Te
     matrix[row, low] += 1 - share
     matrix[row, high] += share
     return matrix.to(device)
+
+
+def _fetching() -> str:
+    """The command that fetches the file."""
+    return f"{program('evaluate')} --fetch-inception"
 
 
 def find_inception_weights(path: str | os.PathLike[str] | None = None, download: bool = False) -> Path:
@@ -72,13 +77,13 @@ def find_inception_weights(path: str | os.PathLike[str] | None = None, download:
             ) from error
     if not cached.is_file():
         raise UserError(
-            f"metrics.extractor=inception needs {FILE_NAME}, which is not in {cached.parent}: fetch it with {COMMAND}, "
-            f"or {elsewhere}."
+            f"metrics.extractor=inception needs {FILE_NAME}, which is not in {cached.parent}: fetch it with "
+            f"{_fetching()}, or {elsewhere}."
         )
     if not file_checksum(cached).startswith(SHA256_PREFIX):
         raise UserError(
             f"{cached} is damaged (its SHA-256 does not begin with {SHA256_PREFIX}): delete it and fetch it again with "
-            f"{COMMAND}, or set metrics.inception_weights=PATH."
+            f"{_fetching()}, or set metrics.inception_weights=PATH."
         )
     return cached
 

@@ -121,6 +121,22 @@ def test_commands_name_what_the_user_has(tmp_path, monkeypatch):
     assert commands.command("gallery").startswith("python ")  # has no command of its own
 
 
+def test_help_names_what_the_user_has(monkeypatch, capsys):
+    """In a checkout its scripts, in columns as before; `genlab-...` while such a command runs."""
+    from genlab.cli import app, sample
+
+    monkeypatch.chdir(Path(commands.__file__).resolve().parent.parent)
+    for program, words in (("scripts/sample.py", "python scripts/sample.py"), ("/bin/genlab-sample", "genlab-sample")):
+        monkeypatch.setattr(sys, "argv", [program, "--help"])
+        app.print_if_asked(sample.HELP)
+        app.print_help("train", [])
+        told = capsys.readouterr().out
+        assert f"\n  {words} run=outputs/latest " in told
+        train = words.replace("scripts/sample", "train").replace("-sample", "-train")
+        assert f"\n  {train} model=began data=celeba " in told
+        assert ("genlab-" in told) == (program == "/bin/genlab-sample")
+
+
 def test_an_installed_wheel_has_no_scripts(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "__file__", str(tmp_path / "site-packages" / "genlab" / "commands.py"))
     monkeypatch.setattr(sys, "argv", ["notebook"])

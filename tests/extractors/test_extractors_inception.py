@@ -290,7 +290,7 @@ def test_one_command_fetches_the_weights(hub, monkeypatch, capsys, inception_fil
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     monkeypatch.setattr(inception, "file_checksum", lambda _: inception.SHA256_PREFIX + "0" * 56)
-    monkeypatch.setattr("sys.argv", inception.COMMAND.split())
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--fetch-inception"])
     offline = True
     with pytest.raises(SystemExit) as stopped:
         evaluate.main()
