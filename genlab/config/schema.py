@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from genlab import launch
+from genlab.config import resolvers
 from genlab.config.shipped import config_dir
 
 
@@ -172,36 +172,6 @@ def register() -> None:
     from hydra.core.config_store import ConfigNode, ConfigStore
     from omegaconf import OmegaConf
 
-    def image_shape(channels: int, size: Any) -> list[int]:
-        return [channels, size, size] if isinstance(size, int) else [channels, *size]
-
-    def logistic_mixture_shape(shape: Any, components: int) -> list[int]:
-        """Shape of a decoder's output for `LogisticMixture`, which checks it."""
-        c = int(shape[0])
-        return [components * (1 + 2 * c + c * (c - 1) // 2), *shape[1:]]
-
-    def feature_shape(shape: Any, features: int) -> list[int]:
-        """Shape of a decoder's output for `Autoregressive`, which checks it."""
-        return [int(shape[0]) * features, *shape[1:]]
-
-    def smaller(shape: Any, factor: int) -> list[int]:
-        """[C, H / factor, W / factor] of pictures [C, H, W]; the method checks that the factor divides both sides."""
-        channels, *sides = shape
-        return [channels, *(side // max(1, factor) for side in sides)]
-
-    def prepend(first: Any, rest: Any) -> list[Any]:
-        """A list with a value before it; null: the list alone."""
-        return list(rest) if first is None else [first, *rest]
-
-    def with_changes(node: Any, changes: Any) -> dict[str, Any]:
-        """A node with some keys replaced, as a network in another shape. What these referred to need not exist."""
-        parts = {**{key: node[key] for key in node if key not in changes}, **changes}
-        return {key: OmegaConf.to_object(part) if OmegaConf.is_config(part) else part for key, part in parts.items()}
-
-    def number_names(names: Any, n: int) -> list[str]:
-        """The names for each of n things, "x 1", "y 1", "x 2", "y 2"; as they are for one thing."""
-        return list(names) if n == 1 else [f"{name} {i + 1}" for i in range(n) for name in names]
-
     class Part(ConfigNode):
         """A part of data whose yaml is read when it is chosen: reading all takes a tenth of a second."""
 
@@ -220,22 +190,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.repo[PARTS_OF_DATA] = {path.name: Part(path) for path in sorted((config_dir() / "data").glob("*.yaml"))}
-    OmegaConf.register_new_resolver("genlab.image_shape", image_shape, replace=True)
-    OmegaConf.register_new_resolver("genlab.times", lambda a, b: a * b, replace=True)
-    OmegaConf.register_new_resolver("genlab.smaller", smaller, replace=True)
-    OmegaConf.register_new_resolver("genlab.plus", lambda a, b: (a or 0) + (b or 0), replace=True)
-    OmegaConf.register_new_resolver("genlab.where", lambda condition, a, b: a if condition else b, replace=True)
-    OmegaConf.register_new_resolver("genlab.logistic_mixture_shape", logistic_mixture_shape, replace=True)
-    OmegaConf.register_new_resolver("genlab.feature_shape", feature_shape, replace=True)
-    OmegaConf.register_new_resolver("genlab.prepend", prepend, replace=True)
-    OmegaConf.register_new_resolver("genlab.last", lambda values, n: list(values)[-n:], replace=True)
-    OmegaConf.register_new_resolver("genlab.first", lambda values: list(values)[0], replace=True)
-    OmegaConf.register_new_resolver("genlab.with", with_changes, replace=True)
-    OmegaConf.register_new_resolver("genlab.reversed", lambda values: list(values)[::-1], replace=True)
-    OmegaConf.register_new_resolver("genlab.number_names", number_names, replace=True)
-    OmegaConf.register_new_resolver("genlab.stamp", launch.stamp, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("genlab.devices", launch.devices, replace=True)
-    OmegaConf.register_new_resolver("genlab.nodes", launch.nodes, replace=True)
+    resolvers.register()
 
 
 register()
