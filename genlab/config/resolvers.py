@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from genlab import launch
@@ -47,7 +48,7 @@ def number_names(names: Any, n: int) -> list[str]:
     return list(names) if n == 1 else [f"{name} {i + 1}" for i in range(n) for name in names]
 
 
-RESOLVERS = {
+RESOLVERS: dict[str, Callable[..., Any]] = {
     "image_shape": image_shape,
     "times": lambda a, b: a * b,
     "smaller": smaller,

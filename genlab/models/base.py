@@ -210,11 +210,7 @@ class GenerativeModel(pl.LightningModule, Offered):
         return (batch.only(self.given),)
 
     def record(self, **values: Tensor | float) -> None:
-        """Notes values of this iteration. They stay on the device and are written every n iterations.
-
-        Args:
-            **values: Scalars, by the names of the curves: `d_loss` becomes `train/d_loss`.
-        """
+        """Notes scalars, `d_loss` for the curve `train/d_loss`: kept on the device, written every n iterations."""
         for name, value in values.items():
             self.watching.recorded[name] = value.detach() if isinstance(value, Tensor) else value
 
