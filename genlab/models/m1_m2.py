@@ -74,10 +74,12 @@ class StackedVAE(SemiSupervisedVAE):
         self.register_buffer("kept", torch.ones(first_stage.latent_dim))
 
     def initialise(self, batches: Iterator[Batch]) -> None:
-        """Chooses the latents of M1 that carry something, and starts the decoder's output bias at their mean."""
-        z_1 = self.first_stage.posterior(first_samples(batch.x for batch in batches)(SEEN)).mean
-        kept = z_1.std(dim=0) > LEAST
+        """Chooses the latents of M1 that carry something, and starts the decoder's output bias at their moments."""
+        q = self.first_stage.posterior(first_samples(batch.x for batch in batches)(SEEN))
+        kept = q.mean.std(dim=0) > LEAST
         self.kept.copy_(kept | ~kept.any())  # all of an M1 that learned nothing
+        with self.common_draws():
+            z_1 = q.draw(self.randn(SEEN, len(self.kept)))[0]
         start_output_bias(self.decoder, self.likelihood.visible_bias(z_1 * self.kept))
 
     def seen(self, x: Tensor) -> Tensor:
