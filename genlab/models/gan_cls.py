@@ -95,7 +95,8 @@ class GANCLS(Generating):
         self.record_logits(logits_real, logits_fake)
 
     def logits_between(self, told: Batch, other: Batch) -> Tensor:
-        """Logits of fakes with captions halfway between two, for the first rows of both batches."""
+        """Logits of fakes with captions halfway between those of two batches, for rows at even distances."""
         n = max(1, round(self.interpolated * len(told)))
-        between = Between(told.rows(slice(n)), other.rows(slice(n)), 0.5)
+        rows = torch.arange(n, device=self.device) * len(told) // n
+        between = Between(told.rows(rows), other.rows(rows), 0.5)
         return self.discriminator(self.generator(self.noise(n), between), between)

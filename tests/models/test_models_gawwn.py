@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from genlab.batch import Batch
+from genlab.cli.sample import conditions
 from genlab.errors import UserError
 from genlab.losses.adversarial import NonSaturating
 from genlab.networks.gawwn import (
@@ -229,3 +230,14 @@ def test_keypoints_that_are_not_given_are_drawn(tmp_path):
     places = fields["keypoints"].parse("{centre 1: [0.5, 0.5]}", 3)
     given = Batch({"caption": caption, "keypoints": places})
     assert torch.equal(model.sample(3, given=given, rng=rng()), model.decode(model.noise(3, rng()), given))
+
+
+def test_columns_that_a_model_fills_are_not_taken_from_rows(tmp_path):
+    """Typed ones are; others of the data mean nothing to it."""
+    model = fit(KEYPOINTS, 1, tmp_path).model
+    typed = {"caption": "a large red ellipse in the middle"}
+    assert list(conditions(model, typed, 2, 0, None, ()).columns) == ["caption"]
+    both = conditions(model, {**typed, "keypoints": "{centre 1: [0.5, 0.5]}"}, 2, 0, None, ())
+    assert list(both.columns) == ["caption", "keypoints"] and both.tensor("keypoints")[:, 0, 2].tolist() == [1, 1]
+    with pytest.raises(UserError, match="is given caption, keypoints, so boxes means nothing to it"):
+        conditions(model, {**typed, "boxes": "[]"}, 2, 0, None, ())

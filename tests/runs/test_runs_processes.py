@@ -42,8 +42,9 @@ ALIKE = {
 TWO = ["trainer=ddp", "trainer.accelerator=cpu"]
 TINY = ["data.batch_size=8", "trainer=cpu", "trainer.max_steps=3", "callbacks=none", "logger=none"]
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of each gradient's greatest value
-# Twelve updates by Adam in one iteration; real and fake parts of a bias's gradient that cancel to a 500th.
-FLOAT64_ONLY = ("model=dc_vae", "model=swapping_autoencoder")
+# Twelve updates by Adam in one iteration; parts of a gradient that cancel to a 500th: of real and fake samples, or of
+# right and wrong pairs.
+FLOAT64_ONLY = ("model=dc_vae", "model=swapping_autoencoder", "model=gawwn")
 
 
 def tiny(model, *overrides):
