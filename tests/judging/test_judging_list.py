@@ -34,7 +34,10 @@ SMALL = {  # of the settings that make a scoring small, those that a preset has
     "batch_size": 16,
     "splits": 3,
 }
-DATA = {"dc_ign": ["data=shapes", "data.num_train=64"]}
+DATA = {
+    "dc_ign": ["data=shapes", "data.num_train=64"],
+    **dict.fromkeys(("attribute2image", "attribute2image_layered"), ["data.num_train=64", "network.width=8"]),
+}
 
 
 def small(overrides):
