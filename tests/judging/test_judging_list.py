@@ -37,6 +37,7 @@ SMALL = {  # of the settings that make a scoring small, those that a preset has
 DATA = {
     "dc_ign": ["data=shapes", "data.num_train=64"],
     **{model: ["data.num_train=64"] for model in options("model") if insisted(model, "data") == "scenes"},
+    **dict.fromkeys(("attribute2image", "attribute2image_layered"), ["data.num_train=64", "network.width=8"]),
 }
 
 

@@ -97,6 +97,8 @@ def test_attributes_move_the_foreground_alone(scene):
     behind = model.layers(z_b, told)
     assert torch.equal(behind.foreground, one.foreground) and torch.equal(behind.gate, one.gate)
     assert (behind.background - one.background).abs().max() > 1e-6
+    ahead = model.layers(torch.cat([draw(N, 6, seed=6), z[:, 6:]], dim=1), told)
+    assert torch.equal(ahead.background, one.background)
 
 
 def test_the_posteriors_read_what_the_graph_says(scene):
