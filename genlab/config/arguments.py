@@ -80,7 +80,7 @@ def parse(arguments: list[str], defaults: dict[str, Any], others: dict[str, str]
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or key not in defaults:
-            if others is not None and equals and key.isidentifier():
+            if others is not None and equals and key.isidentifier() and GUESSES.get(key) not in defaults:
                 others[key] = text
                 continue
             near = near_key(key, defaults)

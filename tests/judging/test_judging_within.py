@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from genlab.judging.extractors import dataset_classifier
+from genlab.extractors.choice import dataset_classifier
 
 from genlab.config.composition import compose
 from genlab.config.instantiate import build_data
