@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from genlab.extractors.choice import dataset_classifier
 
 from genlab.config.composition import compose
 from genlab.config.instantiate import build_data
+from genlab.extractors.choice import dataset_classifier
 from genlab.judging.judge import take
 from genlab.judging.measure import Settings, known
 from genlab.judging.subject import Subject
