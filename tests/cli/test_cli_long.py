@@ -13,6 +13,7 @@ from genlab.config.instantiate import locate
 from genlab.config.shipped import options, read_option
 from genlab.errors import UserError
 from genlab.losses.adversarial import AdversarialLoss
+from genlab.runs.folder import load_data
 from genlab.runs.start import train
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,11 @@ def fits(overrides, data, tmp_path, steps=STEPS):
     values = torch.tensor([float(row.rsplit(",", 1)[1]) for row in rows], dtype=torch.float64)
     assert values.isfinite().all() and (len(values) > 0 or "model=pca" in overrides)
     model = result.model
-    made = model.sample(8) if model.can("sample") else None
+    told = None
+    if model.given:
+        rng = torch.Generator().manual_seed(0)
+        told = load_data(model.run_config).given_rows("train", model.given, 8, rng)
+    made = model.sample(8, given=told) if model.can("sample") else None
     assert made is None or made.isfinite().all()
 
 
